@@ -1,0 +1,13 @@
+//! `mpo`: Multilingual reward gaP Optimization (arXiv 2505.16869) in one binary.
+
+pub mod cli;
+pub mod command;
+pub mod config;
+pub mod data;
+pub mod device;
+pub mod hub;
+pub mod model;
+pub mod objective;
+pub mod ops;
+pub mod reference;
+pub mod train;

@@ -1,0 +1,1 @@
+//! Building blocks: one file per op, forward and backward together.

@@ -1,0 +1,1 @@
+//! The loop, the step, the optimizer, the schedule, checkpoints and the log.
