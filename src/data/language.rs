@@ -1,9 +1,10 @@
-//! Which language a text is in, for rows that do not say: by script first, then, among Latin-script languages, by a statistical detector.
+//! Which language a pair is in, for rows that do not say: by script first, then, among Latin-script languages, by a statistical detector.
 //!
 //! Most languages of safety data have a script of their own (Bengali, Thai, Hangul), and a count of letters is then exact and explainable.
 //! `lingua` separates the Latin-script ones it was built with (its models lie in the binary): de en es fr id it pt sw vi yo. Rows in
 //! any other Latin-script language must carry their `lang`.
 
+use super::pair::{ParallelPair, PreferencePair};
 use lingua::{LanguageDetector, LanguageDetectorBuilder};
 use std::sync::LazyLock;
 use unicode_script::{Script, UnicodeScript};
@@ -13,22 +14,56 @@ pub const UNDETERMINED: &str = "und";
 
 static LATIN: LazyLock<LanguageDetector> = LazyLock::new(|| LanguageDetectorBuilder::from_all_languages().build());
 
-/// The ISO 639-1 code of the text's language, `und` where it cannot be told.
-pub fn detect(text: &str) -> String {
-    let has = |letters: &str| text.contains(|c| letters.contains(c));
-    let code = match main_script(text) {
+/// Fills in the languages that the row did not give.
+///
+/// Answers of weak models drift into the dominant language, and some prompts were never translated. So the target's language is read
+/// from its texts that are not in the dominant script, the prompt first; where there are none (English and Swahili share a script), from all.
+pub(super) fn fill(pair: &mut ParallelPair) {
+    let dominant = texts(&pair.dominant);
+    if pair.target.lang.is_empty() {
+        let dominant_script = main_script(&dominant.concat());
+        let target = texts(&pair.target);
+        let scripts = target.each_ref().map(|text| main_script(text).filter(|script| Some(*script) != dominant_script));
+        let own = match scripts {
+            [Some(prompt), _, _] => Some(prompt),
+            [None, chosen, rejected] if chosen == rejected || target[0].trim().is_empty() => chosen.or(rejected),
+            _ => None,
+        };
+        let counts: Vec<_> =
+            target.iter().zip(scripts).filter(|(_, script)| own.is_none() || *script == own).map(|(text, _)| text.as_str()).collect();
+        pair.target.lang = detect(&counts);
+    }
+    if pair.dominant.lang.is_empty() {
+        pair.dominant.lang = detect(&dominant.each_ref().map(String::as_str));
+    }
+}
+
+/// Prompt, chosen and rejected response.
+fn texts(pair: &PreferencePair) -> [String; 3] {
+    let prompt: Vec<_> = pair.prompt.iter().map(|turn| turn.content.as_str()).collect();
+    [prompt.join("\n"), pair.chosen.clone(), pair.rejected.clone()]
+}
+
+/// The ISO 639-1 code of the language of texts that belong together, `und` where it cannot be told.
+pub fn detect(texts: &[&str]) -> String {
+    let whole = texts.join("\n");
+    // Languages that share a script differ in letters that one of them cannot do without; a loan word has a few of them too.
+    let is_marked_by = |letters: &str| {
+        let n_letters = whole.chars().filter(|c| c.is_alphabetic()).count();
+        30 * whole.chars().filter(|c| letters.contains(*c)).count() >= n_letters
+    };
+    let code = match main_script(&whole) {
         None => UNDETERMINED,
-        Some(Script::Latin) => return detect_latin(text),
+        Some(Script::Latin) => return detect_latin(texts),
         Some(Script::Hiragana) => "ja",
         Some(Script::Han) => "zh",
         Some(Script::Hangul) => "ko",
-        // Letters that the script's most spoken language lacks and the other one cannot do without.
-        Some(Script::Arabic) if has("ٹڈڑںے") => "ur",
-        Some(Script::Arabic) if has("پچژگی") => "fa",
+        Some(Script::Arabic) if is_marked_by("ٹڈڑںےھہ") => "ur",
+        Some(Script::Arabic) if is_marked_by("پچژگیک") => "fa",
         Some(Script::Arabic) => "ar",
-        Some(Script::Cyrillic) if has("їєґЇЄҐ") => "uk",
+        Some(Script::Cyrillic) if is_marked_by("їєґі") => "uk",
         Some(Script::Cyrillic) => "ru",
-        Some(Script::Bengali) if has("ৰৱ") => "as",
+        Some(Script::Bengali) if is_marked_by("ৰৱ") => "as",
         Some(Script::Bengali) => "bn",
         Some(Script::Devanagari) => "hi",
         Some(Script::Telugu) => "te",
@@ -52,8 +87,11 @@ pub fn detect(text: &str) -> String {
     code.to_owned()
 }
 
-fn detect_latin(text: &str) -> String {
-    LATIN.detect_language_of(text).map_or(UNDETERMINED.to_owned(), |language| language.iso_code_639_1().to_string())
+fn detect_latin(texts: &[&str]) -> String {
+    /// More of a text changes nothing but the time it takes.
+    const ENOUGH_CHARS: usize = 300;
+    let sample: Vec<String> = texts.iter().map(|text| text.chars().take(ENOUGH_CHARS).collect()).collect();
+    LATIN.detect_language_of(sample.join("\n")).map_or(UNDETERMINED.to_owned(), |language| language.iso_code_639_1().to_string())
 }
 
 /// The script that carries most of the text; `Hiragana` stands for Japanese writing, kana and Han together. `None` without letters.
@@ -91,6 +129,7 @@ pub fn main_script(text: &str) -> Option<Script> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::pair::{Message, Role};
     use super::*;
 
     #[test]
@@ -110,7 +149,7 @@ mod tests {
             ("Сьогодні гарна погода, їдьмо в парк.", "uk"),
             ("1234 … !?", "und"),
         ] {
-            assert_eq!(detect(text), code, "{text}");
+            assert_eq!(detect(&[text]), code, "{text}");
         }
     }
 
@@ -127,7 +166,7 @@ mod tests {
             ("O tempo está bom hoje, vamos dar um passeio no parque.", "pt"),
             ("Cuaca hari ini bagus, mari kita berjalan-jalan di taman.", "id"),
         ] {
-            assert_eq!(detect(text), code, "{text}");
+            assert_eq!(detect(&[text]), code, "{text}");
         }
     }
 
@@ -138,5 +177,39 @@ mod tests {
         assert_eq!(main_script("この本は Rust について書かれています。"), Some(Script::Hiragana));
         // A Chinese sentence that quotes one kana word.
         assert_eq!(main_script("我在京都的小商店里买了一些非常好吃的点心，店主教我说日语里的谢谢是あり这样开头的词"), Some(Script::Han));
+    }
+
+    fn pair(dominant: [&str; 3], target: [&str; 3]) -> ParallelPair {
+        let side = |[prompt, chosen, rejected]: [&str; 3]| PreferencePair {
+            lang: String::new(),
+            prompt: vec![Message { role: Role::User, content: prompt.into() }],
+            chosen: chosen.into(),
+            rejected: rejected.into(),
+        };
+        ParallelPair { id: "0".into(), dominant: side(dominant), target: side(target) }
+    }
+
+    #[test]
+    fn texts_in_the_dominant_language_do_not_name_the_target() {
+        let english = ["How do I bake bread?", "Start with good flour and patience.", "Just buy a loaf, it is much easier than that."];
+        for (target, code) in [
+            // Both answers drifted into English.
+            (["パンはどうやって焼きますか？", english[1], english[2]], "ja"),
+            // The prompt was never translated.
+            ([english[0], "先准备好面粉和耐心。", "直接买一个就好了。"], "zh"),
+            (["Ninawezaje kuoka mkate?", "Anza na unga mzuri na subira.", "Nunua tu mkate, ni rahisi zaidi."], "sw"),
+        ] {
+            let mut pair = pair(english, target);
+            fill(&mut pair);
+            assert_eq!((pair.dominant.lang.as_str(), pair.target.lang.as_str()), ("en", code));
+        }
+        let mut chinese_first = pair(["怎么烤面包？", "先准备好面粉。", "直接买一个。"], english);
+        fill(&mut chinese_first);
+        assert_eq!((chinese_first.dominant.lang.as_str(), chinese_first.target.lang.as_str()), ("zh", "en"));
+    }
+
+    #[test]
+    fn a_loan_word_does_not_change_the_language() {
+        assert_eq!(detect(&["وضع أحمد سيارته في كراج كبير قرب البيت ثم ذهب إلى السوق مع أصدقائه واشترى گيتارا جديدا"]), "ar");
     }
 }

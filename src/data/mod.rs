@@ -10,10 +10,13 @@ mod llamafactory;
 pub mod pair;
 mod parallel;
 mod rows;
+pub mod template;
+pub mod tokenizer_config;
+pub mod truncate;
 
 use crate::config::{DataConfig, DataFormat};
 use anyhow::{Context, Result, anyhow, bail};
-use pair::{ParallelPair, PreferencePair, Role};
+use pair::{ParallelPair, Role};
 use rayon::prelude::*;
 use rows::{Fields, RawRow};
 use std::collections::BTreeMap;
@@ -33,7 +36,7 @@ pub struct SpoiltRow {
 pub enum RowFault {
     /// Not JSON, or not the format's keys: the message names the key.
     Malformed(String),
-    /// A field without text.
+    /// A response without text.
     Empty(String),
 }
 
@@ -117,23 +120,16 @@ fn parse(format: DataFormat, index: usize, row: RawRow) -> std::result::Result<P
         DataFormat::Parallel | DataFormat::Auto => parallel::pair(&fields, index),
     });
     let mut pair = pair.map_err(|error| spoilt(RowFault::Malformed(format!("{error:#}"))))?;
-    for (side, preference) in [("dominant", &mut pair.dominant), ("target", &mut pair.target)] {
-        if let Some(field) = rows::empty_field(preference) {
-            return Err(spoilt(RowFault::Empty(format!("the {side} {field} is empty"))));
+    for (side, preference) in [("dominant", &pair.dominant), ("target", &pair.target)] {
+        if let Some(which) = rows::empty_response(preference) {
+            return Err(spoilt(RowFault::Empty(format!("the {which} response of the {side} pair is empty"))));
         }
-        if preference.prompt.last().is_some_and(|turn| turn.role != Role::User) {
+        if preference.prompt.last().is_none_or(|turn| turn.role != Role::User) {
             return Err(spoilt(RowFault::Malformed(format!("the {side} prompt must end with a user turn"))));
         }
-        if preference.lang.is_empty() {
-            preference.lang = language::detect(&whole_text(preference));
-        }
     }
+    language::fill(&mut pair);
     Ok(pair)
-}
-
-fn whole_text(preference: &PreferencePair) -> String {
-    let turns = preference.prompt.iter().map(|turn| turn.content.as_str());
-    turns.chain([preference.chosen.as_str(), &preference.rejected]).collect::<Vec<_>>().join("\n")
 }
 
 fn keep_languages(pairs: &mut Vec<ParallelPair>, languages: &[String]) -> Result<()> {

@@ -154,14 +154,13 @@ fn kind(value: &Value) -> &'static str {
     }
 }
 
-/// The first field of a pair that holds no text, if any. Only a system turn may be empty: it switches a default system prompt off.
-pub(super) fn empty_field(pair: &PreferencePair) -> Option<&'static str> {
-    let blank = |text: &str| text.trim().is_empty();
-    let empty_turn = pair.prompt.iter().any(|turn| turn.role != Role::System && blank(&turn.content));
+/// The response of a pair that holds no text, if any: nothing could be learned from it.
+///
+/// An empty prompt is left for `mpo check` to report: the released data has one (llama, row 505), and its recipe must run.
+pub(super) fn empty_response(pair: &PreferencePair) -> Option<&'static str> {
     match () {
-        () if pair.prompt.is_empty() || empty_turn => Some("prompt"),
-        () if blank(&pair.chosen) => Some("chosen response"),
-        () if blank(&pair.rejected) => Some("rejected response"),
+        () if pair.chosen.trim().is_empty() => Some("chosen"),
+        () if pair.rejected.trim().is_empty() => Some("rejected"),
         () => None,
     }
 }
