@@ -27,11 +27,6 @@ pub fn pooled_rows(pooling: Pooling, span: &SequenceSpan, n_end_tokens: usize) -
     }
 }
 
-/// Positions that `mean_padded` fills a row up to: its longest sequence, rounded up to a multiple of 8 as the released code's collator does.
-pub fn padded_length(longest: usize) -> usize {
-    longest.next_multiple_of(8)
-}
-
 /// Mean of `rows` of `hidden_ND` (N rows of `hidden_size` values), summed in f64 in the order of `rows`.
 pub fn pool(hidden_ND: &[f32], hidden_size: usize, rows: &[usize]) -> Vec<f32> {
     let mut sum_D = vec![0.0f64; hidden_size];
@@ -118,11 +113,6 @@ mod tests {
         assert_eq!(rows(Pooling::LastPrompt, 1), [3]);
         assert_eq!(rows(Pooling::Mean, 1), [0, 1, 2, 3, 10, 11, 12]);
         assert_eq!(rows(Pooling::MeanPadded, 1), [0, 1, 2, 3, 10, 11, 12, 20, 21]);
-    }
-
-    #[test]
-    fn padding_goes_to_the_next_multiple_of_eight() {
-        assert_eq!([1, 8, 9, 16].map(padded_length), [8, 8, 16, 16]);
     }
 
     #[test]
