@@ -2,4 +2,5 @@
 
 pub mod batch;
 pub mod encode;
+pub mod loader;
 pub mod pair;
