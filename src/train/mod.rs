@@ -1,5 +1,7 @@
 //! The loop, the step, the optimizer, the schedule, checkpoints and the log.
 
 pub mod clip;
+pub mod folder;
+pub mod log;
 pub mod optimizer;
 pub mod schedule;
