@@ -1,1 +1,1 @@
-//! The decoder: packed tokens to final-norm hidden states, and back.
+//! to come
