@@ -5,6 +5,7 @@ pub mod command;
 pub mod config;
 pub mod data;
 pub mod device;
+pub mod digest;
 pub mod hub;
 pub mod model;
 pub mod objective;

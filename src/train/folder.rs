@@ -3,17 +3,14 @@
 //! A folder is written under a hidden temporary name beside its place, synced file by file, and renamed. Whatever kills the process in
 //! between leaves a `.NAME.partial` folder, which the next start removes.
 
+use crate::digest::{Contents, HashingWriter, contents_of};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use std::fs::{self, File};
-use std::io::{self, BufReader, Read, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 const PARTIAL: &str = ".partial";
-/// `io::copy` takes over the buffer of a `BufReader`; its own, 8 KiB, would make a system call for each.
-const BUFFER_BYTES: usize = 1 << 20;
-
 /// One file of a folder: its path inside it, with `/` between the parts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileRecord {
@@ -44,41 +41,10 @@ impl Manifest {
         }
         for record in &manifest.files {
             let file = dir.join(&record.path);
-            let sha256 = sha256_of(&file)?;
+            let Contents { sha256, .. } = contents_of(&file)?;
             ensure!(sha256 == record.sha256, "`{}` is damaged: its sha256 is {sha256}, not {}", file.display(), record.sha256);
         }
         Ok(())
-    }
-}
-
-/// A writer that knows the size and sha256 of what went through it.
-pub struct HashingWriter<W> {
-    inner: W,
-    hash: Sha256,
-    bytes: u64,
-}
-
-impl<W: Write> HashingWriter<W> {
-    pub fn new(inner: W) -> Self {
-        Self { inner, hash: Sha256::new(), bytes: 0 }
-    }
-
-    /// The inner writer, the number of bytes written, and their sha256 in hexadecimal.
-    pub fn finish(self) -> (W, u64, String) {
-        (self.inner, self.bytes, hex(&self.hash.finalize()))
-    }
-}
-
-impl<W: Write> Write for HashingWriter<W> {
-    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        let n = self.inner.write(buffer)?;
-        self.hash.update(&buffer[..n]);
-        self.bytes += n as u64;
-        Ok(n)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.inner.flush()
     }
 }
 
@@ -95,8 +61,8 @@ impl FolderWriter {
     }
 
     /// Notes a file that something else wrote (and synced) into the folder.
-    pub fn add(&mut self, record: FileRecord) {
-        self.files.push(record);
+    pub fn add(&mut self, path: &str, contents: Contents) {
+        self.files.push(FileRecord { path: path.to_owned(), bytes: contents.bytes, sha256: contents.sha256 });
     }
 
     /// Writes `path` (relative, parents are made) from memory.
@@ -107,18 +73,18 @@ impl FolderWriter {
     /// Writes `path` (relative, parents are made) from a reader.
     pub fn copy(&mut self, path: &str, mut source: impl Read) -> Result<()> {
         let target = self.dir.join(path);
-        let mut copy = || -> io::Result<FileRecord> {
+        let mut copy = || -> io::Result<Contents> {
             if let Some(parent) = target.parent() {
                 fs::create_dir_all(parent)?;
             }
             let mut writer = HashingWriter::new(File::create_new(&target)?);
             io::copy(&mut source, &mut writer)?;
-            let (file, bytes, sha256) = writer.finish();
+            let (file, contents) = writer.finish();
             file.sync_all()?;
-            Ok(FileRecord { path: path.to_owned(), bytes, sha256 })
+            Ok(contents)
         };
-        let record = copy().with_context(|| format!("cannot write `{}`", target.display()))?;
-        self.files.push(record);
+        let contents = copy().with_context(|| format!("cannot write `{}`", target.display()))?;
+        self.add(path, contents);
         Ok(())
     }
 
@@ -154,6 +120,14 @@ pub fn remove_leftovers(parent: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Removes a folder so that no half of it is ever seen under its name.
+pub fn remove(dir: &Path) -> Result<()> {
+    let removed = partial_name(dir, ".removed")?;
+    remove_if_there(&removed)?;
+    fs::rename(dir, &removed).with_context(|| format!("cannot remove `{}`", dir.display()))?;
+    remove_if_there(&removed)
 }
 
 /// Replaces the file `path` in one step: a reader, or a crash, sees the old contents or the new.
@@ -207,17 +181,6 @@ fn sync_folders(dir: &Path) -> Result<()> {
 
 fn sync_folder(dir: &Path) -> Result<()> {
     File::open(dir).and_then(|folder| folder.sync_all()).with_context(|| format!("cannot sync the folder `{}`", dir.display()))
-}
-
-fn sha256_of(path: &Path) -> Result<String> {
-    let mut writer = HashingWriter::new(io::sink());
-    let mut read = || io::copy(&mut BufReader::with_capacity(BUFFER_BYTES, File::open(path)?), &mut writer);
-    read().with_context(|| format!("cannot read `{}`", path.display()))?;
-    Ok(writer.finish().2)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -100,13 +100,7 @@ impl Update {
 
     fn apply_to_tensors(&self, value: &Tensor, gradient: &Tensor, moments: &Moments) -> Result<()> {
         let gradient = ops::read(gradient)?;
-        let mut inner = Ok(());
-        ops::update(value, |w| {
-            inner = ops::update(&moments.first, |m| {
-                inner = ops::update(&moments.second, |v| self.apply(w, &gradient, m, v));
-            });
-        })?;
-        inner
+        ops::update(value, |w| ops::update(&moments.first, |m| ops::update(&moments.second, |v| self.apply(w, &gradient, m, v))))??
     }
 
     /// One update of one parameter's elements; all four slices have its length.
