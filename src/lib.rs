@@ -1,5 +1,7 @@
 //! `mpo`: Multilingual reward gaP Optimization (arXiv 2505.16869) in one binary.
 
+#![allow(non_snake_case)] // tensors carry their shape as a suffix: N packed tokens, D hidden size, V vocabulary
+
 pub mod cli;
 pub mod command;
 pub mod config;
