@@ -179,3 +179,40 @@ fn create(path: &Path) -> Result<File> {
 fn cannot_write(path: &Path) -> String {
     format!("cannot write `{}`", path.display())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn narrowed(dtype: SavedDtype, value: f32) -> u16 {
+        let mut out = Vec::new();
+        narrow(dtype, &[value], &mut out).unwrap();
+        u16::from_le_bytes([out[0], out[1]])
+    }
+
+    #[test]
+    fn halves_round_to_nearest_even() {
+        // bf16 keeps 7 fraction bits: 1 + 2^-8 is halfway to the next value and goes to the even one below, 1 + 3 * 2^-8 to the even one above.
+        assert_eq!(narrowed(SavedDtype::Bf16, 1.0 + 1.0 / 256.0), 0x3f80);
+        assert_eq!(narrowed(SavedDtype::Bf16, 1.0 + 3.0 / 256.0), 0x3f82);
+        assert_eq!(narrowed(SavedDtype::Bf16, 1.0 + 1.0 / 256.0 + f32::EPSILON), 0x3f81);
+        // f16 keeps 10.
+        assert_eq!(narrowed(SavedDtype::F16, 1.0 + 1.0 / 2048.0), 0x3c00);
+        assert_eq!(narrowed(SavedDtype::F16, 1.0 + 3.0 / 2048.0), 0x3c02);
+        assert_eq!(narrowed(SavedDtype::F16, 1.0 + 1.0 / 2048.0 + f32::EPSILON), 0x3c01);
+        // The smallest subnormal, and the half of it that rounds to (even) zero.
+        assert_eq!(narrowed(SavedDtype::F16, 2f32.powi(-24)), 1);
+        assert_eq!(narrowed(SavedDtype::F16, 2f32.powi(-25)), 0);
+    }
+
+    #[test]
+    fn the_header_is_aligned_and_says_pt() {
+        let values = [0.0; 3];
+        let tensor = TensorToSave { name: "x", shape: &[3], values: &values, dtype: SavedDtype::Bf16 };
+        let header = header(&[tensor]).unwrap();
+        assert_eq!(header.len() % 8, 0);
+        let json: serde_json::Value = serde_json::from_slice(&header[8..]).unwrap();
+        assert_eq!(json["__metadata__"]["format"], "pt");
+        assert_eq!(json["x"]["data_offsets"], serde_json::json!([0, 6]));
+    }
+}
