@@ -8,3 +8,4 @@ pub mod measure;
 pub mod optimizer;
 pub mod schedule;
 pub mod signs;
+pub mod step;
