@@ -1,1 +1,169 @@
-//! The decoder: packed tokens to final-norm hidden states, and back.
+//! The decoder: packed tokens to final-norm hidden states and response log-probabilities, and back.
+//!
+//! Nothing here is taped: `forward` returns what `backward` needs, `backward` adds to gradient buffers that the parameters own. A sequence's
+//! hidden states do not depend on what it is packed with, bit for bit on the CPU.
+
+use super::block::{Block, Layout, SavedBlock};
+use super::description::DecoderDescription;
+use super::family;
+pub use super::layers::Purpose;
+use super::layers::{Builder, Norm};
+use super::parameter::Parameter;
+use super::weights::Checkpoint;
+use crate::config::ComputeDtype;
+use crate::data::batch::{PackedBatch, Segment};
+use crate::ops::log_prob::Head;
+pub use crate::ops::log_prob::TokenTarget;
+use crate::ops::rope::RopeTable;
+use crate::ops::{embedding, read, tensor, update};
+use anyhow::{Context, Result, ensure};
+use candle_core::Tensor;
+use std::path::Path;
+
+/// A Llama-, Gemma- or Qwen-like decoder with its head, in f32 on the CPU.
+#[derive(Debug)]
+pub struct Decoder {
+    description: DecoderDescription,
+    compute: ComputeDtype,
+    embeddings: Parameter,
+    blocks: Vec<Block>,
+    final_norm: Norm,
+    /// `None` when the head is the embeddings.
+    head: Option<Parameter>,
+    parameters: Vec<Parameter>,
+}
+
+/// Whether a forward keeps what a backward needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    Nothing,
+    ForBackward,
+}
+
+/// The result of a forward pass.
+pub struct Forward {
+    /// Final-norm hidden states, `[N, D]`: what the head and retention look at.
+    pub hidden_ND: Tensor,
+    saved: Option<Saved>,
+}
+
+struct Saved {
+    tokens: Vec<u32>,
+    segments: Vec<Segment>,
+    ropes: Vec<RopeTable>,
+    blocks: Vec<SavedBlock>,
+    /// Input and r of the final norm.
+    last: Tensor,
+    last_r: Tensor,
+}
+
+impl Decoder {
+    /// Loads a Hugging Face folder: `config.json` and safetensors, whose names and shapes are checked before anything is read.
+    pub fn load(dir: &Path, compute: ComputeDtype, purpose: Purpose) -> Result<Self> {
+        let path = dir.join("config.json");
+        let config = std::fs::read_to_string(&path).with_context(|| format!("cannot read `{}`", path.display()))?;
+        let config = serde_json::from_str(&config).with_context(|| format!("`{}` is not valid JSON", path.display()))?;
+        let description = family::describe(&config).with_context(|| format!("in `{}`", path.display()))?;
+        let checkpoint = Checkpoint::open(dir)?;
+        family::check_weights(&description, &checkpoint)
+            .with_context(|| format!("the weights in `{}` do not fit its config.json", dir.display()))?;
+        Self::build(description, &checkpoint, compute, purpose)
+    }
+
+    fn build(description: DecoderDescription, checkpoint: &Checkpoint, compute: ComputeDtype, purpose: Purpose) -> Result<Self> {
+        let d = &description;
+        let mut builder = Builder { checkpoint, description: d, compute, purpose, parameters: Vec::new() };
+        let embeddings = builder.matrix("model.embed_tokens.weight", d.vocab_size, d.hidden_size)?;
+        let blocks = (0..d.layers.len()).map(|layer| Block::build(&mut builder, layer)).collect::<Result<_>>()?;
+        let final_norm = builder.norm("model.norm", d.hidden_size)?;
+        let head = match d.tied_embeddings {
+            true => None,
+            false => Some(builder.matrix("lm_head.weight", d.vocab_size, d.hidden_size)?),
+        };
+        let parameters = builder.parameters;
+        Ok(Self { description, compute, embeddings, blocks, final_norm, head, parameters })
+    }
+
+    pub fn description(&self) -> &DecoderDescription {
+        &self.description
+    }
+
+    /// Every parameter under its checkpoint name, in the order of the forward pass; tied embeddings stand once.
+    pub fn parameters(&self) -> &[Parameter] {
+        &self.parameters
+    }
+
+    /// Sets all gradient buffers to zero.
+    pub fn zero_gradients(&self) -> Result<()> {
+        self.parameters.iter().filter_map(|p| p.gradient.as_ref()).try_for_each(|gradient| update(gradient, |values| values.fill(0.0)))
+    }
+
+    /// The head's matrix, `[V, D]`.
+    pub fn head_weight(&self) -> &Tensor {
+        &self.head.as_ref().unwrap_or(&self.embeddings).value
+    }
+
+    /// How logits are made from hidden states and the head's matrix.
+    pub fn head(&self) -> Head {
+        Head { soft_cap: self.description.logit_soft_cap, compute: self.compute }
+    }
+
+    /// N packed tokens to final-norm hidden states `[N, D]`.
+    pub fn forward(&self, batch: &PackedBatch, keep: Keep) -> Result<Forward> {
+        ensure!(batch.n_tokens() > 0, "a batch without tokens");
+        let ropes: Vec<_> = self.description.ropes.iter().map(|rope| RopeTable::new(&rope.inverse_frequencies, &batch.positions)).collect();
+        let layout = Layout { segments: &batch.segments, ropes: &ropes };
+        let mut x = embedding::forward(&self.embeddings.value, &batch.tokens, self.embedding_scale())?;
+        let mut saved_blocks = Vec::new();
+        for block in &self.blocks {
+            let (y, saved) = block.forward(x, &layout)?;
+            if keep == Keep::ForBackward {
+                saved_blocks.push(saved);
+            }
+            x = y;
+        }
+        let (hidden_ND, last_r) = self.final_norm.forward(&x)?;
+        let saved = (keep == Keep::ForBackward).then(|| Saved {
+            tokens: batch.tokens.clone(),
+            segments: batch.segments.clone(),
+            ropes,
+            blocks: saved_blocks,
+            last: x,
+            last_r,
+        });
+        Ok(Forward { hidden_ND, saved })
+    }
+
+    /// Adds to all gradient buffers, from the gradient of the final-norm hidden states `[N, D]`. Takes the saved activations and frees
+    /// each block's as soon as it is used.
+    pub fn backward(&self, forward: Forward, d_hidden_ND: &Tensor) -> Result<()> {
+        let saved = forward.saved.context("this forward kept nothing for a backward")?;
+        let layout = Layout { segments: &saved.segments, ropes: &saved.ropes };
+        drop(forward.hidden_ND);
+        let mut dx = self.final_norm.backward(&saved.last, &saved.last_r, d_hidden_ND)?;
+        for (block, saved) in self.blocks.iter().zip(saved.blocks).rev() {
+            dx = block.backward(saved, dx, &layout)?;
+        }
+        match &self.embeddings.gradient {
+            Some(gradient) => embedding::backward(&dx, &saved.tokens, self.embedding_scale(), gradient),
+            None => Ok(()),
+        }
+    }
+
+    /// Log-probabilities of M target tokens, from the hidden states of the rows that predict them.
+    pub fn log_probs(&self, hidden_ND: &Tensor, targets: &[TokenTarget]) -> Result<Vec<f32>> {
+        self.head().log_probs(hidden_ND, self.head_weight(), targets)
+    }
+
+    /// Adds to the head's gradient and returns the gradient of the hidden states `[N, D]`, from those of the M log-probabilities.
+    pub fn log_probs_backward(&self, hidden_ND: &Tensor, targets: &[TokenTarget], d_log_probs: &[f32]) -> Result<Tensor> {
+        let d_hidden_ND = tensor(vec![0.0; read(hidden_ND)?.len()], hidden_ND.dims())?;
+        let gradient = self.head.as_ref().unwrap_or(&self.embeddings).gradient.as_ref();
+        self.head().backward(hidden_ND, self.head_weight(), targets, d_log_probs, &d_hidden_ND, gradient)?;
+        Ok(d_hidden_ND)
+    }
+
+    fn embedding_scale(&self) -> f32 {
+        self.description.embedding_scale.unwrap_or(1.0) as f32
+    }
+}

@@ -1,1 +1,153 @@
-//! Building blocks: one file per op, forward and backward together.
+//! Building blocks: one file per op, its forward and its backward together, checked against each other by finite differences.
+//!
+//! An op is a pair of plain functions on slices, generic over [`Real`], so that the very code that trains in f32 is checked in f64, where
+//! finite differences mean something. Around it stands a thin layer on candle tensors that picks the device.
+//!
+//! The seam to candle is two functions: [`read`] lends the contiguous values of a tensor, [`update`] hands out its values to be changed
+//! in place. A closure inside candle's `InplaceOp1` is all that this takes. It beats one `InplaceOp` type per op because an op may
+//! have any number of sources and of destinations (nested `update`s), a destination may be a band of a larger tensor, and the kernels stay
+//! ordinary functions. The price: a destination must not share its storage with a source that is being read (the lock is per storage).
+//!
+//! Results repeat bit for bit at any number of threads: work is split into chunks whose size depends on shapes alone, and sums over chunks
+//! are taken in order.
+
+pub mod activation;
+pub mod attention;
+pub mod embedding;
+pub mod gemm;
+pub mod linear;
+pub mod log_prob;
+pub mod real;
+pub mod rms_norm;
+pub mod rope;
+
+pub use real::Real;
+
+use anyhow::{Context, Result, bail};
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Storage, StorageRef, Tensor};
+use std::cell::Cell;
+use std::ops::{Deref, Range};
+
+/// The f32 values of a contiguous CPU tensor, lent for reading.
+pub struct Values<'a> {
+    storage: StorageRef<'a>,
+    range: Range<usize>,
+}
+
+impl Deref for Values<'_> {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        match &*self.storage {
+            Storage::Cpu(CpuStorage::F32(values)) => &values[self.range.clone()],
+            _ => unreachable!("`read` lends f32 values on the CPU only"),
+        }
+    }
+}
+
+/// Lends the values of a contiguous f32 tensor, or band of one, that lies on the CPU.
+pub fn read(tensor: &Tensor) -> Result<Values<'_>> {
+    let (storage, layout) = tensor.storage_and_layout();
+    match &*storage {
+        Storage::Cpu(CpuStorage::F32(_)) => {}
+        _ => bail!("expected f32 values on the CPU, found {:?} on {:?}", tensor.dtype(), tensor.device().location()),
+    }
+    let range = contiguous(layout)?;
+    Ok(Values { storage, range })
+}
+
+/// Changes the values of a contiguous f32 CPU tensor, or band of one, in place.
+pub fn update<R>(tensor: &Tensor, change: impl FnOnce(&mut [f32]) -> R) -> Result<R> {
+    let update = Update { change: Cell::new(Some(change)), result: Cell::new(None) };
+    tensor.inplace_op1(&update)?;
+    update.result.into_inner().context("candle did not run an update")
+}
+
+struct Update<F, R> {
+    change: Cell<Option<F>>,
+    result: Cell<Option<R>>,
+}
+
+impl<R, F: FnOnce(&mut [f32]) -> R> InplaceOp1 for Update<F, R> {
+    fn name(&self) -> &'static str {
+        "update"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
+        let range = contiguous(layout).map_err(candle_core::Error::msg)?;
+        let CpuStorage::F32(values) = storage else { candle_core::bail!("expected f32 values, found {:?}", storage.dtype()) };
+        self.result.set(self.change.take().map(|change| change(&mut values[range])));
+        Ok(())
+    }
+}
+
+fn contiguous(layout: &Layout) -> Result<Range<usize>> {
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(start..end),
+        None => bail!("a tensor of shape {:?} and stride {:?} is not contiguous", layout.shape(), layout.stride()),
+    }
+}
+
+/// A new CPU tensor that takes over `values`.
+pub fn tensor(values: Vec<f32>, shape: &[usize]) -> Result<Tensor> {
+    Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
+}
+
+/// Rows that one task of a row-wise op takes: about 16 Ki values, whatever the number of threads.
+pub(crate) fn rows_per_task(width: usize) -> usize {
+    (16 * 1024 / width.max(1)).max(1)
+}
+
+/// Finite-difference checks, for the tests of every op.
+#[cfg(test)]
+pub(crate) mod check {
+    /// Asserts that `gradient` is the derivative of `loss` at `at`: central differences in f64, relative to the gradient's largest entry.
+    pub fn gradient(what: &str, at: &[f64], gradient: &[f64], loss: impl Fn(&[f64]) -> f64) {
+        assert_eq!(at.len(), gradient.len(), "{what}");
+        let scale = gradient.iter().fold(0.0f64, |max, g| max.max(g.abs()));
+        assert!(scale > 1e-8, "{what}: the gradient vanishes, so this check shows nothing");
+        let mut moved = at.to_vec();
+        for i in 0..at.len() {
+            let step = 1e-5 * at[i].abs().max(1.0);
+            moved[i] = at[i] + step;
+            let above = loss(&moved);
+            moved[i] = at[i] - step;
+            let below = loss(&moved);
+            moved[i] = at[i];
+            let numeric = (above - below) / (2.0 * step);
+            assert!(
+                (numeric - gradient[i]).abs() <= 1e-6 * scale,
+                "{what}[{i}]: analytic {}, numeric {numeric}, scale {scale}",
+                gradient[i]
+            );
+        }
+    }
+
+    /// Reproducible values in [-1, 1).
+    pub fn values(seed: u64, n: usize) -> Vec<f64> {
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let next = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 11) as f64 / (1u64 << 52) as f64 - 1.0
+        };
+        std::iter::repeat_with(next).take(n).collect()
+    }
+
+    pub fn dot(a: &[f64], b: &[f64]) -> f64 {
+        a.iter().zip(b).map(|(a, b)| a * b).sum()
+    }
+
+    pub fn to_f32(values: &[f64]) -> Vec<f32> {
+        values.iter().map(|&v| v as f32).collect()
+    }
+
+    /// Largest difference between an f32 result and its f64 twin, relative to the largest value.
+    pub fn relative_difference(fast: &[f32], exact: &[f64]) -> f64 {
+        assert_eq!(fast.len(), exact.len());
+        let scale = exact.iter().fold(1e-30f64, |max, v| max.max(v.abs()));
+        fast.iter().zip(exact).map(|(&f, &e)| (f64::from(f) - e).abs()).fold(0.0, f64::max) / scale
+    }
+}

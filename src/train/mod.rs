@@ -1,1 +1,3 @@
 //! The loop, the step, the optimizer, the schedule, checkpoints and the log.
+
+pub mod step;

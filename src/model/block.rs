@@ -1,0 +1,204 @@
+//! One decoder block: attention and gated MLP, each around a residual connection.
+//!
+//! ```text
+//! m = x + norm?(o_proj(attention(rope(qk_norm?(qkv_proj(norm(x)))))))
+//! y = m + norm?(down_proj(act(gate) * up)),   gate|up = gate_up_proj(norm(m))
+//! ```
+//!
+//! `norm?` and `qk_norm?` are there in the families that have them. The forward saves what a product or a non-linearity needs; what one
+//! elementwise pass can make again (normed rows, the MLP's middle) is made again in the backward.
+
+use super::description::{Activation, DecoderDescription};
+use super::layers::{Builder, Linear, Norm};
+use crate::data::batch::Segment;
+use crate::ops::attention::{self, Attention};
+use crate::ops::linear::accumulate;
+use crate::ops::rms_norm::Heads;
+use crate::ops::rope::{RopeTable, Turn};
+use crate::ops::{activation, read, tensor, update};
+use anyhow::Result;
+use candle_core::Tensor;
+
+/// What attention needs to know of a packed batch: where sequences lie, and the angles of every token.
+pub(super) struct Layout<'a> {
+    pub segments: &'a [Segment],
+    /// One per rotary embedding of the description.
+    pub ropes: &'a [RopeTable],
+}
+
+#[derive(Debug)]
+pub(super) struct Block {
+    attention: Attention,
+    rope: usize,
+    activation: Activation,
+    attention_norm: Norm,
+    qkv: Linear,
+    query_key_norms: Option<[Norm; 2]>,
+    output: Linear,
+    after_attention_norm: Option<Norm>,
+    mlp_norm: Norm,
+    gate_up: Linear,
+    down: Linear,
+    after_mlp_norm: Option<Norm>,
+}
+
+/// What one block's forward leaves for its backward.
+pub(super) struct SavedBlock {
+    /// `[N, D]`
+    x: Tensor,
+    x_r: Tensor,
+    /// Projections before the query-key norm, and its r of queries and keys.
+    unnormed: Option<(Tensor, [Tensor; 2])>,
+    /// `[N, (H + 2K) hd]`, normed and turned.
+    qkv: Tensor,
+    attended: Tensor,
+    log_sum_exp: Tensor,
+    /// Input and r of the norm after attention.
+    attention_out: Option<(Tensor, Tensor)>,
+    /// `[N, D]`, the residual stream between attention and MLP.
+    middle: Tensor,
+    middle_r: Tensor,
+    gate_up: Tensor,
+    /// Input and r of the norm after the MLP.
+    mlp_out: Option<(Tensor, Tensor)>,
+}
+
+impl Block {
+    pub fn build(builder: &mut Builder, layer: usize) -> Result<Self> {
+        let d = builder.description;
+        let prefix = format!("model.layers.{layer}");
+        let (attention, mlp) = (format!("{prefix}.self_attn"), format!("{prefix}.mlp"));
+        let (query_size, kv_size) = (d.n_heads * d.head_dim, d.n_kv_heads * d.head_dim);
+        let norm = |builder: &mut Builder, name: &str| builder.norm(&format!("{prefix}.{name}"), d.hidden_size);
+        let head_norm = |builder: &mut Builder, name: &str| builder.norm(&format!("{attention}.{name}"), d.head_dim);
+        Ok(Self {
+            attention: attention_of(d, layer),
+            rope: d.layers[layer].rope,
+            activation: d.activation,
+            attention_norm: norm(builder, d.norms.before_attention)?,
+            qkv: builder.linear(
+                &attention,
+                &[("q_proj", query_size), ("k_proj", kv_size), ("v_proj", kv_size)],
+                d.hidden_size,
+                d.query_key_value_bias,
+            )?,
+            query_key_norms: match d.query_key_norm {
+                true => Some([head_norm(builder, "q_norm")?, head_norm(builder, "k_norm")?]),
+                false => None,
+            },
+            output: builder.linear(&attention, &[("o_proj", d.hidden_size)], query_size, d.output_bias)?,
+            after_attention_norm: d.norms.after_attention.map(|name| norm(builder, name)).transpose()?,
+            mlp_norm: norm(builder, d.norms.before_mlp)?,
+            gate_up: builder.linear(
+                &mlp,
+                &[("gate_proj", d.intermediate_size), ("up_proj", d.intermediate_size)],
+                d.hidden_size,
+                d.mlp_bias,
+            )?,
+            down: builder.linear(&mlp, &[("down_proj", d.hidden_size)], d.intermediate_size, d.mlp_bias)?,
+            after_mlp_norm: d.norms.after_mlp.map(|name| norm(builder, name)).transpose()?,
+        })
+    }
+
+    /// `x [N, D]` to the next residual stream `[N, D]`.
+    pub fn forward(&self, x: Tensor, layout: &Layout) -> Result<(Tensor, SavedBlock)> {
+        let (normed, x_r) = self.attention_norm.forward(&x)?;
+        let qkv = self.qkv.forward(&normed)?;
+        drop(normed);
+        let unnormed = self.norm_query_key(&qkv)?;
+        self.turn(&qkv, layout, Turn::Forward)?;
+        let (attended, log_sum_exp) = attention::forward(&qkv, layout.segments, &self.attention)?;
+        let (middle, attention_out) = after(&self.after_attention_norm, self.output.forward(&attended)?)?;
+        accumulate(&middle, &x)?;
+        let (normed, middle_r) = self.mlp_norm.forward(&middle)?;
+        let gate_up = self.gate_up.forward(&normed)?;
+        drop(normed);
+        let (y, mlp_out) = after(&self.after_mlp_norm, self.down.forward(&activation::forward(&gate_up, self.activation)?)?)?;
+        accumulate(&y, &middle)?;
+        let saved = SavedBlock { x, x_r, unnormed, qkv, attended, log_sum_exp, attention_out, middle, middle_r, gate_up, mlp_out };
+        Ok((y, saved))
+    }
+
+    /// `dy [N, D]` to `dx [N, D]`; adds to the block's gradients.
+    pub fn backward(&self, saved: SavedBlock, dy: Tensor, layout: &Layout) -> Result<Tensor> {
+        let d_middle = self.mlp_backward(&saved, &dy)?;
+        accumulate(&d_middle, &dy)?;
+        drop(dy);
+        let dx = self.attention_backward(&saved, &d_middle, layout)?;
+        accumulate(&dx, &d_middle)?;
+        Ok(dx)
+    }
+
+    fn mlp_backward(&self, saved: &SavedBlock, dy: &Tensor) -> Result<Tensor> {
+        let d_down = after_backward(&self.after_mlp_norm, &saved.mlp_out, dy)?;
+        let d_activated = self.down.backward(&activation::forward(&saved.gate_up, self.activation)?, &d_down)?;
+        let d_gate_up = activation::backward(&saved.gate_up, &d_activated, self.activation)?;
+        drop(d_activated);
+        let normed = self.mlp_norm.recompute(&saved.middle, &saved.middle_r)?;
+        let d_normed = self.gate_up.backward(&normed, &d_gate_up)?;
+        self.mlp_norm.backward(&saved.middle, &saved.middle_r, &d_normed)
+    }
+
+    fn attention_backward(&self, saved: &SavedBlock, d_middle: &Tensor, layout: &Layout) -> Result<Tensor> {
+        let d_output = after_backward(&self.after_attention_norm, &saved.attention_out, d_middle)?;
+        let d_attended = self.output.backward(&saved.attended, &d_output)?;
+        let d_qkv = attention::backward(&saved.qkv, &saved.attended, &saved.log_sum_exp, &d_attended, layout.segments, &self.attention)?;
+        drop(d_attended);
+        self.turn(&d_qkv, layout, Turn::Backward)?;
+        if let (Some(norms), Some((unnormed, r))) = (&self.query_key_norms, &saved.unnormed) {
+            for ((norm, r), heads) in norms.iter().zip(r).zip(self.query_key_heads()) {
+                norm.backward_heads(unnormed, r, &d_qkv, heads)?;
+            }
+        }
+        let normed = self.attention_norm.recompute(&saved.x, &saved.x_r)?;
+        let d_normed = self.qkv.backward(&normed, &d_qkv)?;
+        self.attention_norm.backward(&saved.x, &saved.x_r, &d_normed)
+    }
+
+    /// Norms queries and keys in place, where the family does, and keeps what they were.
+    fn norm_query_key(&self, qkv: &Tensor) -> Result<Option<(Tensor, [Tensor; 2])>> {
+        let Some([query_norm, key_norm]) = &self.query_key_norms else { return Ok(None) };
+        let unnormed = tensor(read(qkv)?.to_vec(), qkv.dims())?;
+        let [queries, keys] = self.query_key_heads();
+        let r = [query_norm.forward_heads(qkv, queries)?, key_norm.forward_heads(qkv, keys)?];
+        Ok(Some((unnormed, r)))
+    }
+
+    fn query_key_heads(&self) -> [Heads; 2] {
+        let Attention { n_heads, n_kv_heads, head_dim, .. } = self.attention;
+        let row_width = (n_heads + 2 * n_kv_heads) * head_dim;
+        [Heads { row_width, first: 0, n_heads, head_dim }, Heads { row_width, first: n_heads * head_dim, n_heads: n_kv_heads, head_dim }]
+    }
+
+    /// Turns queries and keys in place.
+    fn turn(&self, qkv: &Tensor, layout: &Layout, turn: Turn) -> Result<()> {
+        let Attention { n_heads, n_kv_heads, .. } = self.attention;
+        let width = qkv.dim(1)?;
+        update(qkv, |rows| layout.ropes[self.rope].turn(rows, width, 0, n_heads + n_kv_heads, turn))
+    }
+}
+
+fn attention_of(d: &DecoderDescription, layer: usize) -> Attention {
+    Attention {
+        n_heads: d.n_heads,
+        n_kv_heads: d.n_kv_heads,
+        head_dim: d.head_dim,
+        scale: d.query_scale,
+        window: d.layers[layer].window,
+        soft_cap: d.attention_soft_cap,
+    }
+}
+
+/// The norm behind attention or MLP, where there is one; its input and r are kept.
+fn after(norm: &Option<Norm>, x: Tensor) -> Result<(Tensor, Option<(Tensor, Tensor)>)> {
+    let Some(norm) = norm else { return Ok((x, None)) };
+    let (y, r) = norm.forward(&x)?;
+    Ok((y, Some((x, r))))
+}
+
+fn after_backward(norm: &Option<Norm>, saved: &Option<(Tensor, Tensor)>, dy: &Tensor) -> Result<Tensor> {
+    match (norm, saved) {
+        (Some(norm), Some((x, r))) => norm.backward(x, r, dy),
+        _ => Ok(dy.clone()),
+    }
+}

@@ -1,0 +1,144 @@
+//! Linear maps and norms: a weight from the checkpoint, its gradient buffer, and the op that they enter.
+//!
+//! Projections with the same input are one fused matrix, so that one product computes them all; the checkpoint's tensors are bands of its rows.
+
+use super::description::DecoderDescription;
+use super::parameter::Parameter;
+use super::weights::Checkpoint;
+use crate::config::ComputeDtype;
+use crate::ops::rms_norm::{Heads, RmsNorm};
+use crate::ops::{linear, tensor};
+use anyhow::{Context, Result};
+use candle_core::Tensor;
+
+/// Whether gradient buffers are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    Train,
+    Inference,
+}
+
+/// Reads the parameters of one decoder out of a checkpoint, in order.
+pub(super) struct Builder<'a> {
+    pub checkpoint: &'a Checkpoint,
+    pub description: &'a DecoderDescription,
+    pub compute: ComputeDtype,
+    pub purpose: Purpose,
+    /// What was read so far.
+    pub parameters: Vec<Parameter>,
+}
+
+impl Builder<'_> {
+    /// One tensor of shape `[Σ rows, ..row_shape]` whose bands are the named parameters.
+    fn fused(&mut self, bands: &[(String, usize)], row_shape: &[usize]) -> Result<(Tensor, Option<Tensor>)> {
+        let row_size: usize = row_shape.iter().product();
+        let n_rows: usize = bands.iter().map(|(_, rows)| rows).sum();
+        let shape: Vec<usize> = [n_rows].into_iter().chain(row_shape.iter().copied()).collect();
+        let mut values = vec![0.0; n_rows * row_size];
+        let mut rest = values.as_mut_slice();
+        for (name, rows) in bands {
+            let (band, after) = rest.split_at_mut(rows * row_size);
+            self.checkpoint.read_into(name, band)?;
+            rest = after;
+        }
+        let value = tensor(values, &shape)?;
+        let gradient = match self.purpose {
+            Purpose::Train => Some(tensor(vec![0.0; n_rows * row_size], &shape)?),
+            Purpose::Inference => None,
+        };
+        let mut start = 0;
+        for (name, rows) in bands {
+            let band = |t: &Tensor| t.narrow(0, start, *rows);
+            let parameter = Parameter { name: name.clone(), value: band(&value)?, gradient: gradient.as_ref().map(band).transpose()? };
+            self.parameters.push(parameter);
+            start += rows;
+        }
+        Ok((value, gradient))
+    }
+
+    /// A single matrix `[rows, columns]` that enters more than one op (the embeddings).
+    pub fn matrix(&mut self, name: &str, rows: usize, columns: usize) -> Result<Parameter> {
+        self.fused(&[(name.to_owned(), rows)], &[columns])?;
+        self.parameters.last().cloned().context("no parameter was read")
+    }
+
+    /// Projections `prefix.name` with a common input of size `n_in`, fused in the order given.
+    pub fn linear(&mut self, prefix: &str, projections: &[(&str, usize)], n_in: usize, has_bias: bool) -> Result<Linear> {
+        let named = |suffix: &str| projections.iter().map(|(name, rows)| (format!("{prefix}.{name}.{suffix}"), *rows)).collect::<Vec<_>>();
+        let (weight, weight_gradient) = self.fused(&named("weight"), &[n_in])?;
+        let bias = has_bias.then(|| self.fused(&named("bias"), &[])).transpose()?;
+        let (bias, bias_gradient) = bias.map_or((None, None), |(bias, gradient)| (Some(bias), gradient));
+        Ok(Linear { weight, weight_gradient, bias, bias_gradient, compute: self.compute })
+    }
+
+    pub fn norm(&mut self, name: &str, width: usize) -> Result<Norm> {
+        let (weight, gradient) = self.fused(&[(format!("{name}.weight"), width)], &[])?;
+        Ok(Norm { weight, gradient, eps: self.description.norm_eps, style: self.description.norm_style })
+    }
+}
+
+/// `y = x Wᵀ + b`
+#[derive(Debug)]
+pub struct Linear {
+    weight: Tensor,
+    weight_gradient: Option<Tensor>,
+    bias: Option<Tensor>,
+    bias_gradient: Option<Tensor>,
+    compute: ComputeDtype,
+}
+
+impl Linear {
+    /// `[N, in]` to `[N, out]`.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        linear::forward(x, &self.weight, self.bias.as_ref(), self.compute)
+    }
+
+    /// Adds to the gradients and returns `dx`; `x` is what the forward saw.
+    pub fn backward(&self, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+        if let Some(gradient) = &self.weight_gradient {
+            linear::backward_weight(dy, x, gradient, self.compute)?;
+        }
+        if let Some(gradient) = &self.bias_gradient {
+            linear::backward_bias(dy, gradient)?;
+        }
+        linear::backward_input(dy, &self.weight, self.compute)
+    }
+}
+
+/// RMS norm over rows or over the heads of a row.
+#[derive(Debug)]
+pub struct Norm {
+    weight: Tensor,
+    gradient: Option<Tensor>,
+    eps: f64,
+    style: super::description::NormStyle,
+}
+
+impl Norm {
+    fn op(&self) -> RmsNorm<'_> {
+        RmsNorm { weight: &self.weight, eps: self.eps, style: self.style }
+    }
+
+    /// The normed rows and r, the reciprocal root mean squares.
+    pub fn forward(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
+        self.op().forward(x)
+    }
+
+    pub fn recompute(&self, x: &Tensor, r: &Tensor) -> Result<Tensor> {
+        self.op().recompute(x, r)
+    }
+
+    pub fn backward(&self, x: &Tensor, r: &Tensor, dy: &Tensor) -> Result<Tensor> {
+        self.op().backward(x, r, dy, self.gradient.as_ref())
+    }
+
+    /// In place; returns r.
+    pub fn forward_heads(&self, x: &Tensor, heads: Heads) -> Result<Tensor> {
+        self.op().forward_heads(x, heads)
+    }
+
+    /// In place on `d`.
+    pub fn backward_heads(&self, x: &Tensor, r: &Tensor, d: &Tensor, heads: Heads) -> Result<()> {
+        self.op().backward_heads(x, r, d, self.gradient.as_ref(), heads)
+    }
+}

@@ -1,1 +1,0 @@
-//! Weights in and out: memory-mapped safetensors, names and shapes checked; Hugging Face folders written.

@@ -1,0 +1,135 @@
+//! The gated MLP's middle: `y = act(gate) * up`, where gate and up are the two halves of one projection's rows.
+
+use super::real::vectorized;
+use super::{Real, read, rows_per_task, tensor};
+use crate::model::description::Activation;
+use anyhow::Result;
+use candle_core::Tensor;
+use rayon::prelude::*;
+
+/// `gate_up [N, 2F]` to `[N, F]`.
+pub fn forward(gate_up: &Tensor, activation: Activation) -> Result<Tensor> {
+    let (n_rows, width) = gate_up.dims2()?;
+    let gate_up = read(gate_up)?;
+    let mut y = vec![0.0; gate_up.len() / 2];
+    forward_rows(&gate_up, width / 2, activation, &mut y);
+    tensor(y, &[n_rows, width / 2])
+}
+
+/// `dy [N, F]` to the gradient of `gate_up [N, 2F]`.
+pub fn backward(gate_up: &Tensor, dy: &Tensor, activation: Activation) -> Result<Tensor> {
+    let (n_rows, width) = gate_up.dims2()?;
+    let (gate_up, dy) = (read(gate_up)?, read(dy)?);
+    let mut dx = vec![0.0; gate_up.len()];
+    backward_rows(&gate_up, &dy, width / 2, activation, &mut dx);
+    tensor(dx, &[n_rows, width])
+}
+
+fn forward_rows<T: Real>(gate_up: &[T], width: usize, activation: Activation, y: &mut [T]) {
+    let rows = rows_per_task(2 * width);
+    y.par_chunks_mut(rows * width).zip(gate_up.par_chunks(rows * 2 * width)).for_each(|(y, gate_up)| {
+        vectorized(|| match activation {
+            Activation::Silu => gate_rows(gate_up, width, y, silu),
+            Activation::GeluTanh => gate_rows(gate_up, width, y, gelu_tanh),
+            Activation::Gelu => gate_rows(gate_up, width, y, gelu),
+        })
+    });
+}
+
+#[inline(always)]
+fn gate_rows<T: Real>(gate_up: &[T], width: usize, y: &mut [T], act: impl Fn(T) -> (T, T)) {
+    for (y, row) in y.chunks_mut(width).zip(gate_up.chunks(2 * width)) {
+        let (gate, up) = row.split_at(width);
+        for ((y, &gate), &up) in y.iter_mut().zip(gate).zip(up) {
+            *y = act(gate).0 * up;
+        }
+    }
+}
+
+fn backward_rows<T: Real>(gate_up: &[T], dy: &[T], width: usize, activation: Activation, dx: &mut [T]) {
+    let rows = rows_per_task(2 * width);
+    let tasks = dx.par_chunks_mut(rows * 2 * width).zip(gate_up.par_chunks(rows * 2 * width)).zip(dy.par_chunks(rows * width));
+    tasks.for_each(|((dx, gate_up), dy)| {
+        vectorized(|| match activation {
+            Activation::Silu => gate_rows_backward(gate_up, dy, width, dx, silu),
+            Activation::GeluTanh => gate_rows_backward(gate_up, dy, width, dx, gelu_tanh),
+            Activation::Gelu => gate_rows_backward(gate_up, dy, width, dx, gelu),
+        })
+    });
+}
+
+#[inline(always)]
+fn gate_rows_backward<T: Real>(gate_up: &[T], dy: &[T], width: usize, dx: &mut [T], act: impl Fn(T) -> (T, T)) {
+    for ((dx, row), dy) in dx.chunks_mut(2 * width).zip(gate_up.chunks(2 * width)).zip(dy.chunks(width)) {
+        let (gate, up) = row.split_at(width);
+        let (d_gate, d_up) = dx.split_at_mut(width);
+        for ((((d_gate, d_up), &gate), &up), &dy) in d_gate.iter_mut().zip(d_up).zip(gate).zip(up).zip(dy) {
+            let (value, slope) = act(gate);
+            *d_gate = dy * up * slope;
+            *d_up = dy * value;
+        }
+    }
+}
+
+/// x sigmoid(x), and its derivative.
+#[inline(always)]
+fn silu<T: Real>(x: T) -> (T, T) {
+    let s = T::ONE / (T::ONE + Real::exp(-x));
+    (x * s, s * (T::ONE + x * (T::ONE - s)))
+}
+
+/// x/2 (1 + tanh(√(2/π) (x + 0.044715 x³))), and its derivative.
+#[inline(always)]
+fn gelu_tanh<T: Real>(x: T) -> (T, T) {
+    let (c, k, half) = (T::of((2.0 / std::f64::consts::PI).sqrt()), T::of(0.044715), T::of(0.5));
+    let t = Real::tanh(c * (x + k * x * x * x));
+    let slope = c * (T::ONE + T::of(3.0) * k * x * x);
+    (half * x * (T::ONE + t), half * (T::ONE + t) + half * x * (T::ONE - t * t) * slope)
+}
+
+/// x Φ(x), and its derivative.
+#[inline(always)]
+fn gelu<T: Real>(x: T) -> (T, T) {
+    let half = T::of(0.5);
+    let phi = half * (T::ONE + Real::erf(x * T::of(std::f64::consts::FRAC_1_SQRT_2)));
+    let density = Real::exp(-half * x * x) * T::of(1.0 / (2.0 * std::f64::consts::PI).sqrt());
+    (x * phi, phi + x * density)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::check;
+    use super::*;
+
+    #[test]
+    fn gradients_match_finite_differences() {
+        for activation in [Activation::Silu, Activation::GeluTanh, Activation::Gelu] {
+            let (width, n) = (21, 3);
+            let x: Vec<f64> = check::values(1, n * 2 * width).iter().map(|x| 4.0 * x).collect();
+            let dy = check::values(2, n * width);
+            let mut dx = vec![0.0; x.len()];
+            backward_rows(&x, &dy, width, activation, &mut dx);
+            check::gradient(&format!("{activation:?}"), &x, &dx, |x| {
+                let mut y = vec![0.0; n * width];
+                forward_rows(x, width, activation, &mut y);
+                check::dot(&y, &dy)
+            });
+        }
+    }
+
+    #[test]
+    fn tensors_agree_with_f64_above_the_parallel_threshold() {
+        for activation in [Activation::Silu, Activation::GeluTanh, Activation::Gelu] {
+            let (width, n) = (300, 120);
+            let x: Vec<f64> = check::values(1, n * 2 * width).iter().map(|x| f64::from(6.0 * *x as f32)).collect();
+            let dy: Vec<f64> = check::values(2, n * width).iter().map(|x| f64::from(*x as f32)).collect();
+            let (mut y64, mut dx64) = (vec![0.0; n * width], vec![0.0; x.len()]);
+            forward_rows(&x, width, activation, &mut y64);
+            backward_rows(&x, &dy, width, activation, &mut dx64);
+            let (x, dy) = (tensor(check::to_f32(&x), &[n, 2 * width]).unwrap(), tensor(check::to_f32(&dy), &[n, width]).unwrap());
+            let (y, dx) = (forward(&x, activation).unwrap(), backward(&x, &dy, activation).unwrap());
+            assert!(check::relative_difference(&read(&y).unwrap(), &y64) < 1e-6);
+            assert!(check::relative_difference(&read(&dx).unwrap(), &dx64) < 1e-6);
+        }
+    }
+}

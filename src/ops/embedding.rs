@@ -1,0 +1,55 @@
+//! Token embeddings: a gather of rows, scaled (Gemma), and its backward, a scatter that adds in packing order.
+
+use super::{read, tensor, update};
+use anyhow::{Result, ensure};
+use candle_core::Tensor;
+use rayon::prelude::*;
+
+/// `table [V, D]` and N token ids to `[N, D]`, multiplied by `scale`.
+pub fn forward(table: &Tensor, tokens: &[u32], scale: f32) -> Result<Tensor> {
+    let (n_vocab, width) = table.dims2()?;
+    if let Some(token) = tokens.iter().find(|&&t| t as usize >= n_vocab) {
+        ensure!(false, "token id {token} is outside the model's vocabulary of {n_vocab}: tokenizer and model do not belong together");
+    }
+    let table = read(table)?;
+    let mut rows = vec![0.0; tokens.len() * width];
+    rows.par_chunks_mut(width).zip(tokens).for_each(|(row, &token)| {
+        let source = &table[token as usize * width..][..width];
+        row.iter_mut().zip(source).for_each(|(r, &s)| *r = s * scale);
+    });
+    tensor(rows, &[tokens.len(), width])
+}
+
+/// Adds `scale * dy`'s rows to the rows of `table_gradient [V, D]` that they came from.
+pub fn backward(dy: &Tensor, tokens: &[u32], scale: f32, table_gradient: &Tensor) -> Result<()> {
+    let width = dy.dim(1)?;
+    let dy = read(dy)?;
+    update(table_gradient, |table: &mut [f32]| {
+        for (row, &token) in dy.chunks(width).zip(tokens) {
+            let into = &mut table[token as usize * width..][..width];
+            into.iter_mut().zip(row).for_each(|(t, &r)| *t += r * scale);
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gathers_scales_and_scatters() {
+        let table = tensor(vec![1f32, 2., 3., 4., 5., 6.], &[3, 2]).unwrap();
+        let y = forward(&table, &[2, 0, 2], 2.0).unwrap();
+        assert_eq!(y.to_vec2::<f32>().unwrap(), [[10., 12.], [2., 4.], [10., 12.]]);
+        let gradient = tensor(vec![1f32; 6], &[3, 2]).unwrap();
+        backward(&y, &[2, 0, 2], 0.5, &gradient).unwrap();
+        assert_eq!(gradient.to_vec2::<f32>().unwrap(), [[2., 3.], [1., 1.], [11., 13.]]);
+    }
+
+    #[test]
+    fn a_foreign_token_is_an_error() {
+        let table = tensor(vec![1f32; 6], &[3, 2]).unwrap();
+        let message = forward(&table, &[0, 3], 1.0).unwrap_err().to_string();
+        assert!(message.contains("token id 3") && message.contains("vocabulary of 3"), "{message}");
+    }
+}
