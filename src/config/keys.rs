@@ -182,7 +182,10 @@ mod tests {
     fn a_mismatch_says_what_is_expected() {
         let said = |key: &str, value: &str| mismatch(key, &toml::from_str::<toml::Table>(&format!("v = {value}")).unwrap()["v"]);
         assert_eq!(said("optimizer.lr", "'high'").as_deref(), Some("`optimizer.lr` is string \"high\"; expected a number"));
-        assert_eq!(said("train.batch_size", "-1").as_deref(), Some("`train.batch_size` is integer `-1`; expected a whole number, 0 or more"));
+        assert_eq!(
+            said("train.batch_size", "-1").as_deref(),
+            Some("`train.batch_size` is integer `-1`; expected a whole number, 0 or more")
+        );
         assert_eq!(said("train.shuffle", "1").as_deref(), Some("`train.shuffle` is integer `1`; expected `true` or `false`"));
         assert_eq!(said("retention.kind", "'all'").as_deref(), Some("`retention.kind` is `all`; expected one of `hidden`, `kl`, `none`"));
         assert_eq!(said("optimizer.lr", "1"), None);

@@ -69,7 +69,9 @@ impl RunConfig {
         table.retain(|_, section| section.as_table().is_none_or(|keys| !keys.is_empty()));
         let text = toml::to_string(&table).context("the configuration cannot be written as TOML")?;
         let version = env!("CARGO_PKG_VERSION");
-        Ok(format!("# Resolved by mpo {version}: every value in effect. To run it again: mpo train --config THIS --set output.dir=NEW\n\n{text}"))
+        Ok(format!(
+            "# Resolved by mpo {version}: every value in effect. To run it again: mpo train --config THIS --set output.dir=NEW\n\n{text}"
+        ))
     }
 
     /// Section by section, absent options left out.
@@ -135,7 +137,9 @@ impl Draft<'_> {
         let excluded = EXCLUSIVE.iter().filter(|pair| pair.contains(&key)).flatten();
         self.set.retain(|earlier| !excluded.clone().any(|excluded| earlier.key == *excluded));
         let described = DESCRIBED_BY.iter().filter(|(path, _)| *path == key).flat_map(|(_, keys)| *keys);
-        self.set.retain(|earlier| earlier.key != key && !(is_from_file(earlier) && described.clone().any(|described| earlier.key == *described)));
+        self.set.retain(|earlier| {
+            earlier.key != key && !(is_from_file(earlier) && described.clone().any(|described| earlier.key == *described))
+        });
         self.set.push(assignment);
     }
 

@@ -22,7 +22,9 @@ impl Change {
         let number = |value: &Option<toml::Value>| value.as_ref().and_then(|v| v.as_float().or(v.as_integer().map(|i| i as f64)));
         may_change_on_resume(&self.key)
             && match self.key.as_str() {
-                "train.max_steps" | "train.epochs" => matches!((number(&self.old), number(&self.new)), (Some(old), Some(new)) if new >= old),
+                "train.max_steps" | "train.epochs" => {
+                    matches!((number(&self.old), number(&self.new)), (Some(old), Some(new)) if new >= old)
+                }
                 "reference.path" | "eval.path" => self.old.is_some() && self.new.is_some(),
                 _ => true,
             }

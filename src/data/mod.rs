@@ -7,6 +7,7 @@ pub mod batch;
 pub mod encode;
 pub mod language;
 mod llamafactory;
+pub mod loader;
 pub mod pair;
 mod parallel;
 mod rows;
