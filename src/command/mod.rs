@@ -3,6 +3,7 @@
 //! Exit status: 0 done; 1 failed, or `check` found something wrong; 2 wrong usage or configuration.
 
 mod recipes;
+mod train;
 
 use crate::cli::{Cli, Command};
 use crate::config::ConfigError;
@@ -38,7 +39,7 @@ pub fn main() -> ExitCode {
 fn dispatch(command: &Command) -> Result<ExitCode> {
     match command {
         Command::Train(args) if args.config.config.is_none() && args.resume.is_none() => Ok(recipes::say_how_to_start()),
-        Command::Train(_) => anyhow::bail!("`mpo train` is not in this build yet"),
+        Command::Train(args) => train::run(args),
         Command::Check(_) => anyhow::bail!("`mpo check` is not in this build yet"),
         Command::Gaps(_) => anyhow::bail!("`mpo gaps` is not in this build yet"),
         Command::Recipes(args) => recipes::run(args),
