@@ -4,9 +4,10 @@ use crate::config::{ComputeDtype, Pooling};
 use crate::data::batch::padded_length;
 use crate::data::encode::{EncodedPreference, Response};
 use crate::model::decoder::Decoder;
+use crate::ops;
 use crate::scoring::KeptStates;
 use anyhow::Result;
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -88,17 +89,16 @@ pub fn weights_digest(model: &Decoder) -> Result<String> {
     Ok(hexadecimal(&hasher.finalize()))
 }
 
-fn tensor_digest(tensor: &Tensor) -> Result<String> {
-    // In pieces, so that a large embedding is never copied whole.
-    const PIECE: usize = 1 << 20;
-    let flat = tensor.flatten_all()?;
-    let n_values = flat.elem_count();
+/// sha256 of the digests of pieces, so that all cores take part even in one large matrix.
+pub(super) fn tensor_digest(tensor: &Tensor) -> Result<String> {
+    const PIECE: usize = 1 << 18;
+    let values = ops::read(tensor)?;
+    let digests: Vec<_> = values
+        .par_chunks(PIECE)
+        .map(|piece| Sha256::digest(piece.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>()))
+        .collect();
     let mut hasher = Sha256::new();
-    for start in (0..n_values).step_by(PIECE) {
-        let values = flat.narrow(0, start, PIECE.min(n_values - start))?.to_dtype(DType::F32)?.to_vec1::<f32>()?;
-        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        hasher.update(bytes);
-    }
+    digests.iter().for_each(|digest| hasher.update(digest));
     Ok(hexadecimal(&hasher.finalize()))
 }
 
