@@ -7,6 +7,7 @@ pub mod command;
 pub mod config;
 pub mod data;
 pub mod device;
+pub mod digest;
 pub mod files;
 pub mod gaps;
 pub mod hub;

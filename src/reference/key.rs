@@ -3,6 +3,7 @@
 use crate::config::{ComputeDtype, Pooling};
 use crate::data::batch::padded_length;
 use crate::data::encode::{EncodedPreference, Response};
+use crate::digest::hex;
 use crate::model::decoder::Decoder;
 use crate::ops;
 use crate::scoring::KeptStates;
@@ -48,7 +49,7 @@ impl Provenance {
 
     /// The key of `pair`'s two sequences: chosen, then rejected.
     pub fn keys(&self, pair: &EncodedPreference) -> Result<[String; 2]> {
-        let n_longest = pair.prompt.len() + pair.chosen.tokens.len().max(pair.rejected.tokens.len());
+        let n_longest = pair.longest_sequence();
         let padded_to = (self.states == KeptStates::Pooled(Pooling::MeanPadded)).then(|| padded_length(n_longest));
         let key = |response: &Response| -> Result<String> {
             let parts = SequenceKey {
@@ -58,7 +59,7 @@ impl Provenance {
                 n_end_tokens: response.n_end_tokens,
                 padded_to,
             };
-            Ok(hexadecimal(&Sha256::digest(serde_json::to_vec(&parts)?)))
+            Ok(hex(&Sha256::digest(serde_json::to_vec(&parts)?)))
         };
         Ok([key(&pair.chosen)?, key(&pair.rejected)?])
     }
@@ -86,7 +87,7 @@ pub fn weights_digest(model: &Decoder) -> Result<String> {
     for (name, shape, digest) in digests? {
         hasher.update(format!("{name} {shape:?} {digest}\n"));
     }
-    Ok(hexadecimal(&hasher.finalize()))
+    Ok(hex(&hasher.finalize()))
 }
 
 /// sha256 of the digests of pieces, so that all cores take part even in one large matrix.
@@ -99,7 +100,7 @@ pub(super) fn tensor_digest(tensor: &Tensor) -> Result<String> {
         .collect();
     let mut hasher = Sha256::new();
     digests.iter().for_each(|digest| hasher.update(digest));
-    Ok(hexadecimal(&hasher.finalize()))
+    Ok(hex(&hasher.finalize()))
 }
 
 fn device_kind(model: &Decoder) -> &'static str {
@@ -122,10 +123,6 @@ fn instruction_set() -> &'static str {
         }
     }
     std::env::consts::ARCH
-}
-
-pub(super) fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -374,7 +374,8 @@ impl Step<'_> {
             losses.push(loss);
         }
         if with_gradients {
-            let d_hidden_ND = self.policy.log_probs_backward(&forward.hidden_ND, &targets, &d_log_probs(&losses, &spans))?;
+            let d_hidden_ND = forward.hidden_ND.zeros_like()?;
+            self.policy.log_probs_backward(&forward.hidden_ND, &targets, &d_log_probs(&losses, &spans), &d_hidden_ND)?;
             self.policy.backward(forward, &d_hidden_ND)?;
         }
         Ok(Pass { outcomes, n_tokens_computed: batch.n_tokens() })

@@ -1,1 +1,4 @@
+//! All integration tests in one executable: each would link the whole engine again.
 
+mod family;
+mod weights;

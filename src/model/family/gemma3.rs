@@ -62,10 +62,16 @@ fn ropes(config: &Config<'_>, head_dim: usize, max_positions: usize) -> Result<V
     Ok(vec![global.rope(head_dim)?, local.rope(head_dim)?])
 }
 
+/// The recipe was tried: `Gemma3ForCausalLM.from_pretrained` alone finds none of the weights under their multimodal names and makes up new ones.
 pub(super) fn refuse_multimodal() -> Result<DecoderDescription> {
     bail!(
         "`model_type` is `gemma3`, a model of images and text; only its text part, `gemma3_text`, can be trained. Use a text-only checkpoint \
-         (google/gemma-3-1b-it), or save the text part once, in Python: \
-         `Gemma3ForCausalLM.from_pretrained(MODEL).save_pretrained(FOLDER)`, and copy the tokenizer files"
+         (google/gemma-3-1b-it), or save the text part once in Python, then copy the tokenizer files:\n  \
+         from transformers import AutoModelForImageTextToText, Gemma3ForCausalLM\n  \
+         whole = AutoModelForImageTextToText.from_pretrained(\"MODEL\", dtype=\"auto\")\n  \
+         text = Gemma3ForCausalLM(whole.config.text_config)\n  \
+         text.model = whole.model.language_model\n  \
+         text.tie_weights()\n  \
+         text.save_pretrained(\"FOLDER\")"
     )
 }

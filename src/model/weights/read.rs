@@ -208,7 +208,7 @@ impl Checkpoint {
     /// A hash of the digests of 4 MiB chunks, so that all cores take part.
     pub fn content_sha256(&self) -> String {
         let chunks: Vec<&[u8]> = self.tensors.values().flat_map(|tensor| self.bytes(tensor).chunks(HASH_CHUNK_BYTES)).collect();
-        let digests: Vec<_> = chunks.par_iter().map(|chunk| Sha256::digest(chunk)).collect();
+        let digests: Vec<_> = chunks.par_iter().map(Sha256::digest).collect();
         let mut hash = Sha256::new();
         let mut digests = digests.iter();
         for (name, tensor) in &self.tensors {
