@@ -1,1 +1,166 @@
-//! Command-line types.
+//! What the command line takes: clap types only, no behaviour. `--help` is the user's reference, so every convenience is written down here.
+
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+const ABOUT: &str = "\
+Multilingual reward gaP Optimization (MPO, arXiv 2505.16869): makes a chat model as safe in Swahili as it is in English.
+Not *Mixed* Preference Optimization, which TRL and InternVL also call MPO.";
+
+const AFTER: &str = "\
+First steps:
+  mpo train --config smoke.toml             offline, under a minute: what MPO does, on a tiny model inside this binary
+  mpo recipes                               the configurations inside this binary
+  mpo recipes show llama31.toml > my.toml   one of them, to edit
+  mpo train --config my.toml --dry-run      check files, shapes, tokenizer and template; train nothing
+  mpo train --config my.toml
+
+Exit status: 0 done, 1 failed, 2 wrong usage or configuration. `mpo check` exits with 1 when it finds something wrong in the data.
+Environment: NO_COLOR (plain text), MPO_CACHE (reference scores and downloads), HF_TOKEN, HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE (the hub's).";
+
+/// `mpo`
+#[derive(Debug, Parser)]
+#[command(name = "mpo", version, about = ABOUT, after_help = AFTER, max_term_width = 120)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Train a model, or go on with a stopped run
+    Train(TrainArgs),
+    /// Look a data set over before training on it
+    Check(CheckArgs),
+    /// Measure reward gaps per row and per language, without training
+    Gaps(GapsArgs),
+    /// List the configurations inside this binary, or print one
+    Recipes(RecipesArgs),
+}
+
+/// Where settings come from, shared by the commands that take a configuration.
+#[derive(Debug, Clone, Default, Args)]
+pub struct ConfigArgs {
+    /// A TOML file, or the name of a built-in recipe if there is no such file (`llama31.toml`, `official/llama31`)
+    ///
+    /// The file wins where both exist. Relative paths in it start from the current folder. `mpo recipes` lists the built-in ones.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<String>,
+
+    /// Override one key, as in `--set train.epochs=1`; may be repeated, the last one wins
+    ///
+    /// The value is TOML (`0.5`, `true`, `'["zh", "sw"]'`); a bare word is a string (`--set hardware.device=cpu`). It replaces what the file
+    /// says, together with what only made sense beside the old value: the other of `train.epochs` and `train.max_steps`, of
+    /// `schedule.warmup_ratio` and `schedule.warmup_steps`, of `eval.path` and `eval.fraction`; the `sha256`, `revision`, `format` and
+    /// `split` of a replaced path; and keys of the file that nothing reads under a newly chosen `kind`.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+/// `mpo train`
+#[derive(Debug, Clone, Default, Args)]
+#[command(after_help = "\
+Examples:
+  mpo train --config smoke.toml
+  mpo train --config llama31.toml --set output.dir=runs/first --set train.max_steps=100
+  mpo train --resume runs/first
+  mpo train --resume runs/first --set train.max_steps=200      (a longer run; most other changes are refused)
+
+Writes to `output.dir`: config.toml (resolved, runs again), metrics.jsonl (one line a step), summary.json, checkpoint-*/, final/.
+A folder that is not empty is refused without --resume. Ctrl-C finishes the step and saves a checkpoint; a second one stops at once.")]
+pub struct TrainArgs {
+    /// The configuration.
+    #[command(flatten)]
+    pub config: ConfigArgs,
+
+    /// Go on with the run in this folder, from its newest intact checkpoint
+    ///
+    /// Its config.toml is used; with --config or --set, a change is refused with the difference unless it leaves finished steps as they
+    /// were: where files lie, how often to save, evaluate and report, how many threads, and a longer run.
+    #[arg(long, value_name = "OUT")]
+    pub resume: Option<PathBuf>,
+
+    /// Check everything, show the first encoded row with its response tokens marked, and stop; nothing is written
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// `mpo check`
+#[derive(Debug, Clone, Default, Args)]
+#[command(after_help = "\
+Examples:
+  mpo check my.jsonl --model Qwen/Qwen2.5-7B-Instruct
+  mpo check builtin:tiny --model builtin:tiny --gaps
+
+Exit status: 0 nothing wrong, 1 something is wrong with the data or the check failed, 2 wrong usage or configuration.")]
+pub struct CheckArgs {
+    /// A file, `org/name` on the hub, `https://…` or `builtin:tiny`; `data.path` of --config when left out
+    #[arg(required_unless_present = "config")]
+    pub data: Option<String>,
+
+    /// The model whose tokenizer and template count: a folder, `org/name` or `builtin:tiny`; `model.path` of --config when left out
+    #[arg(long, value_name = "MODEL", required_unless_present = "config")]
+    pub model: Option<String>,
+
+    /// Template, truncation and end-of-response settings.
+    #[command(flatten)]
+    pub config: ConfigArgs,
+
+    /// Also score the dominant pairs and report those on which the model prefers the rejected answer
+    #[arg(long)]
+    pub gaps: bool,
+
+    /// Only the first N rows
+    #[arg(long, value_name = "N")]
+    pub limit: Option<usize>,
+}
+
+/// `mpo gaps`
+#[derive(Debug, Clone, Default, Args)]
+#[command(after_help = "\
+Examples:
+  mpo gaps --model builtin:tiny --data builtin:tiny
+  mpo gaps --model runs/first/final --reference meta-llama/Llama-3.1-8B-Instruct --config llama31.toml --out gaps.jsonl
+
+The table goes to stdout. Rows keep the file's order and none is dropped.")]
+pub struct GapsArgs {
+    /// Template, truncation and end-of-response settings.
+    #[command(flatten)]
+    pub config: ConfigArgs,
+
+    /// The policy: a folder, `org/name` or `builtin:tiny`; `model.path` of --config when left out
+    #[arg(long, value_name = "MODEL", required_unless_present = "config")]
+    pub model: Option<String>,
+
+    /// The reference; the policy itself when left out here and in --config
+    #[arg(long, value_name = "MODEL")]
+    pub reference: Option<String>,
+
+    /// A file, `org/name` on the hub, `https://…` or `builtin:tiny`; `data.path` of --config when left out
+    #[arg(long, value_name = "DATA", required_unless_present = "config")]
+    pub data: Option<String>,
+
+    /// Also write one JSON line a row to this file
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+}
+
+/// `mpo recipes`
+#[derive(Debug, Clone, Default, Args)]
+pub struct RecipesArgs {
+    /// Print one instead of the list.
+    #[command(subcommand)]
+    pub action: Option<RecipesAction>,
+}
+
+/// What to do with a recipe.
+#[derive(Debug, Clone, Subcommand)]
+pub enum RecipesAction {
+    /// Print one to stdout, to edit: `mpo recipes show llama31.toml > my.toml`
+    Show {
+        /// Its name, with or without `.toml`
+        name: String,
+    },
+}

@@ -1,1 +1,169 @@
-//! The one place that knows CPU, CUDA and the precision policy.
+//! The one place that knows CPU and CUDA: which device computes, how many threads, and how much memory there is.
+
+use crate::config::{ComputeDtype, HardwareConfig};
+use crate::model::description::DecoderDescription;
+use anyhow::{Context, Result, bail};
+use candle_core::Device;
+use std::fs;
+
+/// The device that `hardware.device` names: `auto` is the first GPU that this build can use, else the CPU.
+pub fn select(config: &HardwareConfig) -> Result<Device> {
+    match config.device.as_str() {
+        "cpu" => Ok(Device::Cpu),
+        "auto" if candle_core::utils::cuda_is_available() => Ok(Device::new_cuda(0).unwrap_or(Device::Cpu)),
+        "auto" => Ok(Device::Cpu),
+        name => cuda(name),
+    }
+}
+
+fn cuda(name: &str) -> Result<Device> {
+    let Some(index) = name.strip_prefix("cuda:").and_then(|index| index.parse().ok()) else {
+        bail!("`hardware.device` is `{name}`; it can be `auto`, `cpu` or `cuda:N` (N = 0 for the first GPU)");
+    };
+    if !candle_core::utils::cuda_is_available() {
+        bail!("`hardware.device` is `{name}`, but this `mpo` was built without CUDA: use `cpu` or `auto`");
+    }
+    Device::new_cuda(index).with_context(|| format!("cannot use the GPU `{name}`"))
+}
+
+/// The threads that everything computes on; all cores unless `hardware.threads` says otherwise. Results do not depend on their number.
+pub fn thread_pool(config: &HardwareConfig) -> Result<rayon::ThreadPool> {
+    let n_threads = match config.threads {
+        Some(n_threads) => n_threads,
+        None => std::thread::available_parallelism().map_or(1, |n| n.get()),
+    };
+    rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().with_context(|| format!("cannot start {n_threads} threads"))
+}
+
+/// What training needs at its peak, in bytes; an estimate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TrainingMemory {
+    /// Weights, gradients and two moments in f32: 16 bytes a parameter, and 2 more for the copies of matrices in bf16.
+    pub parameters: u64,
+    /// States kept for the backward pass of one micro-batch.
+    pub activations: u64,
+}
+
+impl TrainingMemory {
+    /// For a model of `n_parameters` and micro-batches of at most `n_tokens` packed tokens.
+    pub fn estimate(model: &DecoderDescription, n_parameters: u64, dtype: ComputeDtype, n_tokens: u64) -> Self {
+        let bytes_per_parameter = match dtype {
+            ComputeDtype::F32 => 16,
+            ComputeDtype::Bf16 => 18,
+        };
+        // Kept per token and layer: the residual stream and its norms (4 D), query, key, value and the attention's output, and gate, up
+        // and their product (3 I).
+        let attention = model.head_dim * (2 * model.n_heads + 2 * model.n_kv_heads);
+        let floats = model.layers.len() * (4 * model.hidden_size + attention + 3 * model.intermediate_size);
+        Self { parameters: bytes_per_parameter * n_parameters, activations: 4 * n_tokens * floats as u64 }
+    }
+
+    pub fn total(&self) -> u64 {
+        self.parameters + self.activations
+    }
+
+    /// Refuses a run that cannot fit, before anything large is loaded. Says nothing where the free memory is not known.
+    pub fn check(&self) -> Result<()> {
+        self.check_against(available_memory())
+    }
+
+    fn check_against(&self, available: Option<u64>) -> Result<()> {
+        match available {
+            Some(available) if self.total() > available => bail!(
+                "training this model needs about {} ({} for f32 weights, gradients and optimizer moments, {} for one micro-batch), \
+                 and {} are free\nhint: a smaller `train.micro_batch_size` or `data.max_tokens` lowers the second number only; \
+                 a smaller model, or a machine with more memory, lowers or meets the first",
+                gib(self.total()),
+                gib(self.parameters),
+                gib(self.activations),
+                gib(available)
+            ),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Bytes as people read them.
+pub fn gib(bytes: u64) -> String {
+    let mib = bytes as f64 / (1024.0 * 1024.0);
+    if mib < 1024.0 { format!("{mib:.0} MiB") } else { format!("{:.1} GiB", mib / 1024.0) }
+}
+
+/// Bytes that can still be allocated: the system's estimate, and what the container's limit leaves. `None` where neither is known.
+pub fn available_memory() -> Option<u64> {
+    let system = fs::read_to_string("/proc/meminfo").ok().and_then(|text| kib_of(&text, "MemAvailable:"));
+    let number = |path: &str| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    let container =
+        number("/sys/fs/cgroup/memory.max").zip(number("/sys/fs/cgroup/memory.current")).map(|(max, used)| max.saturating_sub(used));
+    system.into_iter().chain(container).min()
+}
+
+/// The most memory that this process has held at once, in bytes.
+pub fn peak_rss_bytes() -> u64 {
+    fs::read_to_string("/proc/self/status").ok().and_then(|text| kib_of(&text, "VmHWM:")).unwrap_or_else(peak_rss_of_rusage)
+}
+
+fn peak_rss_of_rusage() -> u64 {
+    // SAFETY: `rusage` is plain old data for which all zeros is a value, and the pointer is valid for the call.
+    let peak = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        if libc::getrusage(libc::RUSAGE_SELF, &mut usage) == 0 { usage.ru_maxrss } else { 0 }
+    };
+    // KiB on Linux, bytes on macOS.
+    u64::try_from(peak).unwrap_or(0) * if cfg!(target_os = "macos") { 1 } else { 1024 }
+}
+
+fn kib_of(text: &str, key: &str) -> Option<u64> {
+    let value = text.lines().find_map(|line| line.strip_prefix(key))?;
+    Some(1024 * value.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hardware(device: &str) -> HardwareConfig {
+        HardwareConfig { device: device.into(), threads: None }
+    }
+
+    #[test]
+    fn a_device_that_is_not_there_is_a_clear_error() {
+        assert!(select(&hardware("cpu")).unwrap().is_cpu());
+        let message = format!("{:#}", select(&hardware("gpu")).unwrap_err());
+        assert!(message.contains("`auto`, `cpu` or `cuda:N`"), "{message}");
+        if !candle_core::utils::cuda_is_available() {
+            assert!(select(&hardware("auto")).unwrap().is_cpu());
+            let message = format!("{:#}", select(&hardware("cuda:0")).unwrap_err());
+            assert!(message.contains("built without CUDA"), "{message}");
+        }
+    }
+
+    #[test]
+    fn the_pool_has_the_threads_asked_for() {
+        let pool = thread_pool(&HardwareConfig { threads: Some(3), ..hardware("cpu") }).unwrap();
+        assert_eq!(pool.current_num_threads(), 3);
+    }
+
+    #[test]
+    fn too_large_a_model_is_refused_with_the_numbers() {
+        let need = TrainingMemory { parameters: 16 * 8_000_000_000, activations: 3 << 30 };
+        let message = need.check_against(Some(24 << 30)).unwrap_err().to_string();
+        for number in ["122.2 GiB", "119.2 GiB", "3.0 GiB", "24.0 GiB"] {
+            assert!(message.contains(number), "{message}");
+        }
+        need.check_against(Some(200 << 30)).unwrap();
+        need.check_against(None).unwrap();
+    }
+
+    #[test]
+    fn memory_of_this_process_is_known() {
+        let before = peak_rss_bytes();
+        let block = vec![1u8; 64 << 20];
+        assert!(std::hint::black_box(&block).iter().map(|byte| u64::from(*byte)).sum::<u64>() > 0);
+        assert!(peak_rss_bytes() >= before && peak_rss_bytes() > 64 << 20);
+        assert!(peak_rss_of_rusage() > 64 << 20);
+        if cfg!(target_os = "linux") {
+            assert!(available_memory().is_some());
+        }
+    }
+}

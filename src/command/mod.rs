@@ -1,6 +1,118 @@
-//! One file per subcommand: glue, and the only place that prints.
+//! One file per subcommand: glue, and the only place that prints. Data goes to stdout, talk to stderr.
+//!
+//! Exit status: 0 done; 1 failed, or `check` found something wrong; 2 wrong usage or configuration.
+
+mod recipes;
+
+use crate::cli::{Cli, Command};
+use crate::config::ConfigError;
+use anyhow::Result;
+use clap::Parser;
+use std::io::{ErrorKind, IsTerminal, Write};
+use std::process::ExitCode;
+
+/// Wrong usage or configuration.
+const USAGE: u8 = 2;
 
 /// Parses the command line, runs it, and turns an error chain into an exit code.
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version also arrive here, with status 0. Nobody is left to tell where printing fails.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(USAGE));
+        }
+    };
+    match dispatch(&cli.command) {
+        Ok(code) => code,
+        Err(error) if error.is::<StdoutClosed>() => ExitCode::SUCCESS,
+        Err(error) => {
+            let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+            let _ = write!(std::io::stderr(), "{}", render(&error, colours));
+            if error.chain().any(|cause| cause.is::<ConfigError>()) { ExitCode::from(USAGE) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+fn dispatch(command: &Command) -> Result<ExitCode> {
+    match command {
+        Command::Train(args) if args.config.config.is_none() && args.resume.is_none() => Ok(recipes::say_how_to_start()),
+        Command::Train(_) => anyhow::bail!("`mpo train` is not in this build yet"),
+        Command::Check(_) => anyhow::bail!("`mpo check` is not in this build yet"),
+        Command::Gaps(_) => anyhow::bail!("`mpo gaps` is not in this build yet"),
+        Command::Recipes(args) => recipes::run(args),
+    }
+}
+
+/// Whoever read stdout has enough, as `head` does: no failure, and no reason to say anything.
+#[derive(Debug)]
+struct StdoutClosed;
+
+impl std::fmt::Display for StdoutClosed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("stdout is closed")
+    }
+}
+
+impl std::error::Error for StdoutClosed {}
+
+/// Writes data to stdout; `println!` would panic where the reader has gone.
+///
+/// # Errors
+/// The reader has gone, which ends the command quietly with status 0 if passed on; or the write failed, as on a full disk.
+pub(crate) fn print(text: &str) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Err(StdoutClosed.into()),
+        other => Ok(other?),
+    }
+}
+
+/// An error chain for people: the error, its causes, then the hints that any of them carries on `hint:` lines of its own.
+fn render(error: &anyhow::Error, colours: bool) -> String {
+    let paint = |code: &str, word: &str| if colours { format!("\x1b[1;{code}m{word}\x1b[0m") } else { word.to_string() };
+    let mut text = String::new();
+    let mut hints = String::new();
+    let mut said: Vec<String> = Vec::new();
+    for (depth, cause) in error.chain().enumerate() {
+        let message = cause.to_string();
+        // Some libraries repeat their source's message in their own.
+        if said.last().is_some_and(|above| above.contains(&message)) {
+            continue;
+        }
+        let (hint, body): (Vec<&str>, Vec<&str>) = message.lines().partition(|line| line.starts_with("hint:"));
+        let label = if depth == 0 { paint("31", "error:") } else { "  caused by:".to_string() };
+        let indent = if depth == 0 { "\n" } else { "\n    " };
+        text += &format!("{label} {}\n", body.join(indent));
+        for line in hint {
+            hints += &format!("{} {}\n", paint("36", "hint:"), line.trim_start_matches("hint:").trim());
+        }
+        said.push(message);
+    }
+    text + &hints
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::{Context, anyhow};
+
+    #[test]
+    fn an_error_is_shown_with_its_causes_and_its_hints_last() {
+        let error = Err::<(), _>(anyhow!("no such file\nhint: name another")).context("`x.jsonl` cannot be read").unwrap_err();
+        assert_eq!(render(&error, false), "error: `x.jsonl` cannot be read\n  caused by: no such file\nhint: name another\n");
+    }
+
+    #[test]
+    fn colours_only_paint_the_labels() {
+        let error = anyhow!("wrong\nhint: right");
+        assert_eq!(render(&error, true).replace("\x1b[1;31m", "").replace("\x1b[1;36m", "").replace("\x1b[0m", ""), render(&error, false));
+    }
+
+    #[test]
+    fn a_cause_that_repeats_is_said_once() {
+        let error = anyhow!("end of file").context("line 3: end of file");
+        assert_eq!(render(&error, false), "error: line 3: end of file\n");
+    }
 }

@@ -4,6 +4,7 @@
 //! chosen and the rejected response share is computed once: two children of one parent. The released code's padding rows
 //! (`mean_padded`) are a child that sees its ancestors but not itself.
 
+use crate::data::encode::EncodedPreference;
 use std::ops::Range;
 
 /// A run of tokens in the packed row.
@@ -51,6 +52,34 @@ pub enum PromptSharing {
     Separate,
 }
 
+/// How a preference pair is laid out in a packed batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Layout {
+    pub sharing: PromptSharing,
+    /// Fill both sequences up with this token, for `mean_padded`.
+    pub pad_token: Option<u32>,
+}
+
+/// Where the two sequences of a preference pair lie.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PairSpans {
+    pub chosen: SequenceSpan,
+    pub rejected: SequenceSpan,
+}
+
+impl PairSpans {
+    /// Chosen, then rejected: the order of everything that is computed per sequence.
+    pub fn both(&self) -> [&SequenceSpan; 2] {
+        [&self.chosen, &self.rejected]
+    }
+}
+
+/// Positions that both sequences of a pair are filled up to for `mean_padded`: the longest, rounded up to a multiple of 8 as the released
+/// code's collator does.
+pub fn padded_length(longest: usize) -> usize {
+    longest.next_multiple_of(8)
+}
+
 impl PackedBatch {
     /// Number of packed tokens (N).
     pub fn n_tokens(&self) -> usize {
@@ -69,6 +98,27 @@ impl PackedBatch {
 
     /// Appends one prompt and its responses; with `Shared` the prompt is one segment with a child per response.
     pub fn push_responses(&mut self, prompt: &[u32], responses: &[&[u32]], sharing: PromptSharing) -> Vec<SequenceSpan> {
+        self.push_padded_responses(prompt, responses, sharing, None)
+    }
+
+    /// Appends both answers of a preference pair behind its prompt. With a `pad_token` both sequences are filled up to
+    /// [`padded_length`] of the longer one.
+    pub fn push_pair(&mut self, pair: &EncodedPreference, layout: &Layout) -> PairSpans {
+        let responses = [&pair.chosen.tokens, &pair.rejected.tokens].map(Vec::as_slice);
+        let longest = pair.prompt.len() + responses[0].len().max(responses[1].len());
+        let padding = layout.pad_token.map(|token| (token, padded_length(longest)));
+        let mut spans = self.push_padded_responses(&pair.prompt, &responses, layout.sharing, padding);
+        let rejected = spans.remove(1);
+        PairSpans { chosen: spans.remove(0), rejected }
+    }
+
+    fn push_padded_responses(
+        &mut self,
+        prompt: &[u32],
+        responses: &[&[u32]],
+        sharing: PromptSharing,
+        padding: Option<(u32, usize)>,
+    ) -> Vec<SequenceSpan> {
         let mut shared = None;
         responses
             .iter()
@@ -78,9 +128,64 @@ impl PackedBatch {
                     _ => *shared.insert(self.push_segment(prompt, None, true)),
                 };
                 let response_segment = self.push_segment(response, Some(prompt_segment), true);
+                if let Some((token, length)) = padding {
+                    let n_padding = length.saturating_sub(prompt.len() + response.len());
+                    if n_padding > 0 {
+                        self.push_segment(&vec![token; n_padding], Some(response_segment), false);
+                    }
+                }
                 let response = self.segments[response_segment].rows.clone();
-                SequenceSpan { prompt: self.segments[prompt_segment].rows.clone(), padding: response.end..response.end, response }
+                let prompt = self.segments[prompt_segment].rows.clone();
+                SequenceSpan { prompt, padding: response.end..self.tokens.len(), response }
             })
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::encode::Response;
+
+    fn pair() -> EncodedPreference {
+        let response = |tokens: &[u32]| Response { tokens: tokens.to_vec(), n_end_tokens: 1 };
+        EncodedPreference { lang: "en".into(), prompt: vec![1, 2, 3], chosen: response(&[4, 5]), rejected: response(&[6, 7, 8, 9, 10, 11]) }
+    }
+
+    #[test]
+    fn a_shared_prompt_stands_once() {
+        let mut batch = PackedBatch::default();
+        let spans = batch.push_pair(&pair(), &Layout { sharing: PromptSharing::Shared, pad_token: None });
+        assert_eq!(batch.tokens, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]);
+        assert_eq!(batch.positions, [0, 1, 2, 3, 4, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(spans.chosen, SequenceSpan { prompt: 0..3, response: 3..5, padding: 5..5 });
+        assert_eq!(spans.rejected, SequenceSpan { prompt: 0..3, response: 5..11, padding: 11..11 });
+        assert_eq!(spans.rejected.predicting_rows().collect::<Vec<_>>(), [2, 5, 6, 7, 8, 9]);
+    }
+
+    #[test]
+    fn separate_prompts_stand_twice() {
+        let mut batch = PackedBatch::default();
+        let spans = batch.push_pair(&pair(), &Layout { sharing: PromptSharing::Separate, pad_token: None });
+        assert_eq!(batch.tokens, [1, 2, 3, 4, 5, 1, 2, 3, 6, 7, 8, 9, 10, 11]);
+        assert_eq!(spans.rejected, SequenceSpan { prompt: 5..8, response: 8..14, padding: 14..14 });
+    }
+
+    #[test]
+    fn padding_continues_behind_its_own_response() {
+        let mut batch = PackedBatch::default();
+        let spans = batch.push_pair(&pair(), &Layout { sharing: PromptSharing::Shared, pad_token: Some(0) });
+        // The longer sequence has 9 tokens, so both are filled up to 16.
+        assert_eq!(spans.chosen.padding.len(), 16 - 5);
+        assert_eq!(spans.rejected.padding.len(), 16 - 9);
+        for span in [&spans.chosen, &spans.rejected] {
+            let segment = batch.segments.iter().find(|segment| segment.rows == span.padding).unwrap();
+            assert!(!segment.sees_itself);
+            assert_eq!(batch.segments[segment.parent.unwrap()].rows, span.response);
+            assert_eq!(batch.positions[span.padding.end - 1], 15);
+            assert!(batch.tokens[span.padding.clone()].iter().all(|&token| token == 0));
+        }
+        let tiled: Vec<usize> = batch.segments.iter().flat_map(|segment| segment.rows.clone()).collect();
+        assert_eq!(tiled, (0..batch.n_tokens()).collect::<Vec<_>>());
     }
 }

@@ -6,7 +6,7 @@ mod read;
 mod write;
 
 pub use read::Checkpoint;
-pub use write::{TensorToSave, save};
+pub use write::{SavedFile, TensorToSave, save};
 
 use std::fmt;
 

@@ -4,6 +4,7 @@
 
 use super::SavedDtype;
 use super::read::{INDEX_FILE, SINGLE_FILE};
+use crate::digest::{Contents, HashingWriter};
 use anyhow::{Context, Result, bail, ensure};
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
@@ -11,7 +12,7 @@ use safetensors::tensor::{Metadata, TensorInfo};
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Elements converted at a time (by all cores) before they are written.
 const BUFFER_ELEMENTS: usize = 4 << 20;
@@ -34,13 +35,20 @@ impl TensorToSave<'_> {
     }
 }
 
+/// A file that was written: its name in the folder, and what went into it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SavedFile {
+    pub name: String,
+    pub contents: Contents,
+}
+
 /// Writes `tensors` into `dir`, in files of at most `max_shard_bytes` of data (a larger tensor has a file of its own), each synced to disk.
 ///
-/// The folder must hold no weights yet. Returns the files written. NaN and infinity are written as they are.
+/// The folder must hold no weights yet. NaN and infinity are written as they are.
 ///
 /// # Errors
 /// When a finite value is too large for f16, and whatever the disk says.
-pub fn save(dir: &Path, tensors: &[TensorToSave<'_>], max_shard_bytes: u64) -> Result<Vec<PathBuf>> {
+pub fn save(dir: &Path, tensors: &[TensorToSave<'_>], max_shard_bytes: u64) -> Result<Vec<SavedFile>> {
     for tensor in tensors {
         ensure!(
             tensor.shape.iter().product::<usize>() == tensor.values.len(),
@@ -53,24 +61,21 @@ pub fn save(dir: &Path, tensors: &[TensorToSave<'_>], max_shard_bytes: u64) -> R
     let shards = split_into_shards(tensors, max_shard_bytes);
     let mut buffer = Vec::new();
     if let [shard] = &shards[..] {
-        let path = dir.join(SINGLE_FILE);
-        write_shard(&path, shard, &mut buffer)?;
-        return Ok(vec![path]);
+        return Ok(vec![write_shard(dir, SINGLE_FILE.into(), shard, &mut buffer)?]);
     }
     let mut files = Vec::new();
     let mut weight_map = BTreeMap::new();
     for (i, shard) in shards.iter().enumerate() {
         let file = format!("model-{:05}-of-{:05}.safetensors", i + 1, shards.len());
-        write_shard(&dir.join(&file), shard, &mut buffer)?;
         weight_map.extend(shard.iter().map(|tensor| (tensor.name, file.clone())));
-        files.push(dir.join(file));
+        files.push(write_shard(dir, file, shard, &mut buffer)?);
     }
     let total_size: usize = tensors.iter().map(TensorToSave::n_bytes).sum();
     let index = serde_json::json!({ "metadata": { "total_size": total_size }, "weight_map": weight_map });
     let path = dir.join(INDEX_FILE);
-    let mut file = create(&path)?;
-    file.write_all(format!("{index:#}\n").as_bytes()).and_then(|()| file.sync_all()).with_context(|| cannot_write(&path))?;
-    files.push(path);
+    let mut file = HashingWriter::new(create(&path)?);
+    file.write_all(format!("{index:#}\n").as_bytes()).with_context(|| cannot_write(&path))?;
+    files.push(finish(file, &path, INDEX_FILE.into())?);
     Ok(files)
 }
 
@@ -93,11 +98,12 @@ fn split_into_shards<'a>(tensors: &[TensorToSave<'a>], max_shard_bytes: u64) -> 
     shards
 }
 
-fn write_shard(path: &Path, tensors: &[TensorToSave<'_>], buffer: &mut Vec<u8>) -> Result<()> {
+fn write_shard(dir: &Path, name: String, tensors: &[TensorToSave<'_>], buffer: &mut Vec<u8>) -> Result<SavedFile> {
+    let path = &dir.join(&name);
     // Wider elements first, then by name: the format's own order, which keeps every tensor aligned.
     let mut tensors = tensors.to_vec();
     tensors.sort_by_key(|tensor| (std::cmp::Reverse(tensor.dtype.n_bytes()), tensor.name));
-    let mut file = create(path)?;
+    let mut file = HashingWriter::new(create(path)?);
     file.write_all(&header(&tensors)?).with_context(|| cannot_write(path))?;
     for tensor in &tensors {
         for values in tensor.values.chunks(BUFFER_ELEMENTS) {
@@ -105,7 +111,13 @@ fn write_shard(path: &Path, tensors: &[TensorToSave<'_>], buffer: &mut Vec<u8>) 
             file.write_all(buffer).with_context(|| cannot_write(path))?;
         }
     }
-    file.sync_all().with_context(|| cannot_write(path))
+    finish(file, path, name)
+}
+
+fn finish(file: HashingWriter<File>, path: &Path, name: String) -> Result<SavedFile> {
+    let (file, contents) = file.finish();
+    file.sync_all().with_context(|| cannot_write(path))?;
+    Ok(SavedFile { name, contents })
 }
 
 /// The length of the JSON and the JSON, padded so that the data starts at a multiple of 8 bytes.

@@ -1,0 +1,75 @@
+//! What a path in a configuration is: something built in, an address, a hub id, or a file or folder, which is then stored absolute.
+
+use super::RunConfig;
+use anyhow::{Context, Result};
+use std::path::Path;
+
+/// `data.template`: the template that the model's own files carry.
+pub(crate) const CHECKPOINT_TEMPLATE: &str = "checkpoint";
+
+/// `data.template`: the templates inside the binary, as the released code has them.
+pub(crate) const BUILTIN_TEMPLATES: [&str; 3] = ["llama3.1", "gemma", "qwen"];
+
+/// Whether `path` names something inside the binary (`builtin:tiny`).
+pub(crate) fn is_builtin(path: &str) -> bool {
+    path.starts_with("builtin:")
+}
+
+/// Whether `path` is an address (`https://…`).
+pub(crate) fn is_address(path: &str) -> bool {
+    path.contains("://")
+}
+
+/// Whether `path` is a hub id: it has the form `name/name`, and nothing of that name exists here.
+pub fn is_hub_id(path: &str) -> bool {
+    let is_name = |part: &str| {
+        !part.is_empty() && !part.starts_with('.') && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
+    };
+    matches!(path.split_once('/'), Some((owner, name)) if is_name(owner) && is_name(name)) && !Path::new(path).exists()
+}
+
+/// Makes every file and folder absolute, so that the stored configuration means the same from any folder.
+///
+/// # Errors
+/// The current folder cannot be read, or its name is not UTF-8 and could not be written to a TOML file.
+pub(crate) fn make_absolute(config: &mut RunConfig) -> Result<()> {
+    let named = [Some(&mut config.model.path), config.reference.path.as_mut(), Some(&mut config.data.path), config.eval.path.as_mut()];
+    for path in named.into_iter().flatten() {
+        if !is_builtin(path) && !is_address(path) && !is_hub_id(path) && !path.is_empty() {
+            *path = absolute(path)?;
+        }
+    }
+    if is_template_file(&config.data.template) {
+        config.data.template = absolute(&config.data.template)?;
+    }
+    if let Some(dir) = config.output.dir.to_str().filter(|dir| !dir.is_empty()) {
+        config.output.dir = absolute(dir)?.into();
+    }
+    Ok(())
+}
+
+/// Whether `template` is neither the checkpoint's nor a built-in one.
+pub(crate) fn is_template_file(template: &str) -> bool {
+    template != CHECKPOINT_TEMPLATE && !BUILTIN_TEMPLATES.contains(&template)
+}
+
+fn absolute(path: &str) -> Result<String> {
+    let absolute = std::path::absolute(path).with_context(|| format!("`{path}` cannot be made absolute"))?;
+    let text = absolute.to_str().with_context(|| format!("the folder's name is not UTF-8: {}", absolute.display()))?;
+    Ok(text.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hub_id_is_two_names_and_no_folder() {
+        assert!(is_hub_id("google/gemma-2-9b-it") && is_hub_id("Qwen/Qwen2.5-7B-Instruct"));
+        for path in ["./models/tiny", "models", "../tiny", "/models/tiny", "a/b/c", "~/models", "a/", "https://a.b/c", "builtin:tiny"] {
+            assert!(!is_hub_id(path), "{path}");
+        }
+        // Tests run in the package's folder: this one exists.
+        assert!(!is_hub_id("src/config"));
+    }
+}

@@ -1,0 +1,70 @@
+//! What is wrong with a configuration, and where: every problem of a run is listed at once.
+
+use std::fmt;
+
+/// Where a value was set.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Place {
+    /// A line of the TOML text, counted from 1.
+    Line { origin: String, line: usize },
+    /// The command line: its index there, and what was typed, as in `--set train.epochs=2`.
+    Argument { index: usize, typed: String },
+    /// Nowhere: it should have been set.
+    Nowhere { origin: String },
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Line { origin, line } => write!(f, "{origin}:{line}"),
+            Self::Argument { typed, .. } => write!(f, "{typed}"),
+            Self::Nowhere { origin } => write!(f, "{origin}"),
+        }
+    }
+}
+
+/// One problem: where, what, and what would be right. Ordered as the user reads: file from the top, then the command line, then what is missing.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Problem {
+    pub(crate) place: Place,
+    pub(crate) message: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.place, self.message)
+    }
+}
+
+/// Every problem of a configuration. The command exits with status 2 on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigError {
+    problems: Vec<Problem>,
+}
+
+impl ConfigError {
+    pub(crate) fn new(mut problems: Vec<Problem>) -> Self {
+        problems.sort();
+        problems.dedup();
+        Self { problems }
+    }
+
+    /// In reading order, at least one.
+    pub fn problems(&self) -> &[Problem] {
+        &self.problems
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.problems.as_slice() {
+            [problem] => write!(f, "{problem}"),
+            problems => {
+                write!(f, "{} problems in the configuration", problems.len())?;
+                problems.iter().try_for_each(|problem| write!(f, "\n  {problem}"))
+            }
+        }
+    }
+}
+
+impl std::error::Error for ConfigError {}

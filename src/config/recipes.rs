@@ -1,0 +1,70 @@
+//! The recipes inside the binary: an installed `mpo` trains without a checkout.
+
+use super::keys::{list, nearest};
+use super::problems::{ConfigError, Place, Problem};
+use anyhow::{Context, Result};
+use std::path::Path;
+
+/// A recipe inside the binary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Recipe {
+    /// As `--config` takes it: `llama31.toml`, `official/llama31.toml`.
+    pub name: &'static str,
+    /// The file.
+    pub text: &'static str,
+}
+
+/// All of them, the first to try first.
+pub const RECIPES: [Recipe; 7] = [
+    Recipe { name: "smoke.toml", text: include_str!("../../configs/smoke.toml") },
+    Recipe { name: "llama31.toml", text: include_str!("../../configs/llama31.toml") },
+    Recipe { name: "gemma2.toml", text: include_str!("../../configs/gemma2.toml") },
+    Recipe { name: "qwen25.toml", text: include_str!("../../configs/qwen25.toml") },
+    Recipe { name: "official/llama31.toml", text: include_str!("../../configs/official/llama31.toml") },
+    Recipe { name: "official/gemma2.toml", text: include_str!("../../configs/official/gemma2.toml") },
+    Recipe { name: "official/qwen25.toml", text: include_str!("../../configs/official/qwen25.toml") },
+];
+
+impl Recipe {
+    /// The file's first line, without the comment sign.
+    pub fn description(&self) -> &'static str {
+        self.text.lines().next().unwrap_or_default().trim_start_matches('#').trim()
+    }
+}
+
+/// The built-in recipe of that name, with or without `.toml`.
+///
+/// # Errors
+/// [`ConfigError`] with the names there are.
+pub fn find(name: &str) -> Result<Recipe> {
+    let wanted = name.strip_suffix(".toml").unwrap_or(name);
+    let found = RECIPES.into_iter().find(|recipe| recipe.name.strip_suffix(".toml") == Some(wanted));
+    found.ok_or_else(|| not_found(name, "no built-in recipe of that name").into())
+}
+
+/// A configuration's text, and what problems call it.
+pub(crate) struct Text {
+    pub text: String,
+    pub origin: String,
+}
+
+/// The file `source` if there is one, else the built-in recipe of that name.
+///
+/// # Errors
+/// [`ConfigError`] with the names there are; an unreadable file.
+pub(crate) fn read(source: &str) -> Result<Text> {
+    let path = Path::new(source);
+    if path.is_file() {
+        let text = std::fs::read_to_string(path).with_context(|| format!("`{source}` cannot be read as UTF-8 text"))?;
+        return Ok(Text { text, origin: source.into() });
+    }
+    let recipe = find(source).map_err(|_| not_found(source, "no such file, and no built-in recipe of that name"))?;
+    Ok(Text { text: recipe.text.into(), origin: format!("{} (built in)", recipe.name) })
+}
+
+fn not_found(name: &str, what: &str) -> ConfigError {
+    let names = RECIPES.map(|recipe| recipe.name);
+    let meant = nearest(name, names.map(str::to_string)).map_or(String::new(), |meant| format!("; did you mean `{meant}`?"));
+    let message = format!("{what}{meant} Built in: {}", list(&names));
+    ConfigError::new(vec![Problem { place: Place::Nowhere { origin: name.into() }, message }])
+}

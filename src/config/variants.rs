@@ -1,0 +1,156 @@
+//! The choices of the configuration: each enum is one key's list of allowed words, spelled in the TOML as in `snake_case`.
+
+use serde::{Deserialize, Serialize};
+
+/// `model.dtype`: the type of matrix inputs. Accumulation and master weights are f32 either way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ComputeDtype {
+    /// 32-bit floats.
+    F32,
+    /// bfloat16: half the memory, 8 bits of precision.
+    Bf16,
+}
+
+/// `data.format`: how a row is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DataFormat {
+    /// Told from the first row.
+    Auto,
+    /// One JSON object a line with `dominant` and `target`.
+    Parallel,
+    /// The released MPO data: ShareGPT-like, `source_*` and `target_*`.
+    Llamafactory,
+}
+
+/// `data.end_of_response`: what is appended to a response and counted with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EndOfResponse {
+    /// Everything that the chat template renders after the content.
+    Template,
+    /// The tokenizer's end-of-sequence token alone.
+    EosToken,
+}
+
+/// `data.on_overlong`: what becomes of a row longer than `data.max_tokens`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnOverlong {
+    /// The longer response is cut and keeps its end of turn; the prompt is never cut.
+    Truncate,
+    /// The released code's budget, which may cut the prompt and loses the end of the turn.
+    Released,
+    /// The row is left out and reported.
+    Drop,
+    /// The run does not start.
+    Error,
+}
+
+/// `objective.kind`: the loss. Adding one takes its file in `objective/` and an arm in the matches below.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ObjectiveKind {
+    /// Multilingual reward gap optimisation, arXiv 2505.16869.
+    Mpo,
+}
+
+impl ObjectiveKind {
+    /// The retention that runs beside this objective when `retention.kind` is not set: the paper's for `mpo`, none for any other.
+    pub fn default_retention(self) -> RetentionKind {
+        match self {
+            Self::Mpo => RetentionKind::Hidden,
+        }
+    }
+}
+
+/// `objective.gap`: how two log-probabilities make a reward gap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Gap {
+    /// Each log-probability divided by its own number of response tokens (the paper).
+    LengthNormalized,
+    /// Plain sums, as in DPO; gradients are about the squared length larger.
+    Sum,
+}
+
+/// `objective.gap_target`: whose dominant gap the target gap is pulled to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GapTarget {
+    /// The frozen reference's (the paper).
+    Reference,
+    /// The policy's own, without gradient (the paper's App. H.3: unstable, worse).
+    Policy,
+}
+
+/// `retention.kind`: what keeps the dominant language where it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RetentionKind {
+    /// Squared distance of hidden states after the final norm (the paper).
+    Hidden,
+    /// KL(reference || policy) on the dominant responses' tokens (ablation).
+    Kl,
+    /// No such term.
+    None,
+}
+
+/// `retention.pooling`: which hidden state stands for a sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pooling {
+    /// The response's last token (our reading of the paper's "last token").
+    Last,
+    /// The token before the end of the turn.
+    LastContent,
+    /// The prompt's last token.
+    LastPrompt,
+    /// The mean over the sequence's own positions.
+    Mean,
+    /// The mean over the padded row, as the released code computes it.
+    MeanPadded,
+}
+
+/// `retention.reduction`: from a difference of hidden states to a number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reduction {
+    /// The squared norm, as the formula is printed.
+    Sum,
+    /// The squared norm divided by the hidden size, as the authors computed it.
+    Mean,
+}
+
+/// `optimizer.kind`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OptimizerKind {
+    /// Adam with decoupled weight decay, as in PyTorch.
+    Adamw,
+}
+
+/// `schedule.kind`: the learning rate after the warm-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ScheduleKind {
+    /// Stays at `optimizer.lr`.
+    Constant,
+    /// Falls on a line to `min_lr_ratio` times `optimizer.lr` at the last step.
+    Linear,
+    /// Falls on half a cosine to `min_lr_ratio` times `optimizer.lr` at the last step.
+    Cosine,
+}
+
+/// `output.dtype`: the type of the weights that are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OutputDtype {
+    /// Each tensor's type in the checkpoint that training started from.
+    Checkpoint,
+    /// 32-bit floats.
+    F32,
+    /// bfloat16.
+    Bf16,
+}

@@ -1,0 +1,194 @@
+//! L2, the retention term: hold the policy's dominant-language representation where the reference has it (arXiv 2505.16869).
+//!
+//! ```text
+//! L2 = mean over the 2B dominant sequences (chosen and rejected) of B rows of || h(policy) - h(reference) ||^2
+//! ```
+//!
+//! h is the final-norm hidden state, pooled over some positions of the sequence; every [`Pooling`] is a mean over a set of rows, and only
+//! the set differs. [`Reduction::Sum`] is the formula as printed, [`Reduction::Mean`] divides by the hidden size, as the released code does.
+//! The `kl` kind compares next-token distributions instead ([`kl_divergence`]).
+
+use crate::config::{Pooling, Reduction};
+use crate::data::batch::SequenceSpan;
+
+/// The packed rows whose hidden states are averaged into h, in order. `n_end_tokens` of the response's last tokens end the turn.
+///
+/// A response without content has its end-of-turn right behind the prompt, so its "last content" token is the prompt's last.
+pub fn pooled_rows(pooling: Pooling, span: &SequenceSpan, n_end_tokens: usize) -> Vec<usize> {
+    let sequence = || span.prompt.clone().chain(span.response.clone());
+    match pooling {
+        Pooling::Last => sequence().next_back().into_iter().collect(),
+        Pooling::LastContent => sequence().rev().nth(n_end_tokens.min(span.response.len())).into_iter().collect(),
+        Pooling::LastPrompt => span.prompt.clone().next_back().into_iter().collect(),
+        Pooling::Mean => sequence().collect(),
+        Pooling::MeanPadded => sequence().chain(span.padding.clone()).collect(),
+    }
+}
+
+/// Mean of `rows` of `hidden_ND` (N rows of `hidden_size` values), summed in f64 in the order of `rows`.
+pub fn pool(hidden_ND: &[f32], hidden_size: usize, rows: &[usize]) -> Vec<f32> {
+    let mut sum_D = vec![0.0f64; hidden_size];
+    for row in rows {
+        let state_D = &hidden_ND[row * hidden_size..][..hidden_size];
+        sum_D.iter_mut().zip(state_D).for_each(|(sum, &value)| *sum += f64::from(value));
+    }
+    sum_D.into_iter().map(|sum| (sum / rows.len() as f64) as f32).collect()
+}
+
+/// The backward of [`pool`]: adds `d_pooled_D / rows.len()` to each of `rows` of `d_hidden_ND`.
+pub fn pool_backward(d_pooled_D: &[f64], rows: &[usize], d_hidden_ND: &mut [f32]) {
+    let hidden_size = d_pooled_D.len();
+    for row in rows {
+        let d_state_D = &mut d_hidden_ND[row * hidden_size..][..hidden_size];
+        d_state_D.iter_mut().zip(d_pooled_D).for_each(|(d, &d_pooled)| *d += (d_pooled / rows.len() as f64) as f32);
+    }
+}
+
+/// `|| h(policy) - h(reference) ||^2`, divided by the hidden size for [`Reduction::Mean`]. One sequence's part of L2, before the mean over sequences.
+pub fn distance(policy_D: &[f32], reference_D: &[f32], reduction: Reduction) -> f64 {
+    let squares = policy_D.iter().zip(reference_D).map(|(&p, &r)| (f64::from(p) - f64::from(r)).powi(2));
+    squares.sum::<f64>() / divisor(policy_D.len(), reduction)
+}
+
+/// d [`distance`] / d policy, times `scale` (the weight of the sequence in the loss).
+pub fn distance_backward(policy_D: &[f32], reference_D: &[f32], reduction: Reduction, scale: f64) -> Vec<f64> {
+    let factor = 2.0 * scale / divisor(policy_D.len(), reduction);
+    policy_D.iter().zip(reference_D).map(|(&p, &r)| factor * (f64::from(p) - f64::from(r))).collect()
+}
+
+fn divisor(hidden_size: usize, reduction: Reduction) -> f64 {
+    match reduction {
+        Reduction::Sum => 1.0,
+        Reduction::Mean => hidden_size as f64,
+    }
+}
+
+/// Weight of one dominant sequence in L2 that `n_sharing` of the batch's `n_rows` rows share: it counts once for each of them.
+pub fn sequence_weight(n_sharing: usize, n_rows: usize) -> f64 {
+    n_sharing as f64 / (2 * n_rows) as f64
+}
+
+/// `KL(reference || policy)` of one position's next-token distributions, nats, from logits of equal length.
+pub fn kl_divergence(reference_V: &[f32], policy_V: &[f32]) -> f64 {
+    let (reference_norm, policy_norm) = (log_sum_exp(reference_V), log_sum_exp(policy_V));
+    let terms = reference_V.iter().zip(policy_V).map(|(&r, &p)| {
+        let (log_reference, log_policy) = (f64::from(r) - reference_norm, f64::from(p) - policy_norm);
+        log_reference.exp() * (log_reference - log_policy)
+    });
+    terms.sum()
+}
+
+/// d [`kl_divergence`] / d policy logits, times `scale`: `scale * (softmax(policy) - softmax(reference))`.
+pub fn kl_divergence_backward(reference_V: &[f32], policy_V: &[f32], scale: f64, d_policy_V: &mut [f32]) {
+    let (reference_norm, policy_norm) = (log_sum_exp(reference_V), log_sum_exp(policy_V));
+    for ((&r, &p), d) in reference_V.iter().zip(policy_V).zip(d_policy_V) {
+        *d = (scale * ((f64::from(p) - policy_norm).exp() - (f64::from(r) - reference_norm).exp())) as f32;
+    }
+}
+
+fn log_sum_exp(logits_V: &[f32]) -> f64 {
+    let max = logits_V.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let max = f64::from(max);
+    max + logits_V.iter().map(|&logit| (f64::from(logit) - max).exp()).sum::<f64>().ln()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Prompt rows 0..4, response rows 10..13 (another response stands between), padding 20..22.
+    fn span() -> SequenceSpan {
+        SequenceSpan { prompt: 0..4, response: 10..13, padding: 20..22 }
+    }
+
+    #[test]
+    fn each_pooling_takes_its_rows() {
+        let rows = |pooling, n_end_tokens| pooled_rows(pooling, &span(), n_end_tokens);
+        assert_eq!(rows(Pooling::Last, 1), [12]);
+        assert_eq!(rows(Pooling::LastContent, 0), [12]);
+        assert_eq!(rows(Pooling::LastContent, 2), [10]);
+        assert_eq!(rows(Pooling::LastContent, 3), [3], "no content: the token before the end-of-turn is the prompt's last");
+        assert_eq!(rows(Pooling::LastPrompt, 1), [3]);
+        assert_eq!(rows(Pooling::Mean, 1), [0, 1, 2, 3, 10, 11, 12]);
+        assert_eq!(rows(Pooling::MeanPadded, 1), [0, 1, 2, 3, 10, 11, 12, 20, 21]);
+    }
+
+    #[test]
+    fn pool_is_the_mean_and_its_backward_shares_the_gradient() {
+        let hidden_ND = [1.0, 2.0, 3.0, 4.0, 50.0, 60.0];
+        assert_eq!(pool(&hidden_ND, 2, &[0, 1]), [2.0, 3.0]);
+        assert_eq!(pool(&hidden_ND, 2, &[2]), [50.0, 60.0]);
+        let mut d_hidden_ND = [0.5; 6];
+        pool_backward(&[4.0, -2.0], &[0, 2], &mut d_hidden_ND);
+        assert_eq!(d_hidden_ND, [2.5, -0.5, 0.5, 0.5, 2.5, -0.5]);
+    }
+
+    #[test]
+    fn distance_by_hand() {
+        let (policy, reference) = ([1.0, -2.0, 0.0, 3.0], [0.0, 2.0, 0.0, 3.0]);
+        assert_eq!(distance(&policy, &reference, Reduction::Sum), 17.0);
+        assert_eq!(distance(&policy, &reference, Reduction::Mean), 4.25);
+        assert_eq!(distance_backward(&policy, &reference, Reduction::Sum, 1.0), [2.0, -8.0, 0.0, 0.0]);
+        assert_eq!(distance_backward(&policy, &reference, Reduction::Mean, 2.0), [1.0, -4.0, 0.0, 0.0]);
+        assert_eq!(distance(&policy, &policy, Reduction::Sum), 0.0);
+        assert!(distance_backward(&policy, &policy, Reduction::Sum, 1.0).iter().all(|&d| d == 0.0));
+    }
+
+    #[test]
+    fn a_shared_sequence_counts_once_for_each_row() {
+        // Three rows, two of which share their pair: 2 * (2/6) + 2 * (1/6) = 1.
+        assert_eq!(2.0 * sequence_weight(2, 3) + 2.0 * sequence_weight(1, 3), 1.0);
+    }
+
+    #[test]
+    fn kl_by_hand() {
+        // Reference (1/2, 1/2), policy (1/4, 3/4): KL = ln 2 - (ln 3) / 2.
+        let (reference, policy) = ([0.0, 0.0], [0.0, 3f32.ln()]);
+        let expected = 2f64.ln() - 3f64.ln() / 2.0;
+        assert!((kl_divergence(&reference, &policy) - expected).abs() < 1e-7);
+        // A shift of all logits changes nothing; KL is positive, zero between equals, and not symmetric.
+        assert!((kl_divergence(&[7.0, 7.0], &policy) - expected).abs() < 1e-7);
+        assert!(kl_divergence(&policy, &reference) > 0.0);
+        assert_ne!(kl_divergence(&policy, &reference), kl_divergence(&reference, &policy));
+        let logits = [0.3, -70.0, 1e4, 9999.5];
+        assert_eq!(kl_divergence(&logits, &logits), 0.0);
+        let mut gradient = [1.0; 4];
+        kl_divergence_backward(&logits, &logits, 1.0, &mut gradient);
+        assert_eq!(gradient, [0.0; 4]);
+    }
+
+    #[test]
+    fn kl_derivative_agrees_with_finite_differences() {
+        let (reference, policy) = ([0.5f32, -1.0, 2.0, 0.25], [1.5f32, 0.5, -0.5, 0.125]);
+        let mut gradient = [0.0; 4];
+        kl_divergence_backward(&reference, &policy, 3.0, &mut gradient);
+        let step = 1.0 / 1024.0;
+        for i in 0..4 {
+            let shifted = |by: f32| {
+                let mut logits = policy;
+                logits[i] += by;
+                kl_divergence(&reference, &logits)
+            };
+            let numeric = 3.0 * (shifted(step) - shifted(-step)) / (2.0 * f64::from(step));
+            assert!((f64::from(gradient[i]) - numeric).abs() < 1e-6, "{i}: {} {numeric}", gradient[i]);
+        }
+    }
+
+    #[test]
+    fn distance_derivative_agrees_with_finite_differences() {
+        let (policy, reference) = ([0.5f32, -1.0, 2.0], [1.5f32, 0.5, -0.5]);
+        for reduction in [Reduction::Sum, Reduction::Mean] {
+            let gradient = distance_backward(&policy, &reference, reduction, 0.25);
+            for i in 0..3 {
+                let shifted = |by: f32| {
+                    let mut state = policy;
+                    state[i] += by;
+                    0.25 * distance(&state, &reference, reduction)
+                };
+                let step = 1.0 / 1024.0;
+                let numeric = (shifted(step) - shifted(-step)) / (2.0 * f64::from(step));
+                assert!((gradient[i] - numeric).abs() < 1e-9, "{reduction:?} {i}: {} {numeric}", gradient[i]);
+            }
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! Frozen-reference scores: a column of the data set, never a second model in the loop.
+//!
+//! Each distinct dominant pair is scored once, before training: the summed log-probabilities of both responses (RG_d) and the states that
+//! retention compares with. A sequence's scores depend on its tokens and on the frozen weights alone, so each is kept on disk under a hash
+//! of all that it depends on ([`Provenance`]): in a cache that runs share, and in the run's own folder, so that a resume needs nothing else.
+
+mod entry;
+mod head;
+mod key;
+
+pub use head::FrozenHead;
+pub use key::{ENGINE_VERSION, Provenance, weights_digest};
+
+use crate::data::encode::EncodedPreference;
+use crate::files::write_atomically;
+use crate::model::decoder::Decoder;
+use crate::objective::PairScores;
+use crate::progress::Progress;
+use crate::scoring::{self, KeptStates, ScoredPair, ScoredSequence};
+use anyhow::{Context, Result, bail, ensure};
+use head::SavedHead;
+use serde::{Deserialize, Serialize};
+use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Tokens of one packed forward: enough to keep the matrix products busy, little enough to need no memory to speak of.
+const TOKENS_PER_FORWARD: usize = 2048;
+
+const MANIFEST: &str = "manifest.json";
+
+/// Where entries are kept. Either may be absent.
+#[derive(Debug, Clone, Default)]
+pub struct Folders {
+    /// The run's own copy, `OUT/reference`: it must be writable.
+    pub run: Option<PathBuf>,
+    /// Shared by all runs ([`shared_folder`]). A convenience: when it cannot be written the scores are used all the same.
+    pub shared: Option<PathBuf>,
+}
+
+/// What scoring found and did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ScoringReport {
+    /// Distinct pairs.
+    pub n_pairs: usize,
+    /// Of these, how many had to be computed.
+    pub n_scored: usize,
+    /// Each damaged entry that was met and replaced, with what was wrong.
+    pub damaged: Vec<String>,
+    /// Why the shared cache could not be written, the first time that it failed.
+    pub cache_error: Option<String>,
+}
+
+/// Scores of a set of preference pairs under one frozen model.
+#[derive(Debug, Clone)]
+pub struct FrozenScores {
+    manifest: Manifest,
+    /// Present for [`KeptStates::Predicting`].
+    head: Option<FrozenHead>,
+    sequences: HashMap<String, ScoredSequence>,
+    folders: Folders,
+}
+
+/// Stands beside the entries of a run, so that they can be found again without the frozen weights.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Manifest {
+    provenance: Provenance,
+    hidden_size: usize,
+    head: Option<SavedHead>,
+}
+
+impl FrozenScores {
+    /// Reads the scores of `pairs` from `folders`, computes the missing ones with `model`, whose `provenance` it is, and writes them as they come.
+    pub fn score(model: &Decoder, pairs: &[&EncodedPreference], provenance: Provenance, folders: Folders) -> Result<(Self, ScoringReport)> {
+        let head = (provenance.states == KeptStates::Predicting).then(|| FrozenHead::of(model)).transpose()?;
+        let manifest = Manifest { provenance, hidden_size: model.description().hidden_size, head: None };
+        let mut scores = Self { manifest, head, sequences: HashMap::new(), folders };
+        let mut report = ScoringReport::default();
+        if let Some(run) = &scores.folders.run {
+            scores.manifest.head = scores.head.as_ref().map(|head| head.save(run)).transpose()?;
+            write_atomically(&run.join(MANIFEST), &serde_json::to_vec_pretty(&scores.manifest)?)?;
+        }
+
+        let mut missing = Vec::new();
+        for (pair, keys) in scores.distinct(pairs)? {
+            report.n_pairs += 1;
+            let [chosen, rejected] = keys;
+            let found = [scores.find(chosen, &mut report)?, scores.find(rejected, &mut report)?];
+            if found != [true, true] {
+                missing.push(pair);
+            }
+        }
+        report.n_scored = missing.len();
+        let progress = Progress::new("reference scores", missing.iter().map(|pair| n_tokens(pair)).sum());
+        for packed in split_by_tokens(&missing) {
+            scores.compute(model, packed, &mut report)?;
+            progress.advance(packed.iter().map(|pair| n_tokens(pair)).sum());
+        }
+        Ok((scores, report))
+    }
+
+    /// Reads the scores of `pairs` that a run wrote to `run` (its `reference` folder). Fails, naming the entry, when one is missing or damaged:
+    /// then the frozen model is needed again.
+    pub fn open(run: &Path, pairs: &[&EncodedPreference], states: KeptStates) -> Result<Self> {
+        let path = run.join(MANIFEST);
+        let text = fs::read(&path).with_context(|| format!("cannot read `{}`", path.display()))?;
+        let manifest: Manifest = serde_json::from_slice(&text).with_context(|| format!("`{}` is damaged", path.display()))?;
+        let kept = manifest.provenance.states;
+        ensure!(kept == states, "`{}` holds scores for another retention: {kept:?}, not {states:?}", run.display());
+        let folders = Folders { run: Some(run.to_owned()), shared: None };
+        let head = manifest.head.as_ref().map(|head| FrozenHead::open(run, head, manifest.hidden_size, manifest.provenance.dtype));
+        let mut scores = Self { head: head.transpose()?, manifest, sequences: HashMap::new(), folders };
+        for (_, keys) in scores.distinct(pairs)? {
+            for key in keys {
+                match entry::read(run, &key, scores.manifest.hidden_size)? {
+                    Some(sequence) => scores.sequences.insert(key, sequence),
+                    None => bail!("`{}` is missing", entry::path(run, &key).display()),
+                };
+            }
+        }
+        Ok(scores)
+    }
+
+    /// What the scores depend on.
+    pub fn provenance(&self) -> &Provenance {
+        &self.manifest.provenance
+    }
+
+    /// Values of one kept state.
+    pub fn hidden_size(&self) -> usize {
+        self.manifest.hidden_size
+    }
+
+    /// The scored sequences of `pair`: chosen, then rejected.
+    pub fn pair(&self, pair: &EncodedPreference) -> Result<[&ScoredSequence; 2]> {
+        let [chosen, rejected] = self.provenance().keys(pair)?;
+        match (self.sequences.get(&chosen), self.sequences.get(&rejected)) {
+            (Some(chosen), Some(rejected)) => Ok([chosen, rejected]),
+            _ => bail!("a preference pair ({}, prompt of {} tokens) has no reference score", pair.lang, pair.prompt.len()),
+        }
+    }
+
+    /// The frozen model's head, kept for [`KeptStates::Predicting`].
+    pub fn head(&self) -> Result<&FrozenHead> {
+        self.head.as_ref().context("the reference's head was not kept: it is for `kl` retention only")
+    }
+
+    /// Log-probabilities of both responses of `pair`.
+    pub fn pair_scores(&self, pair: &EncodedPreference) -> Result<PairScores> {
+        let [chosen, rejected] = self.pair(pair)?;
+        Ok(PairScores { chosen: chosen.score, rejected: rejected.score })
+    }
+
+    /// Computes the scores of `pair` anew with the frozen `model` and replaces what was kept of them.
+    pub fn rescore(&mut self, model: &Decoder, pair: &EncodedPreference) -> Result<()> {
+        self.compute(model, &[pair], &mut ScoringReport::default())
+    }
+
+    /// The distinct ones of `pairs` with the keys of their sequences, in order of first appearance.
+    fn distinct<'a>(&self, pairs: &[&'a EncodedPreference]) -> Result<Vec<(&'a EncodedPreference, [String; 2])>> {
+        let mut seen = HashSet::new();
+        let mut distinct = Vec::new();
+        for &pair in pairs {
+            let keys = self.provenance().keys(pair)?;
+            if seen.insert(keys.clone()) {
+                distinct.push((pair, keys));
+            }
+        }
+        Ok(distinct)
+    }
+
+    /// Takes the entry from the run's folder or from the shared one; whether there was one. A damaged entry counts as none.
+    fn find(&mut self, key: String, report: &mut ScoringReport) -> Result<bool> {
+        if self.sequences.contains_key(&key) {
+            return Ok(true);
+        }
+        for folder in [self.folders.run.clone(), self.folders.shared.clone()].into_iter().flatten() {
+            match entry::read(&folder, &key, self.manifest.hidden_size) {
+                Ok(Some(sequence)) => return self.keep(key, sequence, report).map(|()| true),
+                Ok(None) => (),
+                Err(error) => report.damaged.push(format!("{error:#}")),
+            }
+        }
+        Ok(false)
+    }
+
+    fn compute(&mut self, model: &Decoder, pairs: &[&EncodedPreference], report: &mut ScoringReport) -> Result<()> {
+        let Provenance { states, pad_token, .. } = *self.provenance();
+        for (pair, ScoredPair { chosen, rejected }) in pairs.iter().zip(scoring::score(model, pairs, states, pad_token)?) {
+            let [chosen_key, rejected_key] = self.provenance().keys(pair)?;
+            self.keep(chosen_key, chosen, report)?;
+            self.keep(rejected_key, rejected, report)?;
+        }
+        Ok(())
+    }
+
+    /// Keeps an entry in memory and in every folder that does not hold the very same one.
+    fn keep(&mut self, key: String, sequence: ScoredSequence, report: &mut ScoringReport) -> Result<()> {
+        let hidden_size = self.manifest.hidden_size;
+        let stale = |folder: &Path| !matches!(entry::read(folder, &key, hidden_size), Ok(Some(kept)) if kept == sequence);
+        if let Some(run) = self.folders.run.as_deref().filter(|folder| stale(folder)) {
+            entry::write(run, &key, &sequence, hidden_size)?;
+        }
+        if let Some(shared) = self.folders.shared.as_deref().filter(|folder| stale(folder))
+            && let Err(error) = entry::write(shared, &key, &sequence, hidden_size)
+        {
+            report.cache_error.get_or_insert_with(|| format!("{error:#}"));
+        }
+        self.sequences.insert(key, sequence);
+        Ok(())
+    }
+}
+
+/// The folder that runs share: `reference` in `$MPO_CACHE`, or in `mpo` of the user's cache folder. `None` where there is no home.
+pub fn shared_folder() -> Option<PathBuf> {
+    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let cache = variable("MPO_CACHE")
+        .or_else(|| Some(variable("XDG_CACHE_HOME")?.join("mpo")))
+        .or_else(|| Some(variable("HOME")?.join(".cache/mpo")));
+    Some(cache?.join("reference"))
+}
+
+/// Packed tokens of a pair whose responses share their prompt.
+fn n_tokens(pair: &EncodedPreference) -> usize {
+    pair.prompt.len() + pair.chosen.tokens.len() + pair.rejected.tokens.len()
+}
+
+/// Cuts `pairs` into runs of at most [`TOKENS_PER_FORWARD`] tokens; a longer pair stands alone.
+fn split_by_tokens<'a, 'b>(pairs: &'b [&'a EncodedPreference]) -> Vec<&'b [&'a EncodedPreference]> {
+    let mut runs = Vec::new();
+    let (mut start, mut n_packed) = (0, 0);
+    for (index, pair) in pairs.iter().enumerate() {
+        n_packed += n_tokens(pair);
+        if n_packed > TOKENS_PER_FORWARD && index > start {
+            runs.push(&pairs[start..index]);
+            (start, n_packed) = (index, n_tokens(pair));
+        }
+    }
+    if start < pairs.len() {
+        runs.push(&pairs[start..]);
+    }
+    runs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::encode::Response;
+
+    fn pair(n_tokens: usize) -> EncodedPreference {
+        let response = |n| Response { tokens: vec![1; n], n_end_tokens: 1 };
+        EncodedPreference { lang: "en".into(), prompt: vec![0; n_tokens - 2], chosen: response(1), rejected: response(1) }
+    }
+
+    #[test]
+    fn pairs_are_packed_up_to_the_budget_in_order() {
+        let pairs = [1000, 1000, 48, 1, 5000, 3, 3].map(|n| pair(n.max(3)));
+        let pairs: Vec<&EncodedPreference> = pairs.iter().collect();
+        let sizes: Vec<Vec<usize>> =
+            split_by_tokens(&pairs).iter().map(|packed| packed.iter().map(|pair| n_tokens(pair)).collect()).collect();
+        assert_eq!(sizes, [vec![1000, 1000, 48], vec![3], vec![5000], vec![3, 3]]);
+    }
+}

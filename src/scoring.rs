@@ -1,0 +1,109 @@
+//! What a frozen model says of preference pairs: the response log-probabilities, and the states that retention compares.
+//!
+//! Pairs are packed as training packs them, and a sequence's forward does not depend on what it is packed with, so on the CPU these scores
+//! equal the policy's own at the first step bit for bit.
+
+use crate::config::{Pooling, RetentionConfig, RetentionKind};
+use crate::data::batch::{Layout, PackedBatch, PairSpans, PromptSharing, SequenceSpan};
+use crate::data::encode::EncodedPreference;
+use crate::model::decoder::{Decoder, Keep, TokenTarget};
+use crate::objective::retention::{pool, pooled_rows};
+use crate::objective::{PairScores, ResponseScore};
+use crate::ops;
+use anyhow::{Result, ensure};
+use serde::{Deserialize, Serialize};
+
+/// Which final-norm states of a sequence are kept beside its score.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KeptStates {
+    /// None: the score alone is wanted.
+    Nothing,
+    /// One vector, the mean over the pooling's positions.
+    Pooled(Pooling),
+    /// One vector for each response token: the state that predicts it (`kl`).
+    Predicting,
+}
+
+impl KeptStates {
+    /// What the retention term compares.
+    pub fn of(retention: &RetentionConfig) -> Self {
+        match retention.kind {
+            RetentionKind::Hidden => Self::Pooled(retention.pooling),
+            RetentionKind::Kl => Self::Predicting,
+            RetentionKind::None => Self::Nothing,
+        }
+    }
+
+    /// How a dominant pair must be packed for these states: `mean_padded` also looks at padding.
+    pub fn layout(self, pad_token: u32) -> Layout {
+        let padded = self == Self::Pooled(Pooling::MeanPadded);
+        Layout { sharing: PromptSharing::Shared, pad_token: padded.then_some(pad_token) }
+    }
+
+    /// The kept vectors of one sequence, behind each other, from all states of its batch.
+    pub fn select(self, hidden_ND: &[f32], hidden_size: usize, span: &SequenceSpan, n_end_tokens: usize) -> Vec<f32> {
+        match self {
+            Self::Nothing => Vec::new(),
+            Self::Pooled(pooling) => pool(hidden_ND, hidden_size, &pooled_rows(pooling, span, n_end_tokens)),
+            Self::Predicting => span.predicting_rows().flat_map(|row| &hidden_ND[row * hidden_size..][..hidden_size]).copied().collect(),
+        }
+    }
+}
+
+/// One sequence under the frozen model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ScoredSequence {
+    pub score: ResponseScore,
+    /// Final-norm states, `[1, D]` or `[response tokens, D]` as [`KeptStates`] says, f32.
+    pub states: Vec<f32>,
+}
+
+/// Both sequences of a preference pair under the frozen model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ScoredPair {
+    pub chosen: ScoredSequence,
+    pub rejected: ScoredSequence,
+}
+
+/// Scores `pairs` in one packed forward.
+pub fn score(model: &Decoder, pairs: &[&EncodedPreference], kept: KeptStates, pad_token: u32) -> Result<Vec<ScoredPair>> {
+    let layout = kept.layout(pad_token);
+    let mut batch = PackedBatch::default();
+    let spans: Vec<PairSpans> = pairs.iter().map(|pair| batch.push_pair(pair, &layout)).collect();
+    let hidden_ND = model.forward(&batch, Keep::Nothing)?.hidden_ND;
+    let log_probs = model.log_probs(&hidden_ND, &response_targets(&batch, &spans))?;
+    let states = ops::read(&hidden_ND)?;
+    let hidden_size = hidden_ND.dim(1)?;
+    let scores = pair_scores(&log_probs, &spans)?;
+    let scored = pairs.iter().zip(&spans).zip(scores).map(|((pair, spans), scores)| {
+        let select = |span, n_end_tokens| kept.select(&states, hidden_size, span, n_end_tokens);
+        ScoredPair {
+            chosen: ScoredSequence { score: scores.chosen, states: select(&spans.chosen, pair.chosen.n_end_tokens) },
+            rejected: ScoredSequence { score: scores.rejected, states: select(&spans.rejected, pair.rejected.n_end_tokens) },
+        }
+    });
+    Ok(scored.collect())
+}
+
+/// The token that each response position must predict: chosen then rejected of each pair, in order.
+pub fn response_targets(batch: &PackedBatch, spans: &[PairSpans]) -> Vec<TokenTarget> {
+    let sequences = spans.iter().flat_map(PairSpans::both);
+    sequences
+        .flat_map(|span| span.predicting_rows().zip(&batch.tokens[span.response.clone()]))
+        .map(|(row, &token)| TokenTarget { row: row as u32, token })
+        .collect()
+}
+
+/// Sums the log-probabilities of [`response_targets`] per response.
+pub fn pair_scores(log_probs: &[f32], spans: &[PairSpans]) -> Result<Vec<PairScores>> {
+    let n_targets: usize = spans.iter().flat_map(PairSpans::both).map(|span| span.response.len()).sum();
+    ensure!(log_probs.len() == n_targets, "{} log-probabilities for {n_targets} response tokens", log_probs.len());
+    let mut rest = log_probs;
+    let mut next = |span: &SequenceSpan| {
+        let (tokens, behind) = rest.split_at(span.response.len());
+        rest = behind;
+        ResponseScore::from_tokens(tokens)
+    };
+    Ok(spans.iter().map(|spans| PairScores { chosen: next(&spans.chosen), rejected: next(&spans.rejected) }).collect())
+}

@@ -1,0 +1,448 @@
+//! Checkpoints: `OUT/checkpoint-000100/`, a Hugging Face model folder with a `trainer/` folder inside that a run can go on from.
+//!
+//! ```text
+//! checkpoint-000100/
+//!     config.json, tokenizer files, …, model.safetensors     what transformers loads, in the checkpoint's own element type
+//!     trainer/state.json                                     step, data cursor, signs: everything that is small
+//!     trainer/config.toml                                    the configuration that made it
+//!     trainer/master/, trainer/moments/                      weights and optimizer moments, f32
+//!     trainer/manifest.json                                  size and sha256 of every other file
+//! ```
+//!
+//! A checkpoint appears whole or not at all (see [`folder`]); older ones are removed only after the new one was read back and verified.
+//! Tensors are streamed from where they are: saving needs no second copy of the model.
+
+use super::folder::{self, FolderWriter, Manifest};
+use super::measure::Measurement;
+use super::optimizer::AdamW;
+use super::signs::Signs;
+use crate::config::OutputDtype;
+use crate::data::loader::LoaderState;
+use crate::model::parameter::Parameter;
+use crate::model::weights::{self, SavedDtype, TensorToSave};
+use crate::ops;
+use anyhow::{Context, Result, ensure};
+use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Version of `trainer/`: a run goes on from its own version only.
+const VERSION: u32 = 1;
+/// Larger models are sharded, as `save_pretrained` does by default.
+const MAX_SHARD_BYTES: u64 = 5_000_000_000;
+const MANIFEST: &str = "trainer/manifest.json";
+const STATE: &str = "trainer/state.json";
+const CONFIG: &str = "trainer/config.toml";
+const MASTER: &str = "trainer/master";
+const MOMENTS: &str = "trainer/moments";
+
+/// The files of a model folder, besides weights, that transformers or a later `mpo` reads.
+const MODEL_FILES: [&str; 13] = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "LICENSE",
+    "NOTICE",
+];
+
+/// Everything small that a run needs to go on as if it had never stopped.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrainerState {
+    pub version: u32,
+    /// Steps taken, skipped ones included.
+    pub step: usize,
+    /// Optimizer updates made.
+    pub n_updates: u64,
+    /// Non-finite steps since the last good one.
+    pub n_skipped_in_row: usize,
+    pub loader: LoaderState,
+    pub signs: Signs,
+    /// Measured before the first step, on the rows that the summary and the signs compare with.
+    pub start: Start,
+}
+
+/// Measurements before the first step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Start {
+    pub train: Measurement,
+    pub held_out: Option<Measurement>,
+}
+
+impl TrainerState {
+    pub const VERSION: u32 = VERSION;
+}
+
+/// What a saved model folder holds besides the weights; read once, so that the source may move or vanish during the run.
+#[derive(Debug, Clone)]
+pub struct ModelFiles {
+    files: Vec<(&'static str, Vec<u8>)>,
+    dtypes: BTreeMap<String, SavedDtype>,
+    /// For parameters that the source does not hold.
+    dtype: SavedDtype,
+}
+
+impl ModelFiles {
+    /// Reads the model folder `source`; weights will be saved in its element types, or all in the one that `dtype` names.
+    pub fn read(source: &Path, dtype: OutputDtype) -> Result<Self> {
+        let mut files = Vec::new();
+        for name in MODEL_FILES {
+            let path = source.join(name);
+            if path.is_file() {
+                files.push((name, fs::read(&path).with_context(|| format!("cannot read `{}`", path.display()))?));
+            }
+        }
+        let one_dtype = match dtype {
+            OutputDtype::F32 => Some(SavedDtype::F32),
+            OutputDtype::Bf16 => Some(SavedDtype::Bf16),
+            OutputDtype::Checkpoint => None,
+        };
+        if let Some(dtype) = one_dtype {
+            for (_, contents) in files.iter_mut().filter(|(name, _)| *name == "config.json") {
+                *contents = with_dtype(contents, dtype).with_context(|| format!("in `{}`", source.join("config.json").display()))?;
+            }
+            return Ok(Self { files, dtypes: BTreeMap::new(), dtype });
+        }
+        let weights = weights::Checkpoint::open(source)?;
+        let dtypes = weights.names().map(|name| Ok((name.to_owned(), weights.tensor_dtype(name)?))).collect::<Result<_>>()?;
+        Ok(Self { files, dtypes, dtype: weights.dtype() })
+    }
+
+    fn write(&self, folder: &mut FolderWriter, parameters: &[Parameter]) -> Result<()> {
+        for (name, contents) in &self.files {
+            folder.write(name, contents)?;
+        }
+        let dtype = |name: &str| self.dtypes.get(name).copied().unwrap_or(self.dtype);
+        let tensors: Vec<_> = parameters.iter().map(|p| (p.name.clone(), &p.value, dtype(&p.name))).collect();
+        write_tensors(folder, "", &tensors)
+    }
+}
+
+/// `config.json` with the element type that the weights now have, under the key it already uses.
+fn with_dtype(config: &[u8], dtype: SavedDtype) -> Result<Vec<u8>> {
+    let mut config: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(config)?;
+    // transformers 5 writes `dtype`, version 4 wrote `torch_dtype`; both versions read the latter.
+    let key = if config.contains_key("dtype") { "dtype" } else { "torch_dtype" };
+    config.insert(key.into(), dtype.torch_name().into());
+    Ok(format!("{:#}\n", serde_json::Value::Object(config)).into_bytes())
+}
+
+/// All that a checkpoint is made of.
+#[derive(Debug, Clone, Copy)]
+pub struct Snapshot<'a> {
+    pub state: &'a TrainerState,
+    /// The resolved configuration as TOML.
+    pub config: &'a str,
+    pub files: &'a ModelFiles,
+    pub parameters: &'a [Parameter],
+    pub optimizer: &'a AdamW,
+}
+
+/// Writes `OUT/checkpoint-STEP`, reads it back, and only then removes all but the newest `keep` checkpoints.
+pub fn save(run: &Path, snapshot: &Snapshot<'_>, keep: usize) -> Result<PathBuf> {
+    let dir = run.join(format!("checkpoint-{:06}", snapshot.state.step));
+    folder::publish(&dir, |folder| write(folder, snapshot))?;
+    Manifest::verify(&dir, &dir.join(MANIFEST)).context("the checkpoint that was just written does not read back as written")?;
+    remove_old(run, snapshot.state.step, keep)?;
+    Ok(dir)
+}
+
+/// Writes `OUT/final`, the trained model alone.
+pub fn save_final(run: &Path, files: &ModelFiles, parameters: &[Parameter]) -> Result<PathBuf> {
+    let dir = run.join("final");
+    folder::publish(&dir, |folder| files.write(folder, parameters))?;
+    Ok(dir)
+}
+
+fn write(folder: &mut FolderWriter, snapshot: &Snapshot<'_>) -> Result<()> {
+    let Snapshot { state, config, files, parameters, optimizer } = snapshot;
+    files.write(folder, parameters)?;
+    let master: Vec<_> = parameters.iter().map(|p| (p.name.clone(), &p.value, SavedDtype::F32)).collect();
+    write_tensors(folder, MASTER, &master)?;
+    let moments: Vec<_> = moments(parameters, optimizer).map(|(name, tensor)| (name, tensor, SavedDtype::F32)).collect();
+    write_tensors(folder, MOMENTS, &moments)?;
+    folder.write(CONFIG, config.as_bytes())?;
+    folder.write(STATE, &serde_json::to_vec_pretty(state)?)?;
+    folder.write_manifest(MANIFEST)
+}
+
+/// Both moments of every trainable parameter, with the names they are saved under.
+fn moments<'a>(parameters: &'a [Parameter], optimizer: &'a AdamW) -> impl Iterator<Item = (String, &'a Tensor)> {
+    let trainable = parameters.iter().zip(&optimizer.moments).filter_map(|(p, moments)| Some((p, moments.as_ref()?)));
+    trainable.flat_map(|(p, moments)| [(format!("first.{}", p.name), &moments.first), (format!("second.{}", p.name), &moments.second)])
+}
+
+/// Writes tensors into the folder `sub` of `folder` (`""`: the folder itself).
+fn write_tensors(folder: &mut FolderWriter, sub: &str, tensors: &[(String, &Tensor, SavedDtype)]) -> Result<()> {
+    let dir = folder.dir().join(sub);
+    fs::create_dir_all(&dir).with_context(|| format!("cannot create the folder `{}`", dir.display()))?;
+    let lent = tensors.iter().map(|(_, tensor, _)| ops::read(tensor)).collect::<Result<Vec<_>>>()?;
+    let to_save: Vec<_> = tensors
+        .iter()
+        .zip(&lent)
+        .map(|((name, tensor, dtype), values)| TensorToSave { name, shape: tensor.dims(), values, dtype: *dtype })
+        .collect();
+    for file in weights::save(&dir, &to_save, MAX_SHARD_BYTES)? {
+        let path = if sub.is_empty() { file.name } else { format!("{sub}/{}", file.name) };
+        folder.add(&path, file.contents);
+    }
+    Ok(())
+}
+
+/// A checkpoint that verifies.
+#[derive(Debug, Clone)]
+pub struct Found {
+    pub dir: PathBuf,
+    pub state: TrainerState,
+    /// The configuration that made it, as TOML.
+    pub config: String,
+}
+
+/// What is in a run folder.
+#[derive(Debug)]
+pub struct Scan {
+    /// The newest checkpoint that verifies.
+    pub found: Option<Found>,
+    /// Newer ones that do not, and why.
+    pub damaged: Vec<(PathBuf, anyhow::Error)>,
+}
+
+/// Looks for the newest checkpoint of the run folder `run` that verifies.
+///
+/// # Errors
+/// When there are checkpoints and every one is damaged.
+pub fn scan(run: &Path) -> Result<Scan> {
+    let mut scan = Scan { found: None, damaged: Vec::new() };
+    for (_, dir) in list(run)?.into_iter().rev() {
+        match open(&dir) {
+            Ok(found) => {
+                scan.found = Some(found);
+                return Ok(scan);
+            }
+            Err(error) => scan.damaged.push((dir, error)),
+        }
+    }
+    let listed: String = scan.damaged.iter().map(|(_, error)| format!("\n  {error:#}")).collect();
+    ensure!(scan.damaged.is_empty(), "no checkpoint in `{}` can be used:{listed}", run.display());
+    Ok(scan)
+}
+
+fn open(dir: &Path) -> Result<Found> {
+    Manifest::verify(dir, &dir.join(MANIFEST))?;
+    let read = |name: &str| fs::read_to_string(dir.join(name)).with_context(|| format!("cannot read `{}`", dir.join(name).display()));
+    let text = read(STATE)?;
+    let parse = |text: &str| -> Result<TrainerState> {
+        let version = serde_json::from_str::<serde_json::Value>(text)?["version"].as_u64();
+        ensure!(version == Some(VERSION.into()), "it was written by another version of mpo (format {version:?}, this one reads {VERSION})");
+        Ok(serde_json::from_str(text)?)
+    };
+    let state = parse(&text).with_context(|| format!("`{}`", dir.join(STATE).display()))?;
+    Ok(Found { dir: dir.to_path_buf(), state, config: read(CONFIG)? })
+}
+
+/// Puts a checkpoint's weights and moments into place.
+pub fn restore(found: &Found, parameters: &[Parameter], optimizer: &mut AdamW) -> Result<()> {
+    let master = weights::Checkpoint::open(&found.dir.join(MASTER))?;
+    for parameter in parameters {
+        read_tensor(&master, &parameter.name, &parameter.value)?;
+    }
+    let saved = weights::Checkpoint::open(&found.dir.join(MOMENTS))?;
+    for (name, tensor) in moments(parameters, optimizer) {
+        read_tensor(&saved, &name, tensor)?;
+    }
+    optimizer.n_updates = found.state.n_updates;
+    Ok(())
+}
+
+fn read_tensor(source: &weights::Checkpoint, name: &str, target: &Tensor) -> Result<()> {
+    ensure!(
+        source.shape(name)? == target.dims(),
+        "`{name}` was saved with shape {:?}, the model has {:?}",
+        source.shape(name)?,
+        target.dims()
+    );
+    ops::update(target, |values| source.read_into(name, values))?
+}
+
+/// Steps and folders of all checkpoints in `run`, oldest first.
+fn list(run: &Path) -> Result<Vec<(usize, PathBuf)>> {
+    let mut checkpoints = Vec::new();
+    for entry in fs::read_dir(run).with_context(|| format!("cannot read the folder `{}`", run.display()))? {
+        let path = entry?.path();
+        let step = path.file_name().and_then(|name| name.to_str()?.strip_prefix("checkpoint-")?.parse().ok());
+        checkpoints.extend(step.filter(|_| path.is_dir()).map(|step| (step, path)));
+    }
+    checkpoints.sort_unstable();
+    Ok(checkpoints)
+}
+
+/// Keeps the newest `keep` checkpoints up to `step`. Later ones are damaged leftovers of a run that went back to an older checkpoint.
+fn remove_old(run: &Path, step: usize, keep: usize) -> Result<()> {
+    let (later, mut ours): (Vec<_>, Vec<_>) = list(run)?.into_iter().partition(|(other, _)| *other > step);
+    let n_old = ours.len().saturating_sub(keep.max(1));
+    for (_, dir) in later.into_iter().chain(ours.drain(..n_old)) {
+        folder::remove(&dir)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::OptimizerConfig;
+    use crate::train::measure::RowMeasure;
+
+    fn parameter(name: &str, shape: &[usize], seed: u32) -> Parameter {
+        let values = |seed: u32| {
+            let n = shape.iter().product::<usize>() as u32;
+            let values = (0..n).map(|i| (i * 7919 + seed) as f32 / 997.0).collect();
+            ops::tensor(values, shape).unwrap()
+        };
+        Parameter { name: name.into(), value: values(seed), gradient: Some(values(seed + 1)) }
+    }
+
+    fn state(step: usize) -> TrainerState {
+        let row = RowMeasure {
+            lang: "sw".into(),
+            reward_gap_target: 0.1,
+            reward_gap_reference: 1.0,
+            chosen_per_token: -1.0,
+            rejected_per_token: -2.0,
+        };
+        let train = Measurement::new(0.81, 0.81, 0.0, &[row], 1.0);
+        let loader = LoaderState { epoch: 1, position: 2, seed: 3, n_rows: 4 };
+        let start = Start { train, held_out: None };
+        TrainerState { version: VERSION, step, n_updates: 9, n_skipped_in_row: 1, loader, signs: Signs::default(), start }
+    }
+
+    /// A model folder in bf16, and a run that trains it.
+    struct Example {
+        run: tempfile::TempDir,
+        source: tempfile::TempDir,
+        parameters: Vec<Parameter>,
+        optimizer: AdamW,
+    }
+
+    impl Example {
+        fn new() -> Self {
+            let source = tempfile::tempdir().unwrap();
+            let parameters = vec![parameter("a.weight", &[3, 5], 1), parameter("b.weight", &[4], 2)];
+            let values: Vec<_> = parameters.iter().map(|p| ops::read(&p.value).unwrap()).collect();
+            let tensor =
+                |i: usize, dtype| TensorToSave { name: &parameters[i].name, shape: parameters[i].value.dims(), values: &values[i], dtype };
+            weights::save(source.path(), &[tensor(0, SavedDtype::Bf16), tensor(1, SavedDtype::F32)], MAX_SHARD_BYTES).unwrap();
+            drop(values);
+            fs::write(source.path().join("config.json"), r#"{"model_type": "llama", "torch_dtype": "bfloat16"}"#).unwrap();
+            fs::write(source.path().join("tokenizer.json"), "{}").unwrap();
+            fs::write(source.path().join("README.md"), "not a file of the model").unwrap();
+            let mut optimizer = AdamW::new(&OptimizerConfig::default(), &parameters).unwrap();
+            optimizer.step(&parameters, 1e-3, 1.0).unwrap();
+            Self { run: tempfile::tempdir().unwrap(), source, parameters, optimizer }
+        }
+
+        fn save(&self, step: usize, keep: usize) -> Result<PathBuf> {
+            let files = ModelFiles::read(self.source.path(), OutputDtype::Checkpoint)?;
+            let state = state(step);
+            let snapshot =
+                Snapshot { state: &state, config: "a = 1\n", files: &files, parameters: &self.parameters, optimizer: &self.optimizer };
+            save(self.run.path(), &snapshot, keep)
+        }
+
+        fn steps(&self) -> Vec<usize> {
+            list(self.run.path()).unwrap().into_iter().map(|(step, _)| step).collect()
+        }
+    }
+
+    fn bits(tensor: &Tensor) -> Vec<u32> {
+        ops::read(tensor).unwrap().iter().map(|value| value.to_bits()).collect()
+    }
+
+    #[test]
+    fn what_is_saved_comes_back_bit_for_bit() {
+        let example = Example::new();
+        let dir = example.save(7, 2).unwrap();
+        let scan = scan(example.run.path()).unwrap();
+        let found = scan.found.unwrap();
+        assert!(scan.damaged.is_empty());
+        assert_eq!((&found.dir, &found.state, found.config.as_str()), (&dir, &state(7), "a = 1\n"));
+
+        let parameters = vec![parameter("a.weight", &[3, 5], 50), parameter("b.weight", &[4], 60)];
+        let mut optimizer = AdamW::new(&OptimizerConfig::default(), &parameters).unwrap();
+        restore(&found, &parameters, &mut optimizer).unwrap();
+        assert_eq!(optimizer.n_updates, 9);
+        for (restored, original) in parameters.iter().zip(&example.parameters) {
+            assert_eq!(bits(&restored.value), bits(&original.value));
+        }
+        for ((name, restored), (_, original)) in moments(&parameters, &optimizer).zip(moments(&example.parameters, &example.optimizer)) {
+            assert_eq!(bits(restored), bits(original), "{name}");
+            assert!(bits(restored).iter().any(|bits| *bits != 0), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_model_folder_keeps_the_source_s_files_and_element_types() {
+        let example = Example::new();
+        let dir = example.save(7, 2).unwrap();
+        assert_eq!(fs::read(dir.join("config.json")).unwrap(), fs::read(example.source.path().join("config.json")).unwrap());
+        assert!(dir.join("tokenizer.json").is_file() && !dir.join("README.md").exists());
+        let saved = weights::Checkpoint::open(&dir).unwrap();
+        assert_eq!([saved.tensor_dtype("a.weight").unwrap(), saved.tensor_dtype("b.weight").unwrap()], [SavedDtype::Bf16, SavedDtype::F32]);
+    }
+
+    #[test]
+    fn another_element_type_is_written_into_the_config() {
+        let example = Example::new();
+        let files = ModelFiles::read(example.source.path(), OutputDtype::F32).unwrap();
+        let dir = save_final(example.run.path(), &files, &example.parameters).unwrap();
+        let config: serde_json::Value = serde_json::from_slice(&fs::read(dir.join("config.json")).unwrap()).unwrap();
+        assert_eq!(config["torch_dtype"], "float32");
+        assert_eq!(weights::Checkpoint::open(&dir).unwrap().tensor_dtype("a.weight").unwrap(), SavedDtype::F32);
+        assert!(!dir.join("trainer").exists());
+        let version_5 = with_dtype(br#"{"dtype": "bfloat16"}"#, SavedDtype::F32).unwrap();
+        assert_eq!(String::from_utf8(version_5).unwrap(), "{\n  \"dtype\": \"float32\"\n}\n");
+    }
+
+    #[test]
+    fn only_the_newest_are_kept_and_what_lies_ahead_goes() {
+        let example = Example::new();
+        for step in [1, 2, 3] {
+            example.save(step, 2).unwrap();
+        }
+        assert_eq!(example.steps(), [2, 3]);
+        example.save(9, 2).unwrap();
+        example.save(4, 2).unwrap();
+        assert_eq!(example.steps(), [3, 4], "step 9 belongs to a future that was given up");
+    }
+
+    #[test]
+    fn a_damaged_checkpoint_is_named_and_the_next_older_one_used() {
+        let example = Example::new();
+        example.save(1, 3).unwrap();
+        let newest = example.save(2, 3).unwrap();
+        fs::write(newest.join("trainer/moments/model.safetensors"), b"cut").unwrap();
+        let scanned = scan(example.run.path()).unwrap();
+        assert_eq!(scanned.found.unwrap().state.step, 1);
+        let message = format!("{:#}", scanned.damaged[0].1);
+        assert!(scanned.damaged.len() == 1 && message.contains("checkpoint-000002/trainer/moments/model.safetensors"), "{message}");
+
+        fs::remove_file(example.run.path().join("checkpoint-000001/trainer/manifest.json")).unwrap();
+        let message = format!("{:#}", scan(example.run.path()).unwrap_err());
+        assert!(message.contains("checkpoint-000001") && message.contains("checkpoint-000002"), "{message}");
+    }
+
+    #[test]
+    fn a_run_without_checkpoints_is_no_error() {
+        let run = tempfile::tempdir().unwrap();
+        let scanned = scan(run.path()).unwrap();
+        assert!(scanned.found.is_none() && scanned.damaged.is_empty());
+    }
+}

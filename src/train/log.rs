@@ -1,0 +1,89 @@
+//! `metrics.jsonl`: one JSON line a step, written at once and in one piece.
+//!
+//! A line is in the file when the next step begins, so that a killed run keeps what it has measured. On resume the lines after the
+//! checkpoint are cut, and each step stands once.
+
+use super::folder;
+use anyhow::{Context, Result};
+use serde::Serialize;
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// The log of a run, open for appending.
+#[derive(Debug)]
+pub struct MetricsLog {
+    path: PathBuf,
+    file: File,
+}
+
+impl MetricsLog {
+    /// Opens `path` for a run that has taken `n_steps` steps: an existing file keeps its lines up to that step, and loses those after it
+    /// as well as a line that was cut short.
+    pub fn open(path: &Path, n_steps: usize) -> Result<Self> {
+        if path.exists() {
+            let text = fs::read(path).with_context(|| format!("cannot read `{}`", path.display()))?;
+            let kept: Vec<u8> =
+                text.split_inclusive(|byte| *byte == b'\n').filter(|line| is_kept(line, n_steps)).flatten().copied().collect();
+            if kept != text {
+                folder::replace_file(path, &kept)?;
+            }
+        }
+        let file = OpenOptions::new().create(true).append(true).open(path).with_context(|| format!("cannot write `{}`", path.display()))?;
+        Ok(Self { path: path.to_path_buf(), file })
+    }
+
+    /// Appends one line.
+    pub fn append(&mut self, line: &impl Serialize) -> Result<()> {
+        let mut text = serde_json::to_vec(line)?;
+        text.push(b'\n');
+        // One call and no buffer: nothing is lost when the process dies.
+        self.file.write_all(&text).with_context(|| format!("cannot write `{}`", self.path.display()))
+    }
+
+    /// Makes everything written so far survive a loss of power.
+    pub fn sync(&self) -> Result<()> {
+        self.file.sync_data().with_context(|| format!("cannot write `{}`", self.path.display()))
+    }
+}
+
+fn is_kept(line: &[u8], n_steps: usize) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Step {
+        step: usize,
+    }
+    line.ends_with(b"\n") && serde_json::from_slice::<Step>(line).is_ok_and(|line| line.step <= n_steps)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn each_step_stands_once_after_a_resume() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics.jsonl");
+        let mut log = MetricsLog::open(&path, 0).unwrap();
+        for step in 1..=5 {
+            log.append(&json!({"step": step, "loss": 0.1 + 0.2})).unwrap();
+        }
+        fs::write(&path, [fs::read(&path).unwrap(), b"{\"step\":6,\"lo".to_vec()].concat()).unwrap();
+        let mut log = MetricsLog::open(&path, 3).unwrap();
+        log.append(&json!({"step": 4, "loss": 7})).unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        let steps: Vec<u64> =
+            text.lines().map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap()["step"].as_u64().unwrap()).collect();
+        assert_eq!(steps, [1, 2, 3, 4]);
+        assert!(text.starts_with("{\"step\":1,\"loss\":0.30000000000000004}\n"), "numbers are written in full: {text}");
+    }
+
+    #[test]
+    fn a_cut_last_line_goes_even_when_its_step_could_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics.jsonl");
+        fs::write(&path, "{\"step\":1}\n{\"step\":2}").unwrap();
+        MetricsLog::open(&path, 9).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "{\"step\":1}\n");
+    }
+}

@@ -1,0 +1,299 @@
+//! Failure signs: numbers that look like success or like nothing, and are neither.
+//!
+//! Each is said once on the console and stands in the summary. What has been said, and the sums that a sign is judged by, are part of the
+//! checkpoint, so that a resumed run says neither less nor more. Thresholds are `[signs]` of the configuration.
+
+use super::measure::Measurement;
+use crate::config::SignsConfig;
+use serde::{Deserialize, Serialize};
+
+/// Retention may grow by this factor from one quarter of the run to the next without being called a sign.
+const RETENTION_GROWTH: f64 = 1.5;
+/// Retention that makes up less of the loss than this is too small to matter.
+const RETENTION_SHARE: f64 = 0.1;
+const N_QUARTERS: usize = 4;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SignKind {
+    /// The reference prefers the rejected answer on many dominant pairs.
+    BadSupervision,
+    /// Rows that already have a larger gap than the loss asks for.
+    Overshoot,
+    /// A gap that grew while the chosen answer became less likely.
+    Displacement,
+    /// A language whose gap does not close.
+    Stagnation,
+    /// The dominant language drifts while the gap term falls.
+    RetentionGrows,
+    /// One term's gradient is far larger than the other's.
+    GradientImbalance,
+}
+
+/// A sign that was seen.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Sign {
+    pub kind: SignKind,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lang: Option<String>,
+    /// Steps taken when it was seen.
+    pub step: usize,
+    pub value: f64,
+    pub threshold: f64,
+    /// What was seen and what it means, for people.
+    pub message: String,
+}
+
+/// Sums over the steps of a quarter of the run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+struct Quarter {
+    n_steps: usize,
+    mpo: f64,
+    retention: f64,
+}
+
+/// The signs of a run so far.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Signs {
+    pub found: Vec<Sign>,
+    quarters: [Quarter; N_QUARTERS],
+}
+
+/// Where in the run something was measured.
+#[derive(Debug, Clone, Copy)]
+pub struct Progress {
+    /// Steps taken.
+    pub step: usize,
+    /// Steps of the whole run.
+    pub n_steps: usize,
+}
+
+impl Signs {
+    /// `gaps` are the reference's reward gaps of the distinct dominant pairs.
+    pub fn judge_supervision(&mut self, thresholds: &SignsConfig, gaps: &[f64]) {
+        let n_bad = gaps.iter().filter(|gap| **gap < 0.0).count();
+        let value = n_bad as f64 / gaps.len().max(1) as f64;
+        if value > thresholds.bad_supervision_share {
+            let message = format!(
+                "{n_bad} of {} dominant pairs: the reference prefers the unsafe answer; MPO would teach this to every target language \
+                 (`data.min_dominant_gap = 0` drops them)",
+                gaps.len()
+            );
+            self.note(Sign {
+                kind: SignKind::BadSupervision,
+                lang: None,
+                step: 0,
+                value,
+                threshold: thresholds.bad_supervision_share,
+                message,
+            });
+        }
+    }
+
+    /// `start` was measured before the first step.
+    pub fn judge_start(&mut self, thresholds: &SignsConfig, start: &Measurement) {
+        let value = start.all.overshoot;
+        if value > thresholds.overshoot_share {
+            let message = format!(
+                "{} of the rows have a larger gap than the dominant language asks of them (beta RG_t > RG_d): MPO will lower their margin",
+                percent(value)
+            );
+            self.note(Sign { kind: SignKind::Overshoot, lang: None, step: 0, value, threshold: thresholds.overshoot_share, message });
+        }
+    }
+
+    /// `start` and `now` were measured on the same rows.
+    pub fn judge_languages(&mut self, thresholds: &SignsConfig, beta: f64, at: Progress, start: &Measurement, now: &Measurement) {
+        for (lang, before) in &start.languages {
+            let Some(after) = now.languages.get(lang) else { continue };
+            let grew = after.reward_gap_target - before.reward_gap_target;
+            let fell = before.chosen_per_token - after.chosen_per_token;
+            if grew > 0.0 && fell > thresholds.displacement_nats {
+                let message = format!(
+                    "{lang}: the gap grew {grew:.2} only because the rejected answer became less likely; the safe answer fell {fell:.2} nats \
+                     a token since step 0: generate before trusting the gap"
+                );
+                let threshold = thresholds.displacement_nats;
+                self.note(Sign { kind: SignKind::Displacement, lang: Some(lang.clone()), step: at.step, value: fell, threshold, message });
+            }
+            let distance = before.reward_gap_reference / beta - before.reward_gap_target;
+            let closed = grew / distance;
+            let share_of_run = at.step as f64 / at.n_steps as f64;
+            if distance > 0.0 && share_of_run >= thresholds.stagnation_after && closed < thresholds.stagnation_closed {
+                let message = format!(
+                    "{lang}: {} of the gap closed after {} of the steps: the base model may be too weak in this language",
+                    percent(closed),
+                    percent(share_of_run)
+                );
+                let threshold = thresholds.stagnation_closed;
+                self.note(Sign { kind: SignKind::Stagnation, lang: Some(lang.clone()), step: at.step, value: closed, threshold, message });
+            }
+        }
+    }
+
+    /// `mpo` and the weighted `retention` of the step that was just taken. Judged when a quarter of the run is over, from the third on: the
+    /// first always grows, because retention starts at exactly 0.
+    pub fn judge_step(&mut self, at: Progress, mpo: f64, retention: f64) {
+        let index = ((at.step - 1) * N_QUARTERS / at.n_steps).min(N_QUARTERS - 1);
+        let quarter = &mut self.quarters[index];
+        if mpo.is_finite() && retention.is_finite() {
+            quarter.n_steps += 1;
+            quarter.mpo += mpo;
+            quarter.retention += retention;
+        }
+        let is_over = at.step * N_QUARTERS / at.n_steps > index;
+        if !is_over || index < 2 || at.n_steps < 2 * N_QUARTERS {
+            return;
+        }
+        let [before, now] = [index - 1, index].map(|i| {
+            let Quarter { n_steps, mpo, retention } = self.quarters[i];
+            (mpo / n_steps as f64, retention / n_steps as f64)
+        });
+        let growth = now.1 / before.1;
+        if growth > RETENTION_GROWTH && now.0 < before.0 && now.1 > RETENTION_SHARE * (now.0 + now.1) {
+            let message = format!(
+                "retention (weighted) grew from {:.3} to {:.3} between two quarters of the run while the gap term fell from {:.3} to {:.3}: the \
+                 dominant language pays for it; raise `retention.weight` or lower `optimizer.lr`",
+                before.1, now.1, before.0, now.0
+            );
+            let sign =
+                Sign { kind: SignKind::RetentionGrows, lang: None, step: at.step, value: growth, threshold: RETENTION_GROWTH, message };
+            self.note(sign);
+        }
+    }
+
+    /// Gradient norms of the two terms, retention's weight included, on one of the first steps after the policy moved.
+    pub fn judge_gradients(&mut self, thresholds: &SignsConfig, step: usize, mpo: f64, retention: f64) {
+        let (value, loud, quiet) =
+            if retention > mpo { (retention / mpo, "retention", "the gap term") } else { (mpo / retention, "the gap term", "retention") };
+        if value.is_finite() && value > thresholds.gradient_ratio {
+            let message = format!(
+                "step {step}: the gradient norm of the gap term is {mpo:.3e}, of the weighted retention {retention:.3e}: {loud} drowns {quiet}; \
+                 `retention.weight` and `retention.reduction` set the balance"
+            );
+            let threshold = thresholds.gradient_ratio;
+            self.note(Sign { kind: SignKind::GradientImbalance, lang: None, step, value, threshold, message });
+        }
+    }
+
+    /// Keeps a sign unless the same one was seen before.
+    fn note(&mut self, sign: Sign) {
+        if !self.found.iter().any(|known| (known.kind, &known.lang) == (sign.kind, &sign.lang)) {
+            self.found.push(sign);
+        }
+    }
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.0} %", 100.0 * share)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::measure::RowMeasure;
+
+    const HALF: Progress = Progress { step: 50, n_steps: 100 };
+
+    fn measured(gap: f64, chosen_per_token: f64) -> Measurement {
+        let row = RowMeasure {
+            lang: "sw".into(),
+            reward_gap_target: gap,
+            reward_gap_reference: 1.0,
+            chosen_per_token,
+            rejected_per_token: chosen_per_token - gap,
+        };
+        Measurement::new(1.0, 1.0, 0.0, &[row], 1.0)
+    }
+
+    fn kinds(signs: &Signs) -> Vec<SignKind> {
+        signs.found.iter().map(|sign| sign.kind).collect()
+    }
+
+    #[test]
+    fn bad_supervision_counts_pairs() {
+        let mut signs = Signs::default();
+        signs.judge_supervision(&SignsConfig::default(), &[1.0, 0.5, -0.1, 0.2, -3.0]);
+        assert_eq!(kinds(&signs), [SignKind::BadSupervision]);
+        assert!(signs.found[0].message.starts_with("2 of 5 dominant pairs"));
+        let mut fine = Signs::default();
+        fine.judge_supervision(&SignsConfig::default(), &[1.0; 10]);
+        assert!(fine.found.is_empty());
+    }
+
+    #[test]
+    fn overshoot_is_judged_before_the_first_step() {
+        let mut signs = Signs::default();
+        signs.judge_start(&SignsConfig::default(), &measured(0.9, -1.0));
+        assert!(signs.found.is_empty());
+        signs.judge_start(&SignsConfig::default(), &measured(1.1, -1.0));
+        assert_eq!(kinds(&signs), [SignKind::Overshoot]);
+    }
+
+    #[test]
+    fn a_gap_that_grows_by_a_falling_rejected_answer_is_displacement() {
+        let mut signs = Signs::default();
+        signs.judge_languages(&SignsConfig::default(), 1.0, HALF, &measured(0.1, -1.0), &measured(0.72, -1.41));
+        assert_eq!(kinds(&signs), [SignKind::Displacement]);
+        assert!(signs.found[0].message.starts_with("sw: the gap grew 0.62 only because"), "{}", signs.found[0].message);
+        assert!(signs.found[0].message.contains("fell 0.41 nats"));
+        let mut healthy = Signs::default();
+        healthy.judge_languages(&SignsConfig::default(), 1.0, HALF, &measured(0.1, -1.0), &measured(0.72, -1.1));
+        assert!(healthy.found.is_empty());
+    }
+
+    #[test]
+    fn stagnation_waits_for_its_share_of_the_run_and_is_said_once() {
+        let thresholds = SignsConfig::default();
+        let mut signs = Signs::default();
+        let mut judge =
+            |step| signs.judge_languages(&thresholds, 1.0, Progress { step, n_steps: 100 }, &measured(0.0, -1.0), &measured(0.01, -1.0));
+        judge(24);
+        judge(25);
+        judge(100);
+        assert_eq!(kinds(&signs), [SignKind::Stagnation]);
+        assert_eq!(
+            signs.found[0].message,
+            "sw: 1 % of the gap closed after 25 % of the steps: the base model may be too weak in this language"
+        );
+        let mut at_target = Signs::default();
+        at_target.judge_languages(&thresholds, 1.0, HALF, &measured(1.2, -1.0), &measured(1.2, -1.0));
+        assert!(at_target.found.is_empty(), "a language that is where it should be does not stagnate");
+    }
+
+    #[test]
+    fn retention_that_grows_while_the_gap_term_falls_is_a_sign() {
+        let run = |retention: &dyn Fn(usize) -> f64, mpo: &dyn Fn(usize) -> f64| {
+            let mut signs = Signs::default();
+            for step in 1..=40 {
+                signs.judge_step(Progress { step, n_steps: 40 }, mpo(step), retention(step));
+            }
+            signs.found
+        };
+        let falling = |step: usize| 1.0 / step as f64;
+        let found = run(&|step| 0.001 * (step * step) as f64, &falling);
+        assert_eq!((found.len(), found[0].kind, found[0].step), (1, SignKind::RetentionGrows, 30));
+        assert!(run(&|_| 0.5, &falling).is_empty(), "steady retention");
+        assert!(run(&|step| 1e-9 * (step * step) as f64, &falling).is_empty(), "too small to matter");
+        assert!(run(&|step| 0.001 * (step * step) as f64, &|_| 1.0).is_empty(), "the gap term does not fall");
+    }
+
+    #[test]
+    fn gradients_may_differ_thirtyfold() {
+        let mut signs = Signs::default();
+        signs.judge_gradients(&SignsConfig::default(), 2, 1.0, 29.0);
+        signs.judge_gradients(&SignsConfig::default(), 2, 1.0, 0.0);
+        assert!(signs.found.is_empty(), "a retention gradient of exactly 0 says that the policy has not moved");
+        signs.judge_gradients(&SignsConfig::default(), 3, 1.0, 31.0);
+        assert!(signs.found[0].message.contains("retention drowns the gap term"), "{}", signs.found[0].message);
+    }
+
+    #[test]
+    fn signs_survive_a_checkpoint() {
+        let mut signs = Signs::default();
+        signs.judge_start(&SignsConfig::default(), &measured(1.1, -1.0));
+        signs.judge_step(HALF, 0.1, 0.7);
+        let json = serde_json::to_string(&signs).unwrap();
+        assert_eq!(serde_json::from_str::<Signs>(&json).unwrap(), signs);
+    }
+}
