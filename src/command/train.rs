@@ -110,7 +110,8 @@ fn write_row(text: &mut String, row: &EncodedPair, encoder: &Encoder) -> Result<
     for (side, EncodedPreference { lang, prompt, chosen, rejected }) in [("dominant", &row.dominant), ("target", &row.target)] {
         writeln!(text, "{side} ({lang}), prompt of {} tokens:\n  {}", prompt.len(), decode(encoder, prompt)?.replace('\n', "\n  "))?;
         for (which, response) in [("chosen", chosen), ("rejected", rejected)] {
-            let tokens: String = response.tokens.iter().map(|&token| Ok(format!("[{}]", decode(encoder, &[token])?))).collect::<Result<_>>()?;
+            let tokens: String =
+                response.tokens.iter().map(|&token| Ok(format!("[{}]", decode(encoder, &[token])?))).collect::<Result<_>>()?;
             writeln!(text, "{side} ({lang}), {which}, {} tokens, the last {} end the turn:", response.tokens.len(), response.n_end_tokens)?;
             writeln!(text, "  {}", tokens.replace('\n', "\\n"))?;
         }

@@ -319,7 +319,17 @@ mod tests {
         let train = Measurement::new(Losses { loss: 0.81, mpo: 0.81, retention: 0.0 }, &[row], 1.0);
         let loader = LoaderState { epoch: 1, position: 2, seed: 3, n_rows: 4 };
         let start = Measured { train, held_out: None, dominant: BTreeMap::new() };
-        TrainerState { version: VERSION, step, n_updates: 9, n_skipped_in_row: 1, n_skipped: 1, loader, data_sha256: "ab".into(), signs: Signs::default(), start }
+        TrainerState {
+            version: VERSION,
+            step,
+            n_updates: 9,
+            n_skipped_in_row: 1,
+            n_skipped: 1,
+            loader,
+            data_sha256: "ab".into(),
+            signs: Signs::default(),
+            start,
+        }
     }
 
     /// A model folder in bf16, and a run that trains it.

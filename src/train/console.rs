@@ -33,8 +33,10 @@ impl Console {
     /// Shows a step that was taken.
     pub fn step(&mut self, line: &StepLine) {
         self.bar.set_position(line.step as u64);
-        let numbers =
-            format!("loss {:.4}  gap {:+.3} (goal {:+.3})  lr {:.2e}", line.loss, line.reward_gap_target, line.reward_gap_reference, line.lr);
+        let numbers = format!(
+            "loss {:.4}  gap {:+.3} (goal {:+.3})  lr {:.2e}",
+            line.loss, line.reward_gap_target, line.reward_gap_reference, line.lr
+        );
         if self.is_terminal {
             self.bar.set_message(numbers);
             return;

@@ -7,7 +7,7 @@ use crate::digest::{Contents, HashingWriter, contents_of};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 const PARTIAL: &str = ".partial";

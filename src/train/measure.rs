@@ -147,7 +147,8 @@ mod tests {
             chosen_per_token: -1.0,
             rejected_per_token: -1.0 - gap,
         };
-        let measurement = Measurement::new(Losses { loss: 3.0, mpo: 2.0, retention: 1.0 }, &[row("sw", -0.5), row("bn", 0.25), row("sw", 1.5)], 2.0);
+        let measurement =
+            Measurement::new(Losses { loss: 3.0, mpo: 2.0, retention: 1.0 }, &[row("sw", -0.5), row("bn", 0.25), row("sw", 1.5)], 2.0);
         assert_eq!(measurement.languages.keys().collect::<Vec<_>>(), ["bn", "sw"]);
         let sw = &measurement.languages["sw"];
         assert_eq!((sw.n_rows, sw.reward_gap_target, sw.accuracy, sw.overshoot), (2, 0.5, 0.5, 0.5));

@@ -11,6 +11,7 @@ pub mod console;
 pub mod evaluate;
 pub mod folder;
 pub mod interrupt;
+pub mod kl;
 pub mod log;
 pub mod measure;
 pub mod metrics;

@@ -109,7 +109,11 @@ fn check_reference(policy: &DecoderDescription, reference: &DecoderDescription) 
 }
 
 /// Training rows and held-out rows, the latter from `eval.path` or a fraction of the former.
-fn split(rows: Vec<EncodedPair>, config: &RunConfig, encoder: &Encoder) -> Result<(Vec<EncodedPair>, Vec<EncodedPair>, Option<EncodeReport>)> {
+fn split(
+    rows: Vec<EncodedPair>,
+    config: &RunConfig,
+    encoder: &Encoder,
+) -> Result<(Vec<EncodedPair>, Vec<EncodedPair>, Option<EncodeReport>)> {
     match &config.eval {
         EvalConfig { path: Some(path), .. } => {
             let data = DataConfig {

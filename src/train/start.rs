@@ -121,7 +121,17 @@ fn first_state(
     let mut signs = Signs::default();
     signs.judge_supervision(&config.signs, reference_gaps);
     signs.judge_start(&config.signs, &start.train);
-    TrainerState { version: TrainerState::VERSION, step: 0, n_updates: 0, n_skipped_in_row: 0, n_skipped: 0, loader, data_sha256, signs, start }
+    TrainerState {
+        version: TrainerState::VERSION,
+        step: 0,
+        n_updates: 0,
+        n_skipped_in_row: 0,
+        n_skipped: 0,
+        loader,
+        data_sha256,
+        signs,
+        start,
+    }
 }
 
 /// Where reference scores come from.

@@ -128,7 +128,14 @@ impl Summary {
         self.note.map_or(Ok(()), |note| writeln!(out, "\n{note}"))
     }
 
-    fn write_measured(&self, out: &mut String, rows: &str, before: &Measurement, after: &Measurement, with_dominant: bool) -> std::fmt::Result {
+    fn write_measured(
+        &self,
+        out: &mut String,
+        rows: &str,
+        before: &Measurement,
+        after: &Measurement,
+        with_dominant: bool,
+    ) -> std::fmt::Result {
         writeln!(out, "\n{rows:<28}{:>10}{:>10}{:>10}", "before", "after", "goal")?;
         let mut line = |name: &str, before: f64, after: f64, goal: Option<f64>| {
             let goal = goal.map_or(String::new(), |goal| format!("{goal:>10.3}"));
