@@ -51,18 +51,33 @@ pub(crate) fn without_effect(config: &RunConfig) -> Vec<WithoutEffect> {
     };
     let retention = config.retention.kind;
     let (states, weight) = (["retention.pooling", "retention.reduction"], ["retention.weight"]);
-    note(retention == RetentionKind::None, &weight, "retention.kind", "`retention.kind` is \"none\"; remove it, or choose \"hidden\" or \"kl\"");
+    note(
+        retention == RetentionKind::None,
+        &weight,
+        "retention.kind",
+        "`retention.kind` is \"none\"; remove it, or choose \"hidden\" or \"kl\"",
+    );
     note(retention == RetentionKind::None, &states, "retention.kind", "`retention.kind` is \"none\"; remove it, or choose \"hidden\"");
     note(retention == RetentionKind::Kl, &states, "retention.kind", "`retention.kind` is \"kl\"; remove it, or choose \"hidden\"");
     let constant = config.schedule.kind == ScheduleKind::Constant;
-    note(constant, &["schedule.min_lr_ratio"], "schedule.kind", "`schedule.kind` is \"constant\"; remove it, or choose \"linear\" or \"cosine\"");
+    note(
+        constant,
+        &["schedule.min_lr_ratio"],
+        "schedule.kind",
+        "`schedule.kind` is \"constant\"; remove it, or choose \"linear\" or \"cosine\"",
+    );
     let nothing_held_out = config.eval.path.is_none() && config.eval.fraction.is_none();
     note(nothing_held_out, &["eval.every_steps"], "eval.path", "no rows are held out; set `eval.path` or `eval.fraction`");
     let off_hub = |path: &str| !is_hub_id(path);
     note(off_hub(&config.model.path), &["model.revision"], "model.path", "`model.path` is not a hub id of the form `org/name`");
     let reference = config.reference.path.as_deref();
     note(reference.is_none(), &["reference.revision"], "reference.path", "`reference.path` is not set; the reference is the model itself");
-    note(reference.is_some_and(off_hub), &["reference.revision"], "reference.path", "`reference.path` is not a hub id of the form `org/name`");
+    note(
+        reference.is_some_and(off_hub),
+        &["reference.revision"],
+        "reference.path",
+        "`reference.path` is not a hub id of the form `org/name`",
+    );
     let on_hub = ["data.revision", "data.split"];
     note(off_hub(&config.data.path), &on_hub, "data.path", "`data.path` is not a hub id of the form `org/name`");
     note(is_builtin(&config.data.path), &["data.sha256"], "data.path", "`data.path` is built in");
@@ -103,7 +118,9 @@ fn sources(config: &RunConfig, findings: &mut Findings) {
         ("output.dir", config.output.dir.to_str()),
     ];
     for (key, path) in paths.into_iter().filter_map(|(key, path)| Some((key, path?))) {
-        findings.require(!path.starts_with("~/"), &[key], || format!("`{key}` is \"{path}\": `~` means home to a shell only; write the whole path"));
+        findings.require(!path.starts_with("~/"), &[key], || {
+            format!("`{key}` is \"{path}\": `~` means home to a shell only; write the whole path")
+        });
         let required = ["model.path", "data.path"].contains(&key);
         findings.require(required || !path.is_empty(), &[key], || format!("`{key}` is empty: leave it out, or name something"));
     }
@@ -114,14 +131,21 @@ fn data(config: &RunConfig, findings: &mut Findings) {
     if let Some(sha256) = &data.sha256 {
         let is_digest = sha256.len() == 64 && sha256.chars().all(|c| c.is_ascii_hexdigit());
         findings.require(is_digest, &["data.sha256"], || {
-            format!("`data.sha256` has {} characters: it must be 64 hexadecimal digits, as `sha256sum FILE` prints them", sha256.chars().count())
+            format!(
+                "`data.sha256` has {} characters: it must be 64 hexadecimal digits, as `sha256sum FILE` prints them",
+                sha256.chars().count()
+            )
         });
     }
     let template = &data.template;
     let is_there = !is_template_file(template) || Path::new(template).is_file();
     findings.require(is_there || template.is_empty() || template.starts_with("~/"), &["data.template"], || {
-        let meant = nearest(template, BUILTIN_TEMPLATES.map(str::to_string)).map_or(String::new(), |meant| format!("; did you mean `{meant}`?"));
-        format!("`data.template` is \"{template}\": no such file; otherwise `{CHECKPOINT_TEMPLATE}`, or one of {}{meant}", list(&BUILTIN_TEMPLATES))
+        let meant =
+            nearest(template, BUILTIN_TEMPLATES.map(str::to_string)).map_or(String::new(), |meant| format!("; did you mean `{meant}`?"));
+        format!(
+            "`data.template` is \"{template}\": no such file; otherwise `{CHECKPOINT_TEMPLATE}`, or one of {}{meant}",
+            list(&BUILTIN_TEMPLATES)
+        )
     });
     findings.at_least("data.max_tokens", Some(data.max_tokens), 2);
     findings.at_least("data.limit", data.limit, 1);
@@ -180,7 +204,9 @@ fn optimizer(config: &RunConfig, findings: &mut Findings) {
     findings.positive("optimizer.lr", optimizer.lr);
     let [first, second] = optimizer.betas;
     let are_decays = [first, second].iter().all(|beta| (0.0..1.0).contains(beta));
-    findings.require(are_decays, &["optimizer.betas"], || format!("`optimizer.betas` is [{first}, {second}]: both must be at least 0 and below 1"));
+    findings.require(are_decays, &["optimizer.betas"], || {
+        format!("`optimizer.betas` is [{first}, {second}]: both must be at least 0 and below 1")
+    });
     findings.positive("optimizer.eps", optimizer.eps);
     findings.non_negative("optimizer.weight_decay", optimizer.weight_decay);
     findings.non_negative("optimizer.clip_norm", optimizer.clip_norm);
@@ -226,7 +252,9 @@ fn outside(config: &RunConfig, findings: &mut Findings) {
     let is_number = |ordinal: &str| !ordinal.is_empty() && ordinal.chars().all(|c| c.is_ascii_digit());
     let is_device = matches!(device, "auto" | "cpu") || device.strip_prefix("cuda:").is_some_and(is_number);
     findings.require(is_device, &["hardware.device"], || {
-        format!("`hardware.device` is \"{device}\": it must be \"auto\", \"cpu\", or \"cuda:N\" with the number of a GPU, such as \"cuda:0\"")
+        format!(
+            "`hardware.device` is \"{device}\": it must be \"auto\", \"cpu\", or \"cuda:N\" with the number of a GPU, such as \"cuda:0\""
+        )
     });
 }
 
