@@ -37,7 +37,7 @@ pub fn main() -> ExitCode {
 
 fn dispatch(command: &Command) -> Result<ExitCode> {
     match command {
-        Command::Train(args) if args.config.config.is_none() && args.resume.is_none() => Ok(recipes::say_how_to_start()),
+        Command::Train(args) if args.settings.config.is_none() && args.resume.is_none() => Ok(recipes::say_how_to_start()),
         Command::Train(_) => anyhow::bail!("`mpo train` is not in this build yet"),
         Command::Check(_) => anyhow::bail!("`mpo check` is not in this build yet"),
         Command::Gaps(_) => anyhow::bail!("`mpo gaps` is not in this build yet"),

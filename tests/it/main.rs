@@ -1,4 +1,6 @@
 //! All integration tests in one executable: each would link the whole engine again.
 
+mod cli;
+mod config;
 mod family;
 mod weights;
