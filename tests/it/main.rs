@@ -1,4 +1,8 @@
 //! All integration tests in one executable: each would link the whole engine again.
 
 mod family;
+mod objective;
+mod properties;
+mod reference;
+mod support;
 mod weights;
