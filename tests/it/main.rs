@@ -1,6 +1,7 @@
 //! All integration tests in one executable: each would link the whole engine again.
 
 mod family;
+mod hub;
 mod objective;
 mod properties;
 mod reference;
