@@ -2,6 +2,7 @@
 //!
 //! Exit status: 0 done; 1 failed, or `check` found something wrong; 2 wrong usage or configuration.
 
+mod gaps;
 mod recipes;
 
 use crate::cli::{Cli, Command};
@@ -40,7 +41,7 @@ fn dispatch(command: &Command) -> Result<ExitCode> {
         Command::Train(args) if args.settings.config.is_none() && args.resume.is_none() => Ok(recipes::say_how_to_start()),
         Command::Train(_) => anyhow::bail!("`mpo train` is not in this build yet"),
         Command::Check(_) => anyhow::bail!("`mpo check` is not in this build yet"),
-        Command::Gaps(_) => anyhow::bail!("`mpo gaps` is not in this build yet"),
+        Command::Gaps(args) => gaps::run(args),
         Command::Recipes(args) => recipes::run(args),
     }
 }

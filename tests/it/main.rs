@@ -4,4 +4,8 @@ mod cli;
 mod config;
 mod family;
 mod hub;
+mod objective;
+mod properties;
+mod reference;
+mod support;
 mod weights;
