@@ -1,1 +1,4 @@
+//! All integration tests in one executable: each would otherwise link candle again.
 
+mod data;
+mod template;
