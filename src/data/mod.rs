@@ -4,6 +4,7 @@
 //! format each, `language` names the languages that the rows do not. `template` and `encode` turn rows into tokens.
 
 pub mod batch;
+pub mod check;
 pub mod encode;
 pub mod language;
 mod llamafactory;
@@ -16,7 +17,7 @@ pub mod tokenizer_config;
 pub mod truncate;
 
 use crate::config::{DataConfig, DataFormat};
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use pair::{ParallelPair, Role};
 use rayon::prelude::*;
 use rows::{Fields, RawRow};
@@ -96,8 +97,8 @@ fn resolve_format(format: DataFormat, rows: &[RawRow]) -> Result<DataFormat> {
         return Ok(format);
     }
     let Some(row) = rows.iter().find_map(|row| row.value.as_ref().ok()) else {
-        let problem = rows.iter().find_map(|row| Some(format!("line {}: {}", row.line, row.value.as_ref().err()?)));
-        return Err(anyhow!("no row is valid JSON: {}", problem.unwrap_or_default()));
+        let problem = rows.iter().find_map(|row| row.value.as_ref().err());
+        bail!("no row is valid JSON: {}", problem.map_or("", String::as_str));
     };
     match row {
         row if parallel::recognises(row) => Ok(DataFormat::Parallel),

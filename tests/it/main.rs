@@ -2,10 +2,12 @@
 
 mod cli;
 mod config;
+mod data;
 mod family;
 mod hub;
 mod objective;
 mod properties;
 mod reference;
 mod support;
+mod template;
 mod weights;
