@@ -1,4 +1,5 @@
 //! All integration tests in one executable: each would link the whole engine again.
 
 mod family;
+mod golden;
 mod weights;
