@@ -3,16 +3,14 @@
 //! Pairs are packed as training packs them, and a sequence's forward does not depend on what it is packed with, so on the CPU these scores
 //! equal the policy's own at the first step bit for bit.
 
-#![allow(non_snake_case)] // Shape suffixes: N packed tokens, D hidden size.
-
 use crate::config::{Pooling, RetentionConfig, RetentionKind};
 use crate::data::batch::{Layout, PackedBatch, PairSpans, PromptSharing, SequenceSpan};
 use crate::data::encode::EncodedPreference;
 use crate::model::decoder::{Decoder, Keep, TokenTarget};
 use crate::objective::retention::{pool, pooled_rows};
 use crate::objective::{PairScores, ResponseScore};
+use crate::ops;
 use anyhow::{Result, ensure};
-use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 /// Which final-norm states of a sequence are kept beside its score.
@@ -75,10 +73,7 @@ pub fn score(model: &Decoder, pairs: &[&EncodedPreference], kept: KeptStates, pa
     let spans: Vec<PairSpans> = pairs.iter().map(|pair| batch.push_pair(pair, &layout)).collect();
     let hidden_ND = model.forward(&batch, Keep::Nothing)?.hidden_ND;
     let log_probs = model.log_probs(&hidden_ND, &response_targets(&batch, &spans))?;
-    let states = match kept {
-        KeptStates::Nothing => Vec::new(),
-        KeptStates::Pooled(_) | KeptStates::Predicting => to_host(&hidden_ND)?,
-    };
+    let states = ops::read(&hidden_ND)?;
     let hidden_size = hidden_ND.dim(1)?;
     let scores = pair_scores(&log_probs, &spans)?;
     let scored = pairs.iter().zip(&spans).zip(scores).map(|((pair, spans), scores)| {
@@ -111,9 +106,4 @@ pub fn pair_scores(log_probs: &[f32], spans: &[PairSpans]) -> Result<Vec<PairSco
         ResponseScore::from_tokens(tokens)
     };
     Ok(spans.iter().map(|spans| PairScores { chosen: next(&spans.chosen), rejected: next(&spans.rejected) }).collect())
-}
-
-/// All values of a tensor in row order, on the host, f32.
-pub fn to_host(tensor: &Tensor) -> Result<Vec<f32>> {
-    Ok(tensor.flatten_all()?.to_vec1::<f32>()?)
 }

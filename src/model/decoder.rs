@@ -157,8 +157,21 @@ impl Decoder {
 
     /// Adds to the head's gradient and to that of the hidden states, `d_hidden_ND [N, D]`, from those of the M log-probabilities.
     pub fn log_probs_backward(&self, hidden_ND: &Tensor, targets: &[TokenTarget], d_log_probs: &[f32], d_hidden_ND: &Tensor) -> Result<()> {
-        let gradient = self.head.as_ref().unwrap_or(&self.embeddings).gradient.as_ref();
-        self.head().backward(hidden_ND, self.head_weight(), targets, d_log_probs, d_hidden_ND, gradient)
+        self.head().backward(hidden_ND, self.head_weight(), targets, d_log_probs, d_hidden_ND, self.head_gradient())
+    }
+
+    /// Logits `[M, V]` of M hidden states: all of them, so only for a few rows at a time.
+    pub fn logits(&self, hidden_MD: &[f32]) -> Result<Vec<f32>> {
+        self.head().logits(hidden_MD, self.head_weight())
+    }
+
+    /// Adds to the head's gradient and returns the gradient of the hidden states `[M, D]`, from that of their logits `[M, V]`.
+    pub fn logits_backward(&self, hidden_MD: &[f32], logits_MV: &[f32], d_logits_MV: Vec<f32>) -> Result<Vec<f32>> {
+        self.head().logits_backward(hidden_MD, self.head_weight(), logits_MV, d_logits_MV, self.head_gradient())
+    }
+
+    fn head_gradient(&self) -> Option<&Tensor> {
+        self.head.as_ref().unwrap_or(&self.embeddings).gradient.as_ref()
     }
 
     fn embedding_scale(&self) -> f32 {

@@ -8,8 +8,6 @@
 //! the set differs. [`Reduction::Sum`] is the formula as printed, [`Reduction::Mean`] divides by the hidden size, as the released code does.
 //! The `kl` kind compares next-token distributions instead ([`kl_divergence`]).
 
-#![allow(non_snake_case)] // Shape suffixes: N packed tokens, D hidden size, V vocabulary.
-
 use crate::config::{Pooling, Reduction};
 use crate::data::batch::SequenceSpan;
 
@@ -80,11 +78,11 @@ pub fn kl_divergence(reference_V: &[f32], policy_V: &[f32]) -> f64 {
     terms.sum()
 }
 
-/// d [`kl_divergence`] / d policy logits, times `scale`: `scale * (softmax(policy) - softmax(reference))`. Overwrites the policy's logits.
-pub fn kl_divergence_backward(reference_V: &[f32], policy_V: &mut [f32], scale: f64) {
+/// d [`kl_divergence`] / d policy logits, times `scale`: `scale * (softmax(policy) - softmax(reference))`.
+pub fn kl_divergence_backward(reference_V: &[f32], policy_V: &[f32], scale: f64, d_policy_V: &mut [f32]) {
     let (reference_norm, policy_norm) = (log_sum_exp(reference_V), log_sum_exp(policy_V));
-    for (&r, p) in reference_V.iter().zip(policy_V) {
-        *p = (scale * ((f64::from(*p) - policy_norm).exp() - (f64::from(r) - reference_norm).exp())) as f32;
+    for ((&r, &p), d) in reference_V.iter().zip(policy_V).zip(d_policy_V) {
+        *d = (scale * ((f64::from(p) - policy_norm).exp() - (f64::from(r) - reference_norm).exp())) as f32;
     }
 }
 
@@ -154,16 +152,16 @@ mod tests {
         assert_ne!(kl_divergence(&policy, &reference), kl_divergence(&reference, &policy));
         let logits = [0.3, -70.0, 1e4, 9999.5];
         assert_eq!(kl_divergence(&logits, &logits), 0.0);
-        let mut gradient = logits;
-        kl_divergence_backward(&logits, &mut gradient, 1.0);
+        let mut gradient = [1.0; 4];
+        kl_divergence_backward(&logits, &logits, 1.0, &mut gradient);
         assert_eq!(gradient, [0.0; 4]);
     }
 
     #[test]
     fn kl_derivative_agrees_with_finite_differences() {
         let (reference, policy) = ([0.5f32, -1.0, 2.0, 0.25], [1.5f32, 0.5, -0.5, 0.125]);
-        let mut gradient = policy;
-        kl_divergence_backward(&reference, &mut gradient, 3.0);
+        let mut gradient = [0.0; 4];
+        kl_divergence_backward(&reference, &policy, 3.0, &mut gradient);
         let step = 1.0 / 1024.0;
         for i in 0..4 {
             let shifted = |by: f32| {

@@ -112,6 +112,37 @@ impl Head {
         logits.par_chunks_mut(16 * 1024).for_each(|logits| vectorized(|| cap_logits(logits, self.soft_cap)));
         Ok(logits)
     }
+
+    /// The backward of [`Head::logits`]: from what it returned, `logits [M, V]`, and its gradient to `d_hidden [M, D]`. Adds to
+    /// `weight_gradient [V, D]` unless the head is frozen.
+    pub fn logits_backward(
+        &self,
+        hidden: &[f32],
+        weight: &Tensor,
+        logits: &[f32],
+        mut d_logits: Vec<f32>,
+        weight_gradient: Option<&Tensor>,
+    ) -> Result<Vec<f32>> {
+        let (n_vocab, width) = (weight.dim(0)?, weight.dim(1)?);
+        if let Some(cap) = self.soft_cap {
+            let inverse = (1.0 / cap) as f32;
+            d_logits.par_iter_mut().zip(logits).with_min_len(16 * 1024).for_each(|(d, &logit)| {
+                let capped = logit * inverse;
+                *d *= 1.0 - capped * capped;
+            });
+        }
+        let weight = read(weight)?;
+        let (weight, d_logits, x) = (rounded(&weight, self.compute), rounded(&d_logits, self.compute), rounded(hidden, self.compute));
+        let d_logits = Matrix::new(&d_logits, n_vocab);
+        let mut dx = vec![0.0; hidden.len()];
+        multiply(&mut dx, width, Write::Overwrite, 1.0, d_logits, Matrix::new(&weight, width), Threads::Pool);
+        if let Some(weight_gradient) = weight_gradient {
+            update(weight_gradient, |out| {
+                multiply(out, width, Write::Add, 1.0, d_logits.transposed(), Matrix::new(&x, width), Threads::Pool)
+            })?;
+        }
+        Ok(dx)
+    }
 }
 
 fn check(targets: &[TokenTarget], n_rows: usize, n_vocab: usize) -> Result<()> {
@@ -213,6 +244,36 @@ mod tests {
                         let numeric = (moved(1e-6) - moved(-1e-6)) / 2e-6;
                         assert!((numeric - f64::from(gradient[i])).abs() < 1e-5, "{what}[{i}]");
                     }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn gradient_of_logits_matches_finite_differences() {
+        let (n, d, v) = (3, 8, 41);
+        let (hidden, weight, gradient) = (check::values(1, n * d), check::values(2, v * d), check::values(3, n * v));
+        for soft_cap in [None, Some(0.9)] {
+            let loss = |hidden: &[f64], weight: &[f64]| -> f64 {
+                let mut logits: Vec<f64> =
+                    hidden.chunks(d).flat_map(|x| weight.chunks(d).map(|w| check::dot(x, w)).collect::<Vec<_>>()).collect();
+                cap_logits(&mut logits, soft_cap);
+                check::dot(&logits, &gradient)
+            };
+            let head = Head { soft_cap, compute: ComputeDtype::F32 };
+            let (h, w) = (check::to_f32(&hidden), tensor(check::to_f32(&weight), &[v, d]).unwrap());
+            let logits = head.logits(&h, &w).unwrap();
+            let dw = tensor(vec![0.0; v * d], &[v, d]).unwrap();
+            let dh = head.logits_backward(&h, &w, &logits, check::to_f32(&gradient), Some(&dw)).unwrap();
+            for (what, gradient, at) in [("hidden", dh, &hidden), ("weight", read(&dw).unwrap().to_vec(), &weight)] {
+                for i in 0..at.len() {
+                    let moved = |step: f64| {
+                        let mut at = at.clone();
+                        at[i] += step;
+                        if what == "hidden" { loss(&at, &weight) } else { loss(&hidden, &at) }
+                    };
+                    let numeric = (moved(1e-6) - moved(-1e-6)) / 2e-6;
+                    assert!((numeric - f64::from(gradient[i])).abs() < 1e-5, "cap {soft_cap:?}, {what}[{i}]");
                 }
             }
         }

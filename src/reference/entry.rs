@@ -1,6 +1,6 @@
 //! One cached sequence on disk: a small safetensors file, written atomically and verified by its own digest when read.
 
-use super::key::hexadecimal;
+use crate::digest::hex;
 use crate::files::write_atomically;
 use crate::objective::ResponseScore;
 use crate::scoring::ScoredSequence;
@@ -76,7 +76,7 @@ fn parse(bytes: &[u8], key: &str, hidden_size: usize) -> Result<ScoredSequence> 
 }
 
 fn digest(n_tokens: usize, log_prob: &[u8], states: &[u8]) -> String {
-    hexadecimal(&Sha256::new().chain_update(n_tokens.to_string()).chain_update(log_prob).chain_update(states).finalize())
+    hex(&Sha256::new().chain_update(n_tokens.to_string()).chain_update(log_prob).chain_update(states).finalize())
 }
 
 #[cfg(test)]

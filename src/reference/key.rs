@@ -3,10 +3,12 @@
 use crate::config::{ComputeDtype, Pooling};
 use crate::data::batch::padded_length;
 use crate::data::encode::{EncodedPreference, Response};
+use crate::digest::hex;
 use crate::model::decoder::Decoder;
+use crate::ops;
 use crate::scoring::KeptStates;
 use anyhow::Result;
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -47,7 +49,7 @@ impl Provenance {
 
     /// The key of `pair`'s two sequences: chosen, then rejected.
     pub fn keys(&self, pair: &EncodedPreference) -> Result<[String; 2]> {
-        let n_longest = pair.prompt.len() + pair.chosen.tokens.len().max(pair.rejected.tokens.len());
+        let n_longest = pair.longest_sequence();
         let padded_to = (self.states == KeptStates::Pooled(Pooling::MeanPadded)).then(|| padded_length(n_longest));
         let key = |response: &Response| -> Result<String> {
             let parts = SequenceKey {
@@ -57,7 +59,7 @@ impl Provenance {
                 n_end_tokens: response.n_end_tokens,
                 padded_to,
             };
-            Ok(hexadecimal(&Sha256::digest(serde_json::to_vec(&parts)?)))
+            Ok(hex(&Sha256::digest(serde_json::to_vec(&parts)?)))
         };
         Ok([key(&pair.chosen)?, key(&pair.rejected)?])
     }
@@ -85,21 +87,20 @@ pub fn weights_digest(model: &Decoder) -> Result<String> {
     for (name, shape, digest) in digests? {
         hasher.update(format!("{name} {shape:?} {digest}\n"));
     }
-    Ok(hexadecimal(&hasher.finalize()))
+    Ok(hex(&hasher.finalize()))
 }
 
-fn tensor_digest(tensor: &Tensor) -> Result<String> {
-    // In pieces, so that a large embedding is never copied whole.
-    const PIECE: usize = 1 << 20;
-    let flat = tensor.flatten_all()?;
-    let n_values = flat.elem_count();
+/// sha256 of the digests of pieces, so that all cores take part even in one large matrix.
+pub(super) fn tensor_digest(tensor: &Tensor) -> Result<String> {
+    const PIECE: usize = 1 << 18;
+    let values = ops::read(tensor)?;
+    let digests: Vec<_> = values
+        .par_chunks(PIECE)
+        .map(|piece| Sha256::digest(piece.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>()))
+        .collect();
     let mut hasher = Sha256::new();
-    for start in (0..n_values).step_by(PIECE) {
-        let values = flat.narrow(0, start, PIECE.min(n_values - start))?.to_dtype(DType::F32)?.to_vec1::<f32>()?;
-        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        hasher.update(bytes);
-    }
-    Ok(hexadecimal(&hasher.finalize()))
+    digests.iter().for_each(|digest| hasher.update(digest));
+    Ok(hex(&hasher.finalize()))
 }
 
 fn device_kind(model: &Decoder) -> &'static str {
@@ -122,10 +123,6 @@ fn instruction_set() -> &'static str {
         }
     }
     std::env::consts::ARCH
-}
-
-pub(super) fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

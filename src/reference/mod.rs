@@ -5,8 +5,10 @@
 //! of all that it depends on ([`Provenance`]): in a cache that runs share, and in the run's own folder, so that a resume needs nothing else.
 
 mod entry;
+mod head;
 mod key;
 
+pub use head::FrozenHead;
 pub use key::{ENGINE_VERSION, Provenance, weights_digest};
 
 use crate::data::encode::EncodedPreference;
@@ -16,6 +18,7 @@ use crate::objective::PairScores;
 use crate::progress::Progress;
 use crate::scoring::{self, KeptStates, ScoredPair, ScoredSequence};
 use anyhow::{Context, Result, bail, ensure};
+use head::SavedHead;
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -52,6 +55,8 @@ pub struct ScoringReport {
 #[derive(Debug, Clone)]
 pub struct FrozenScores {
     manifest: Manifest,
+    /// Present for [`KeptStates::Predicting`].
+    head: Option<FrozenHead>,
     sequences: HashMap<String, ScoredSequence>,
     folders: Folders,
 }
@@ -62,15 +67,18 @@ pub struct FrozenScores {
 struct Manifest {
     provenance: Provenance,
     hidden_size: usize,
+    head: Option<SavedHead>,
 }
 
 impl FrozenScores {
     /// Reads the scores of `pairs` from `folders`, computes the missing ones with `model`, whose `provenance` it is, and writes them as they come.
     pub fn score(model: &Decoder, pairs: &[&EncodedPreference], provenance: Provenance, folders: Folders) -> Result<(Self, ScoringReport)> {
-        let manifest = Manifest { provenance, hidden_size: model.description().hidden_size };
-        let mut scores = Self { manifest, sequences: HashMap::new(), folders };
+        let head = (provenance.states == KeptStates::Predicting).then(|| FrozenHead::of(model)).transpose()?;
+        let manifest = Manifest { provenance, hidden_size: model.description().hidden_size, head: None };
+        let mut scores = Self { manifest, head, sequences: HashMap::new(), folders };
         let mut report = ScoringReport::default();
         if let Some(run) = &scores.folders.run {
+            scores.manifest.head = scores.head.as_ref().map(|head| head.save(run)).transpose()?;
             write_atomically(&run.join(MANIFEST), &serde_json::to_vec_pretty(&scores.manifest)?)?;
         }
 
@@ -101,7 +109,8 @@ impl FrozenScores {
         let kept = manifest.provenance.states;
         ensure!(kept == states, "`{}` holds scores for another retention: {kept:?}, not {states:?}", run.display());
         let folders = Folders { run: Some(run.to_owned()), shared: None };
-        let mut scores = Self { manifest, sequences: HashMap::new(), folders };
+        let head = manifest.head.as_ref().map(|head| FrozenHead::open(run, head, manifest.hidden_size, manifest.provenance.dtype));
+        let mut scores = Self { head: head.transpose()?, manifest, sequences: HashMap::new(), folders };
         for (_, keys) in scores.distinct(pairs)? {
             for key in keys {
                 match entry::read(run, &key, scores.manifest.hidden_size)? {
@@ -118,6 +127,11 @@ impl FrozenScores {
         &self.manifest.provenance
     }
 
+    /// Values of one kept state.
+    pub fn hidden_size(&self) -> usize {
+        self.manifest.hidden_size
+    }
+
     /// The scored sequences of `pair`: chosen, then rejected.
     pub fn pair(&self, pair: &EncodedPreference) -> Result<[&ScoredSequence; 2]> {
         let [chosen, rejected] = self.provenance().keys(pair)?;
@@ -125,6 +139,11 @@ impl FrozenScores {
             (Some(chosen), Some(rejected)) => Ok([chosen, rejected]),
             _ => bail!("a preference pair ({}, prompt of {} tokens) has no reference score", pair.lang, pair.prompt.len()),
         }
+    }
+
+    /// The frozen model's head, kept for [`KeptStates::Predicting`].
+    pub fn head(&self) -> Result<&FrozenHead> {
+        self.head.as_ref().context("the reference's head was not kept: it is for `kl` retention only")
     }
 
     /// Log-probabilities of both responses of `pair`.

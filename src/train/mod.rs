@@ -3,6 +3,7 @@
 pub mod checkpoint;
 pub mod clip;
 pub mod folder;
+pub mod kl;
 pub mod log;
 pub mod measure;
 pub mod optimizer;

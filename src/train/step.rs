@@ -4,16 +4,16 @@
 //! target side, for the objective. Only one micro-batch of one side has its activations in memory at a time. Every share of the loss is
 //! divided by the totals of the whole batch, so gradients of micro-batches simply add up in the engine's buffers.
 
-#![allow(non_snake_case)] // Shape suffixes: N packed tokens, D hidden size.
-
 use crate::config::{Gap, RetentionConfig, RetentionKind, RunConfig};
 use crate::data::batch::{Layout, PackedBatch, PairSpans, PromptSharing};
 use crate::data::encode::{EncodedPair, EncodedPreference};
 use crate::model::decoder::{Decoder, Forward, Keep};
 use crate::objective::{BatchTotals, Objective, PairScores, RowLoss, RowScores, retention};
-use crate::reference::FrozenScores;
-use crate::scoring::{KeptStates, pair_scores, response_targets, to_host};
-use anyhow::{Context, Result, bail};
+use crate::ops;
+use crate::reference::{FrozenHead, FrozenScores};
+use crate::scoring::{KeptStates, ScoredSequence, pair_scores, response_targets};
+use crate::train::kl;
+use anyhow::{Context, Result, bail, ensure};
 use candle_core::Tensor;
 use std::collections::HashMap;
 
@@ -295,28 +295,64 @@ impl Step<'_> {
         Ok(Pass { outcomes, n_tokens_computed: batch.n_tokens() })
     }
 
-    /// Unweighted retention of both sequences of each group, and d loss / d hidden states.
+    /// Unweighted retention of both sequences of each group, and d loss / d hidden states. For `kl` this also adds to the head's gradient.
     fn retention(&self, groups: &[DominantGroup], spans: &[PairSpans], forward: &Forward) -> Result<(Vec<[f64; 2]>, Tensor)> {
-        let RetentionConfig { weight, pooling, reduction, .. } = self.settings.retention;
         let reference = self.reference.context("the retention term needs reference scores")?;
-        let (n_packed, hidden_size) = forward.hidden_ND.dims2()?;
-        let hidden_ND = to_host(&forward.hidden_ND)?;
-        let mut d_hidden_ND = vec![0.0f32; n_packed * hidden_size];
+        let (hidden_size, frozen_size) = (self.policy.description().hidden_size, reference.hidden_size());
+        ensure!(
+            hidden_size == frozen_size,
+            "retention compares hidden states, and the policy's have {hidden_size} values, the reference's {frozen_size}"
+        );
+        let hidden_ND = ops::read(&forward.hidden_ND)?;
+        let mut d_hidden_ND = vec![0.0f32; hidden_ND.len()];
         let mut values = Vec::with_capacity(groups.len());
         for (group, spans) in groups.iter().zip(spans) {
-            let scale = weight * retention::sequence_weight(group.rows.len(), self.totals.n_rows);
+            let scale = self.settings.retention.weight * retention::sequence_weight(group.rows.len(), self.totals.n_rows);
             let n_end_tokens = [group.pair.chosen.n_end_tokens, group.pair.rejected.n_end_tokens];
             let mut value = [0.0; 2];
             for (sequence, frozen) in reference.pair(group.pair)?.into_iter().enumerate() {
-                let rows = retention::pooled_rows(pooling, spans.both()[sequence], n_end_tokens[sequence]);
-                let state_D = retention::pool(&hidden_ND, hidden_size, &rows);
-                value[sequence] = retention::distance(&state_D, &frozen.states, reduction);
-                let d_state_D = retention::distance_backward(&state_D, &frozen.states, reduction, scale);
-                retention::pool_backward(&d_state_D, &rows, &mut d_hidden_ND);
+                let span = spans.both()[sequence];
+                value[sequence] = match self.settings.retention.kind {
+                    RetentionKind::None => 0.0,
+                    RetentionKind::Hidden => {
+                        let rows = retention::pooled_rows(self.settings.retention.pooling, span, n_end_tokens[sequence]);
+                        self.hidden_retention(&hidden_ND, &rows, frozen, scale, &mut d_hidden_ND)
+                    }
+                    RetentionKind::Kl => {
+                        let rows: Vec<usize> = span.predicting_rows().collect();
+                        self.kl_retention(&hidden_ND, &rows, (frozen, reference.head()?), scale, &mut d_hidden_ND)?
+                    }
+                };
             }
             values.push(value);
         }
-        Ok((values, Tensor::from_vec(d_hidden_ND, (n_packed, hidden_size), forward.hidden_ND.device())?))
+        Ok((values, ops::tensor(d_hidden_ND, forward.hidden_ND.dims())?))
+    }
+
+    fn hidden_retention(&self, hidden_ND: &[f32], rows: &[usize], frozen: &ScoredSequence, scale: f64, d_hidden_ND: &mut [f32]) -> f64 {
+        let reduction = self.settings.retention.reduction;
+        let state_D = retention::pool(hidden_ND, self.policy.description().hidden_size, rows);
+        let d_state_D = retention::distance_backward(&state_D, &frozen.states, reduction, scale);
+        retention::pool_backward(&d_state_D, rows, d_hidden_ND);
+        retention::distance(&state_D, &frozen.states, reduction)
+    }
+
+    fn kl_retention(
+        &self,
+        hidden_ND: &[f32],
+        rows: &[usize],
+        (frozen, head): (&ScoredSequence, &FrozenHead),
+        scale: f64,
+        d_hidden_ND: &mut [f32],
+    ) -> Result<f64> {
+        let hidden_size = self.policy.description().hidden_size;
+        let states_MD: Vec<f32> = rows.iter().flat_map(|row| &hidden_ND[row * hidden_size..][..hidden_size]).copied().collect();
+        let scale = self.gradients.of_retention().then_some(scale);
+        let (value, d_states_MD) = kl::mean_divergence(self.policy, head, &states_MD, &frozen.states, scale)?;
+        for (row, d_state_D) in rows.iter().zip(d_states_MD.chunks(hidden_size)) {
+            d_hidden_ND[row * hidden_size..][..hidden_size].iter_mut().zip(d_state_D).for_each(|(sum, d)| *sum += d);
+        }
+        Ok(value)
     }
 
     /// The objective of some rows, and its gradient.

@@ -1,0 +1,78 @@
+//! The reference's output head: the only frozen weights that a run keeps in memory, and only for `kl` retention.
+
+use super::key::tensor_digest;
+use crate::model::decoder::Decoder;
+use crate::model::weights::{self, SavedDtype, TensorToSave};
+use crate::ops::{self, log_prob::Head};
+use anyhow::{Context, Result, ensure};
+use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const WEIGHT: &str = "lm_head.weight";
+
+/// Final-norm states to the reference's logits.
+#[derive(Debug, Clone)]
+pub struct FrozenHead {
+    head: Head,
+    /// `[V, D]`, a copy of its own: the policy's head moves.
+    weight: Tensor,
+}
+
+/// What the run's manifest says of the head beside it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SavedHead {
+    vocab_size: usize,
+    soft_cap: Option<f64>,
+    sha256: String,
+}
+
+impl FrozenHead {
+    pub(super) fn of(model: &Decoder) -> Result<Self> {
+        Ok(Self { head: model.head(), weight: model.head_weight().copy()? })
+    }
+
+    /// `[M, D]` final-norm states of the reference to `[M, V]` logits.
+    pub fn logits(&self, states_MD: &[f32]) -> Result<Vec<f32>> {
+        self.head.logits(states_MD, &self.weight)
+    }
+
+    pub fn vocab_size(&self) -> Result<usize> {
+        Ok(self.weight.dim(0)?)
+    }
+
+    /// Writes the weight into a folder of its own in `run` and says what was written.
+    pub(super) fn save(&self, run: &Path) -> Result<SavedHead> {
+        let saved = SavedHead { vocab_size: self.vocab_size()?, soft_cap: self.head.soft_cap, sha256: tensor_digest(&self.weight)? };
+        let temporary = run.join(format!(".head.{}.tmp", std::process::id()));
+        let replace = || -> Result<()> {
+            fs::create_dir_all(&temporary)?;
+            let (shape, values) = (self.weight.dims(), ops::read(&self.weight)?);
+            weights::save(&temporary, &[TensorToSave { name: WEIGHT, shape, values: &values, dtype: SavedDtype::F32 }], u64::MAX)?;
+            fs::remove_dir_all(folder(run)).or_else(|error| match error.kind() {
+                std::io::ErrorKind::NotFound => Ok(()),
+                _ => Err(error),
+            })?;
+            Ok(fs::rename(&temporary, folder(run))?)
+        };
+        replace()
+            .inspect_err(|_| drop(fs::remove_dir_all(&temporary)))
+            .with_context(|| format!("cannot write the reference's head to `{}`", folder(run).display()))?;
+        Ok(saved)
+    }
+
+    pub(super) fn open(run: &Path, saved: &SavedHead, hidden_size: usize, compute: crate::config::ComputeDtype) -> Result<Self> {
+        let checkpoint = weights::Checkpoint::open(&folder(run))?;
+        let mut values = vec![0.0; saved.vocab_size * hidden_size];
+        checkpoint.read_into(WEIGHT, &mut values)?;
+        let weight = ops::tensor(values, &[saved.vocab_size, hidden_size])?;
+        ensure!(tensor_digest(&weight)? == saved.sha256, "`{}` is damaged: it does not have its checksum", folder(run).display());
+        Ok(Self { head: Head { soft_cap: saved.soft_cap, compute }, weight })
+    }
+}
+
+fn folder(run: &Path) -> PathBuf {
+    run.join("head")
+}
