@@ -4,6 +4,8 @@ mod cli;
 mod config;
 mod data;
 mod family;
+mod golden;
+mod golden;
 mod hub;
 mod objective;
 mod properties;
