@@ -18,9 +18,8 @@ use std::process::ExitCode;
 pub fn run(args: &GapsArgs) -> Result<ExitCode> {
     let flags =
         [("--model", "model.path", &args.model), ("--reference", "reference.path", &args.reference), ("--data", "data.path", &args.data)];
-    let arguments: Vec<Argument> =
-        flags.iter().filter_map(|(flag, key, value)| Some(Argument { flag, key, value: value.as_deref()? })).collect();
-    let config = config::load_for_scoring(args.config.config.as_deref(), &arguments, &args.config.set)?;
+    let arguments = flags.map(|(flag, key, value)| Argument { flag, key, value: value.as_deref() });
+    let config = config::load_for_scoring(args.settings.config.as_deref(), &arguments, &args.settings.set)?;
     let rows = device::thread_pool(&config.hardware)?.install(|| measure(&config))?;
 
     if let Some(out) = &args.out {

@@ -4,6 +4,7 @@
 
 mod gaps;
 mod recipes;
+mod train;
 
 use crate::cli::{Cli, Command};
 use crate::config::ConfigError;
@@ -39,7 +40,7 @@ pub fn main() -> ExitCode {
 fn dispatch(command: &Command) -> Result<ExitCode> {
     match command {
         Command::Train(args) if args.settings.config.is_none() && args.resume.is_none() => Ok(recipes::say_how_to_start()),
-        Command::Train(_) => anyhow::bail!("`mpo train` is not in this build yet"),
+        Command::Train(args) => train::run(args),
         Command::Check(_) => anyhow::bail!("`mpo check` is not in this build yet"),
         Command::Gaps(args) => gaps::run(args),
         Command::Recipes(args) => recipes::run(args),

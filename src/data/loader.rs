@@ -184,9 +184,9 @@ impl Loader {
 }
 
 /// Numbers the distinct dominant pairs in order of first appearance; rows with equal dominant tokens get equal numbers.
-pub fn dominant_numbers(rows: &[EncodedPair]) -> Vec<usize> {
+pub fn dominant_numbers<'a>(rows: impl IntoIterator<Item = &'a EncodedPair>) -> Vec<usize> {
     let mut numbers = HashMap::new();
-    rows.iter()
+    rows.into_iter()
         .map(|row| {
             let next = numbers.len();
             *numbers.entry((&row.dominant.prompt, &row.dominant.chosen.tokens, &row.dominant.rejected.tokens)).or_insert(next)

@@ -13,7 +13,7 @@
 //! Tensors are streamed from where they are: saving needs no second copy of the model.
 
 use super::folder::{self, FolderWriter, Manifest};
-use super::measure::Measurement;
+use super::measure::Measured;
 use super::optimizer::AdamW;
 use super::signs::Signs;
 use crate::config::OutputDtype;
@@ -65,17 +65,14 @@ pub struct TrainerState {
     pub n_updates: u64,
     /// Non-finite steps since the last good one.
     pub n_skipped_in_row: usize,
+    /// Skipped steps in all.
+    pub n_skipped: usize,
     pub loader: LoaderState,
+    /// Of all encoded rows: a run goes on with the rows it began with.
+    pub data_sha256: String,
     pub signs: Signs,
     /// Measured before the first step, on the rows that the summary and the signs compare with.
-    pub start: Start,
-}
-
-/// Measurements before the first step.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Start {
-    pub train: Measurement,
-    pub held_out: Option<Measurement>,
+    pub start: Measured,
 }
 
 impl TrainerState {
@@ -84,14 +81,14 @@ impl TrainerState {
 
 /// What a saved model folder holds besides the weights; read once, so that the source may move or vanish during the run.
 #[derive(Debug, Clone)]
-pub struct ModelFiles {
+pub struct SourceFiles {
     files: Vec<(&'static str, Vec<u8>)>,
     dtypes: BTreeMap<String, SavedDtype>,
     /// For parameters that the source does not hold.
     dtype: SavedDtype,
 }
 
-impl ModelFiles {
+impl SourceFiles {
     /// Reads the model folder `source`; weights will be saved in its element types, or all in the one that `dtype` names.
     pub fn read(source: &Path, dtype: OutputDtype) -> Result<Self> {
         let mut files = Vec::new();
@@ -142,7 +139,7 @@ pub struct Snapshot<'a> {
     pub state: &'a TrainerState,
     /// The resolved configuration as TOML.
     pub config: &'a str,
-    pub files: &'a ModelFiles,
+    pub files: &'a SourceFiles,
     pub parameters: &'a [Parameter],
     pub optimizer: &'a AdamW,
 }
@@ -157,7 +154,7 @@ pub fn save(run: &Path, snapshot: &Snapshot<'_>, keep: usize) -> Result<PathBuf>
 }
 
 /// Writes `OUT/final`, the trained model alone.
-pub fn save_final(run: &Path, files: &ModelFiles, parameters: &[Parameter]) -> Result<PathBuf> {
+pub fn save_final(run: &Path, files: &SourceFiles, parameters: &[Parameter]) -> Result<PathBuf> {
     let dir = run.join("final");
     folder::publish(&dir, |folder| files.write(folder, parameters))?;
     Ok(dir)
@@ -299,7 +296,7 @@ fn remove_old(run: &Path, step: usize, keep: usize) -> Result<()> {
 mod tests {
     use super::*;
     use crate::config::OptimizerConfig;
-    use crate::train::measure::RowMeasure;
+    use crate::train::measure::{Losses, Measurement, RowMeasure};
 
     fn parameter(name: &str, shape: &[usize], seed: u32) -> Parameter {
         let values = |seed: u32| {
@@ -315,13 +312,24 @@ mod tests {
             lang: "sw".into(),
             reward_gap_target: 0.1,
             reward_gap_reference: 1.0,
+            reward_gap_wanted: 1.0,
             chosen_per_token: -1.0,
             rejected_per_token: -2.0,
         };
-        let train = Measurement::new(0.81, 0.81, 0.0, &[row], 1.0);
+        let train = Measurement::new(Losses { loss: 0.81, mpo: 0.81, retention: 0.0 }, &[row], 1.0);
         let loader = LoaderState { epoch: 1, position: 2, seed: 3, n_rows: 4 };
-        let start = Start { train, held_out: None };
-        TrainerState { version: VERSION, step, n_updates: 9, n_skipped_in_row: 1, loader, signs: Signs::default(), start }
+        let start = Measured { train, held_out: None, dominant: BTreeMap::new() };
+        TrainerState {
+            version: VERSION,
+            step,
+            n_updates: 9,
+            n_skipped_in_row: 1,
+            n_skipped: 1,
+            loader,
+            data_sha256: "ab".into(),
+            signs: Signs::default(),
+            start,
+        }
     }
 
     /// A model folder in bf16, and a run that trains it.
@@ -350,7 +358,7 @@ mod tests {
         }
 
         fn save(&self, step: usize, keep: usize) -> Result<PathBuf> {
-            let files = ModelFiles::read(self.source.path(), OutputDtype::Checkpoint)?;
+            let files = SourceFiles::read(self.source.path(), OutputDtype::Checkpoint)?;
             let state = state(step);
             let snapshot =
                 Snapshot { state: &state, config: "a = 1\n", files: &files, parameters: &self.parameters, optimizer: &self.optimizer };
@@ -401,7 +409,7 @@ mod tests {
     #[test]
     fn another_element_type_is_written_into_the_config() {
         let example = Example::new();
-        let files = ModelFiles::read(example.source.path(), OutputDtype::F32).unwrap();
+        let files = SourceFiles::read(example.source.path(), OutputDtype::F32).unwrap();
         let dir = save_final(example.run.path(), &files, &example.parameters).unwrap();
         let config: serde_json::Value = serde_json::from_slice(&fs::read(dir.join("config.json")).unwrap()).unwrap();
         assert_eq!(config["torch_dtype"], "float32");

@@ -7,7 +7,7 @@ use crate::digest::{Contents, HashingWriter, contents_of};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 const PARTIAL: &str = ".partial";
@@ -110,12 +110,13 @@ pub fn publish(dir: &Path, fill: impl FnOnce(&mut FolderWriter) -> Result<()>) -
     result
 }
 
-/// Removes what an interrupted [`publish`] left in `parent`.
+/// Removes what an interrupted [`publish`] or atomic write left in `parent`.
 pub fn remove_leftovers(parent: &Path) -> Result<()> {
     for entry in fs::read_dir(parent).with_context(|| format!("cannot read the folder `{}`", parent.display()))? {
         let path = entry?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if name.starts_with('.') && name.ends_with(PARTIAL) {
+        // `.tmp` is what `files::write_atomically` leaves.
+        if name.starts_with('.') && (name.ends_with(PARTIAL) || name.ends_with(".tmp")) {
             remove_if_there(&path)?;
         }
     }
@@ -128,19 +129,6 @@ pub fn remove(dir: &Path) -> Result<()> {
     remove_if_there(&removed)?;
     fs::rename(dir, &removed).with_context(|| format!("cannot remove `{}`", dir.display()))?;
     remove_if_there(&removed)
-}
-
-/// Replaces the file `path` in one step: a reader, or a crash, sees the old contents or the new.
-pub fn replace_file(path: &Path, contents: &[u8]) -> Result<()> {
-    let partial = partial_name(path, "")?;
-    let write = || -> io::Result<()> {
-        let mut file = File::create(&partial)?;
-        file.write_all(contents)?;
-        file.sync_all()?;
-        fs::rename(&partial, path)
-    };
-    write().with_context(|| format!("cannot write `{}`", path.display()))?;
-    path.parent().map_or(Ok(()), sync_folder)
 }
 
 fn put_in_place(partial: &Path, dir: &Path) -> Result<()> {
@@ -248,7 +236,7 @@ mod tests {
     fn leftovers_go_and_all_else_stays() {
         let run = tempfile::tempdir().unwrap();
         fs::create_dir_all(run.path().join(".checkpoint-000002.partial/trainer")).unwrap();
-        fs::write(run.path().join(".config.toml.partial"), "x").unwrap();
+        fs::write(run.path().join(".config.toml.17.tmp"), "x").unwrap();
         fs::write(run.path().join("notes.partial"), "mine").unwrap();
         remove_leftovers(run.path()).unwrap();
         let names: Vec<_> = fs::read_dir(run.path()).unwrap().map(|e| e.unwrap().file_name()).collect();

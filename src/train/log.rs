@@ -3,7 +3,7 @@
 //! A line is in the file when the next step begins, so that a killed run keeps what it has measured. On resume the lines after the
 //! checkpoint are cut, and each step stands once.
 
-use super::folder;
+use crate::files::write_atomically;
 use anyhow::{Context, Result};
 use serde::Serialize;
 use std::fs::{self, File, OpenOptions};
@@ -26,11 +26,15 @@ impl MetricsLog {
             let kept: Vec<u8> =
                 text.split_inclusive(|byte| *byte == b'\n').filter(|line| is_kept(line, n_steps)).flatten().copied().collect();
             if kept != text {
-                folder::replace_file(path, &kept)?;
+                write_atomically(path, &kept)?;
             }
         }
         let file = OpenOptions::new().create(true).append(true).open(path).with_context(|| format!("cannot write `{}`", path.display()))?;
         Ok(Self { path: path.to_path_buf(), file })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Appends one line.
@@ -45,6 +49,48 @@ impl MetricsLog {
     pub fn sync(&self) -> Result<()> {
         self.file.sync_data().with_context(|| format!("cannot write `{}`", self.path.display()))
     }
+}
+
+/// What all lines of a log come to.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Totals {
+    /// Of the first and of the last step; `None` where it was not finite.
+    pub first_loss: Option<f64>,
+    pub last_loss: Option<f64>,
+    pub epochs: f64,
+    pub tokens: u64,
+    pub tokens_computed: u64,
+    /// Wall time of all steps, over all sessions of the run.
+    pub seconds: f64,
+    pub peak_rss_bytes: u64,
+}
+
+/// Adds up the lines of `path`.
+pub fn totals(path: &Path) -> Result<Totals> {
+    #[derive(serde::Deserialize)]
+    struct Line {
+        loss: Option<f64>,
+        epoch: f64,
+        tokens: u64,
+        tokens_computed: u64,
+        seconds: f64,
+        peak_rss_bytes: u64,
+    }
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
+    let mut totals = Totals::default();
+    for (index, line) in text.lines().enumerate() {
+        let line: Line = serde_json::from_str(line).with_context(|| format!("`{}` line {}", path.display(), index + 1))?;
+        if index == 0 {
+            totals.first_loss = line.loss;
+        }
+        totals.last_loss = line.loss;
+        totals.epochs = line.epoch;
+        totals.tokens += line.tokens;
+        totals.tokens_computed += line.tokens_computed;
+        totals.seconds += line.seconds;
+        totals.peak_rss_bytes = totals.peak_rss_bytes.max(line.peak_rss_bytes);
+    }
+    Ok(totals)
 }
 
 fn is_kept(line: &[u8], n_steps: usize) -> bool {

@@ -2,6 +2,9 @@
 //!
 //! Gaps are without beta, in nats a token (in nats for `gap = "sum"`).
 
+use super::step::{BatchOutcome, RowOutcome};
+use crate::data::encode::EncodedPair;
+use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -12,11 +15,27 @@ pub struct RowMeasure {
     pub lang: String,
     /// `RG(policy, target pair)`.
     pub reward_gap_target: f64,
-    /// What the row's target gap is pulled to, times beta: the dominant pair's gap.
+    /// `RG(reference, dominant pair)`.
     pub reward_gap_reference: f64,
+    /// What the loss wants beta times the target gap to be: the reference's dominant gap, or the policy's with `gap_target = "policy"`.
+    pub reward_gap_wanted: f64,
     /// Mean log-probability of a token of the chosen and of the rejected target answer, nats.
     pub chosen_per_token: f64,
     pub rejected_per_token: f64,
+}
+
+impl RowMeasure {
+    pub fn new(row: &EncodedPair, outcome: &RowOutcome) -> Result<Self> {
+        let reference = outcome.reward_gap_reference.with_context(|| format!("row `{}` has no reference gap", row.id))?;
+        Ok(Self {
+            lang: row.target.lang.clone(),
+            reward_gap_target: outcome.reward_gap_target,
+            reward_gap_reference: reference,
+            reward_gap_wanted: outcome.reward_gap_dominant.unwrap_or(reference),
+            chosen_per_token: outcome.target.chosen.per_token(),
+            rejected_per_token: outcome.target.rejected.per_token(),
+        })
+    }
 }
 
 /// Means over rows.
@@ -44,37 +63,74 @@ impl Means {
             reward_gap_target: mean(&|row| row.reward_gap_target),
             reward_gap_reference: mean(&|row| row.reward_gap_reference),
             accuracy: share(&|row| row.reward_gap_target > 0.0),
-            overshoot: share(&|row| beta * row.reward_gap_target > row.reward_gap_reference),
+            overshoot: share(&|row| beta * row.reward_gap_target > row.reward_gap_wanted),
             chosen_per_token: mean(&|row| row.chosen_per_token),
             rejected_per_token: mean(&|row| row.rejected_per_token),
         }
     }
 }
 
-/// A pass over some rows.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Measurement {
+/// The loss and its terms, means over rows.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Losses {
     /// `mpo + weight * retention`.
     pub loss: f64,
     pub mpo: f64,
-    /// Unweighted.
+    /// Unweighted; 0 in a run without the term.
     pub retention: f64,
+}
+
+impl Losses {
+    pub fn of(outcome: &BatchOutcome) -> Self {
+        Self { loss: outcome.loss, mpo: outcome.objective, retention: outcome.retention.unwrap_or(0.0) }
+    }
+}
+
+/// A pass over some rows.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Measurement {
+    #[serde(flatten)]
+    pub losses: Losses,
     pub all: Means,
     /// By target language.
     pub languages: BTreeMap<String, Means>,
 }
 
 impl Measurement {
-    /// `loss`, `mpo` and `retention` are means over the same rows.
-    pub fn new(loss: f64, mpo: f64, retention: f64, rows: &[RowMeasure], beta: f64) -> Self {
+    /// `losses` are means over the same rows.
+    pub fn new(losses: Losses, rows: &[RowMeasure], beta: f64) -> Self {
         let of_language = |lang: &String| Means::of(rows.iter().filter(|row| row.lang == *lang), beta);
         let languages = rows.iter().map(|row| (row.lang.clone(), of_language(&row.lang))).collect();
-        Self { loss, mpo, retention, all: Means::of(rows.iter(), beta), languages }
+        Self { losses, all: Means::of(rows.iter(), beta), languages }
+    }
+
+    /// What one batch says.
+    pub fn of_batch(rows: &[&EncodedPair], outcome: &BatchOutcome, beta: f64) -> Result<Self> {
+        let measures = rows.iter().zip(&outcome.rows).map(|(row, outcome)| RowMeasure::new(row, outcome)).collect::<Result<Vec<_>>>()?;
+        Ok(Self::new(Losses::of(outcome), &measures, beta))
     }
 
     pub fn is_finite(&self) -> bool {
-        self.loss.is_finite() && self.all.reward_gap_target.is_finite()
+        self.losses.loss.is_finite() && self.all.reward_gap_target.is_finite()
     }
+}
+
+/// The policy's own reward gap on dominant pairs.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct DominantGap {
+    /// Distinct pairs.
+    pub n_pairs: usize,
+    pub reward_gap: f64,
+}
+
+/// What is measured before the first step and after the last.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Measured {
+    /// On [`probe_rows`](super::evaluate::probe_rows) of the training rows.
+    pub train: Measurement,
+    pub held_out: Option<Measurement>,
+    /// On the dominant pairs of the same training rows, by language.
+    pub dominant: BTreeMap<String, DominantGap>,
 }
 
 #[cfg(test)]
@@ -87,10 +143,12 @@ mod tests {
             lang: lang.into(),
             reward_gap_target: gap,
             reward_gap_reference: 1.0,
+            reward_gap_wanted: 1.0,
             chosen_per_token: -1.0,
             rejected_per_token: -1.0 - gap,
         };
-        let measurement = Measurement::new(3.0, 2.0, 1.0, &[row("sw", -0.5), row("bn", 0.25), row("sw", 1.5)], 2.0);
+        let measurement =
+            Measurement::new(Losses { loss: 3.0, mpo: 2.0, retention: 1.0 }, &[row("sw", -0.5), row("bn", 0.25), row("sw", 1.5)], 2.0);
         assert_eq!(measurement.languages.keys().collect::<Vec<_>>(), ["bn", "sw"]);
         let sw = &measurement.languages["sw"];
         assert_eq!((sw.n_rows, sw.reward_gap_target, sw.accuracy, sw.overshoot), (2, 0.5, 0.5, 0.5));

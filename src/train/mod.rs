@@ -1,12 +1,26 @@
-//! The loop, the step, the optimizer, the schedule, checkpoints and the log.
+//! Training: the loop, what it is made of, and what it leaves behind.
+//!
+//! In reading order: `prepare` finds everything that can be wrong, `start` makes a [`run::Run`], whose `train` is the loop. `step` is one
+//! batch forward and backward (the objective and the engine behind it), `clip`, `optimizer` and `schedule` turn its gradient into an update.
+//! `evaluate` and `measure` say where the policy stands, `signs` what looks wrong about it. `metrics` and `log` write the lines,
+//! `checkpoint` and `folder` save, `resume` goes on, `summary` ends the run; `console` and `interrupt` face the person.
 
 pub mod checkpoint;
 pub mod clip;
+pub mod console;
+pub mod evaluate;
 pub mod folder;
+pub mod interrupt;
 pub mod kl;
 pub mod log;
 pub mod measure;
+pub mod metrics;
 pub mod optimizer;
+pub mod prepare;
+pub mod resume;
+pub mod run;
 pub mod schedule;
 pub mod signs;
+pub mod start;
 pub mod step;
+pub mod summary;

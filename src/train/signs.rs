@@ -191,7 +191,7 @@ fn percent(share: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::train::measure::RowMeasure;
+    use crate::train::measure::{Losses, RowMeasure};
 
     const HALF: Progress = Progress { step: 50, n_steps: 100 };
 
@@ -200,10 +200,11 @@ mod tests {
             lang: "sw".into(),
             reward_gap_target: gap,
             reward_gap_reference: 1.0,
+            reward_gap_wanted: 1.0,
             chosen_per_token,
             rejected_per_token: chosen_per_token - gap,
         };
-        Measurement::new(1.0, 1.0, 0.0, &[row], 1.0)
+        Measurement::new(Losses { loss: 1.0, mpo: 1.0, retention: 0.0 }, &[row], 1.0)
     }
 
     fn kinds(signs: &Signs) -> Vec<SignKind> {

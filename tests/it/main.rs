@@ -5,7 +5,6 @@ mod config;
 mod data;
 mod family;
 mod golden;
-mod golden;
 mod hub;
 mod objective;
 mod properties;

@@ -60,7 +60,7 @@ fn a_sequence_does_not_see_what_it_is_packed_with() {
         let hidden = |pairs: &[&EncodedPair]| {
             let mut batch = PackedBatch::default();
             let spans: Vec<_> = pairs.iter().map(|row| batch.push_pair(&row.target, &layout)).collect();
-            let hidden = policy.forward(&batch, Keep::Nothing).unwrap().hidden;
+            let hidden = policy.forward(&batch, Keep::Nothing).unwrap().hidden_ND;
             (spans, ops::read(&hidden).unwrap().to_vec())
         };
         let (spans, packed) = hidden(&borrowed(&rows));

@@ -1,0 +1,65 @@
+//! What a person sees of a run, on stderr: a progress bar where it is a terminal, now and then a line where it is not.
+
+use super::metrics::StepLine;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::io::{IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+/// Without a terminal, a line at most this often, besides the first and the last step.
+const LINE_INTERVAL: Duration = Duration::from_secs(20);
+
+/// The console of one run.
+pub struct Console {
+    bar: ProgressBar,
+    is_terminal: bool,
+    n_steps: usize,
+    last_line: Option<Instant>,
+}
+
+impl Console {
+    /// For a run of `n_steps` that has taken `n_taken`.
+    pub fn new(n_steps: usize, n_taken: usize) -> Self {
+        let is_terminal = std::io::stderr().is_terminal();
+        let target = if is_terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let bar = ProgressBar::with_draw_target(Some(n_steps as u64), target).with_position(n_taken as u64);
+        if let Ok(style) = ProgressStyle::with_template("{bar:24} {pos}/{len} {elapsed} ETA {eta}  {msg}") {
+            bar.set_style(style);
+        }
+        // The steps of an earlier session say nothing about this one's speed.
+        bar.reset_eta();
+        Self { bar, is_terminal, n_steps, last_line: None }
+    }
+
+    /// Shows a step that was taken.
+    pub fn step(&mut self, line: &StepLine) {
+        self.bar.set_position(line.step as u64);
+        let numbers = format!(
+            "loss {:.4}  gap {:+.3} (goal {:+.3})  lr {:.2e}",
+            line.loss, line.reward_gap_target, line.reward_gap_reference, line.lr
+        );
+        if self.is_terminal {
+            self.bar.set_message(numbers);
+            return;
+        }
+        let is_due = self.last_line.is_none_or(|last| last.elapsed() >= LINE_INTERVAL) || line.step == self.n_steps;
+        if is_due {
+            say(&format!("step {}/{}  {numbers}  {:.0} tokens/s", line.step, self.n_steps, line.tokens_per_second));
+            self.last_line = Some(Instant::now());
+        }
+    }
+
+    /// Says something above the bar.
+    pub fn say(&self, text: &str) {
+        self.bar.suspend(|| say(text));
+    }
+
+    /// Takes the bar away.
+    pub fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// Writes a line to stderr. Where nobody reads any more, there is nobody to tell.
+pub fn say(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}

@@ -1,0 +1,123 @@
+//! Passes over rows without gradients: held-out rows now and then, and fixed training rows before, within and after the run.
+
+use super::clip::gradient_norm;
+use super::measure::{DominantGap, Losses, Measurement, RowMeasure};
+use super::step::{BatchOutcome, DominantPasses, Gradients, StepSettings, evaluate_batch, evaluate_first_batch};
+use crate::config::{Pooling, RetentionKind};
+use crate::data::encode::{EncodedPair, EncodedPreference};
+use crate::data::loader::dominant_numbers;
+use crate::model::decoder::Decoder;
+use crate::objective::PairScores;
+use crate::reference::FrozenScores;
+use crate::scoring::{self, KeptStates, ScoredPair};
+use anyhow::Result;
+use std::collections::BTreeMap;
+
+/// Training rows that the run is measured on, in all; see [`probe_rows`].
+const N_PROBE_ROWS: usize = 48;
+
+/// The first rows of each target language, as many of each, at most [`N_PROBE_ROWS`] together (at least one of each). Measuring them three
+/// times costs a few percent of a run; measuring every training row would cost an epoch's forward passes each time.
+pub fn probe_rows(rows: &[EncodedPair]) -> Vec<usize> {
+    let mut n_of_language: BTreeMap<&str, usize> = rows.iter().map(|row| (row.target.lang.as_str(), 0)).collect();
+    let n_each = (N_PROBE_ROWS / n_of_language.len().max(1)).max(1);
+    let is_wanted = |index: &usize| {
+        let n = n_of_language.entry(rows[*index].target.lang.as_str()).or_default();
+        *n += 1;
+        *n <= n_each
+    };
+    (0..rows.len()).filter(is_wanted).collect()
+}
+
+/// Whether the policy still is the reference, so that retention must be 0: a self-test that costs nothing.
+pub enum PolicyIs<'a> {
+    Trained(&'a FrozenScores),
+    /// Reference entries that fail the test are scored anew.
+    TheReference(&'a mut FrozenScores),
+}
+
+impl PolicyIs<'_> {
+    fn again(&mut self) -> PolicyIs<'_> {
+        match self {
+            PolicyIs::Trained(reference) => PolicyIs::Trained(reference),
+            PolicyIs::TheReference(reference) => PolicyIs::TheReference(reference),
+        }
+    }
+}
+
+/// Runs one batch, with the self-test where the policy still is the reference.
+pub fn evaluate(
+    policy: &Decoder,
+    rows: &[&EncodedPair],
+    is: PolicyIs<'_>,
+    settings: &StepSettings,
+    gradients: Gradients,
+) -> Result<BatchOutcome> {
+    match is {
+        PolicyIs::Trained(reference) => evaluate_batch(policy, rows, Some(reference), settings, gradients),
+        PolicyIs::TheReference(reference) => Ok(evaluate_first_batch(policy, rows, reference, settings, gradients)?.outcome),
+    }
+}
+
+/// Gradient norms of the objective and of the weighted retention, each alone. Leaves the gradients of the latter in the buffers.
+pub fn term_norms(policy: &Decoder, rows: &[&EncodedPair], reference: &FrozenScores, settings: &StepSettings) -> Result<[f64; 2]> {
+    let norm = |gradients| {
+        policy.zero_gradients()?;
+        evaluate_batch(policy, rows, Some(reference), settings, gradients)?;
+        gradient_norm(policy.parameters())
+    };
+    Ok([norm(Gradients::ObjectiveOnly)?, norm(Gradients::RetentionOnly)?])
+}
+
+/// Measures the policy on `rows`.
+pub fn measure(policy: &Decoder, rows: &[&EncodedPair], mut is: PolicyIs<'_>, settings: &StepSettings, beta: f64) -> Result<Measurement> {
+    let settings = StepSettings { dominant_passes: dominant_passes(settings), ..settings.clone() };
+    let mut measures = Vec::with_capacity(rows.len());
+    let mut sums = Losses { loss: 0.0, mpo: 0.0, retention: 0.0 };
+    for rows in rows.chunks(settings.micro_batch_size) {
+        let outcome = evaluate(policy, rows, is.again(), &settings, Gradients::None)?;
+        let losses = Losses::of(&outcome);
+        let n_rows = rows.len() as f64;
+        sums.loss += n_rows * losses.loss;
+        sums.mpo += n_rows * losses.mpo;
+        sums.retention += n_rows * losses.retention;
+        for (row, outcome) in rows.iter().zip(&outcome.rows) {
+            measures.push(RowMeasure::new(row, outcome)?);
+        }
+    }
+    let n_rows = rows.len() as f64;
+    let losses = Losses { loss: sums.loss / n_rows, mpo: sums.mpo / n_rows, retention: sums.retention / n_rows };
+    Ok(Measurement::new(losses, &measures, beta))
+}
+
+/// Rows that share a dominant pair need its pass once, unless the value depends on what is padded together.
+fn dominant_passes(settings: &StepSettings) -> DominantPasses {
+    let padded = settings.retention.kind == RetentionKind::Hidden && settings.retention.pooling == Pooling::MeanPadded;
+    if padded { settings.dominant_passes } else { DominantPasses::OncePerPair }
+}
+
+/// The policy's own reward gaps on the distinct dominant pairs of `rows`, by dominant language: what retention is there to keep.
+pub fn dominant_gaps(policy: &Decoder, rows: &[&EncodedPair], settings: &StepSettings) -> Result<BTreeMap<String, DominantGap>> {
+    let mut by_language: BTreeMap<String, DominantGap> = BTreeMap::new();
+    for pair in distinct_dominant(rows) {
+        for ScoredPair { chosen, rejected } in scoring::score(policy, &[pair], KeptStates::Nothing, settings.pad_token)? {
+            let reward_gap = PairScores { chosen: chosen.score, rejected: rejected.score }.reward_gap(settings.gap);
+            let mean = by_language.entry(pair.lang.clone()).or_insert(DominantGap { n_pairs: 0, reward_gap: 0.0 });
+            mean.n_pairs += 1;
+            mean.reward_gap += (reward_gap - mean.reward_gap) / mean.n_pairs as f64;
+        }
+    }
+    Ok(by_language)
+}
+
+/// One of each dominant pair of `rows`, in order of first appearance.
+pub fn distinct_dominant<'a>(rows: &[&'a EncodedPair]) -> Vec<&'a EncodedPreference> {
+    let numbers = dominant_numbers(rows.iter().copied());
+    let mut distinct = Vec::new();
+    for (row, number) in rows.iter().zip(numbers) {
+        if number == distinct.len() {
+            distinct.push(&row.dominant);
+        }
+    }
+    distinct
+}

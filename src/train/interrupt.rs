@@ -1,0 +1,30 @@
+//! Ctrl-C: the first one asks the loop to stop after its step, the second one ends the process at once.
+
+use anyhow::{Context, Result};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// The exit status of a process that was interrupted, as shells have it.
+pub const EXIT_CODE: u8 = 130;
+
+static N_INTERRUPTS: AtomicUsize = AtomicUsize::new(0);
+
+/// Takes over Ctrl-C for this process.
+pub fn listen() -> Result<()> {
+    let on_interrupt = || {
+        if N_INTERRUPTS.fetch_add(1, Ordering::SeqCst) > 0 {
+            // Everything that was written is whole: folders and files appear by renaming, lines in one piece.
+            std::process::exit(EXIT_CODE.into());
+        }
+        eprintln!("\nStopping after this step; Ctrl-C again stops at once.");
+    };
+    match ctrlc::set_handler(on_interrupt) {
+        // A second run in one process shares the first one's handler.
+        Ok(()) | Err(ctrlc::Error::MultipleHandlers) => Ok(()),
+        Err(error) => Err(error).context("cannot listen to Ctrl-C"),
+    }
+}
+
+/// Whether Ctrl-C was pressed.
+pub fn requested() -> bool {
+    N_INTERRUPTS.load(Ordering::SeqCst) > 0
+}

@@ -1,0 +1,68 @@
+//! One line of `metrics.jsonl`.
+//!
+//! Values are those before the update, over the whole batch; gaps are without beta. Beside the fixed keys stand the batch's languages
+//! (`reward_gap_target/sw`), and on some lines what was measured on other rows with the same weights: `eval_…` on held-out rows, `probe_…`
+//! on fixed training rows (see [`super::evaluate`]), `grad_norm_mpo` and `grad_norm_retention` on the first steps.
+
+use super::measure::Measurement;
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+/// Numbers that are not finite are written as null.
+#[derive(Debug, Clone, Serialize)]
+pub struct StepLine {
+    /// Counted from 1.
+    pub step: usize,
+    /// Passes over the data when the step is done.
+    pub epoch: f64,
+    pub loss: f64,
+    pub mpo: f64,
+    /// Unweighted.
+    pub retention: f64,
+    /// Before clipping.
+    pub grad_norm: f64,
+    pub lr: f64,
+    pub reward_gap_target: f64,
+    pub reward_gap_reference: f64,
+    #[serde(rename = "rewards/accuracies")]
+    pub accuracy: f64,
+    /// Of the policy, as if nothing were shared.
+    pub tokens: usize,
+    pub tokens_computed: usize,
+    /// Wall time of the step: forward, backward, update.
+    pub seconds: f64,
+    pub tokens_per_second: f64,
+    pub peak_rss_bytes: u64,
+    /// Share of rows with beta RG_t > RG_d.
+    pub overshoot: f64,
+    #[serde(flatten)]
+    pub more: Map<String, Value>,
+}
+
+/// The keys of `metrics.jsonl` that depend on the clock or on the machine: all others are equal in equal runs.
+pub const TIMING_KEYS: [&str; 3] = ["seconds", "tokens_per_second", "peak_rss_bytes"];
+
+/// Adds each target language's gap: `reward_gap_target/sw`.
+pub fn add_languages(line: &mut Map<String, Value>, prefix: &str, measured: &Measurement) {
+    for (lang, means) in &measured.languages {
+        line.insert(format!("{prefix}reward_gap_target/{lang}"), means.reward_gap_target.into());
+    }
+}
+
+/// Adds a measurement under a prefix: losses, gaps, and the answers' mean log-probabilities by language.
+pub fn add_measurement(line: &mut Map<String, Value>, prefix: &str, measured: &Measurement) {
+    let Measurement { losses, all, languages } = measured;
+    let mut add = |key: &str, value: f64| line.insert(format!("{prefix}{key}"), value.into());
+    add("loss", losses.loss);
+    add("mpo", losses.mpo);
+    add("retention", losses.retention);
+    add("reward_gap_target", all.reward_gap_target);
+    add("reward_gap_reference", all.reward_gap_reference);
+    add("rewards/accuracies", all.accuracy);
+    add("overshoot", all.overshoot);
+    for (lang, means) in languages {
+        add(&format!("chosen_per_token/{lang}"), means.chosen_per_token);
+        add(&format!("rejected_per_token/{lang}"), means.rejected_per_token);
+    }
+    add_languages(line, prefix, measured);
+}

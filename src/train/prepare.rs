@@ -1,0 +1,184 @@
+//! Everything that can be found wrong before anything large is loaded or anything is written.
+//!
+//! A [`Plan`] is a run whose files exist, whose weights have the right names and shapes, whose rows are encoded and fit the model, and whose
+//! memory need was compared with what there is. `--dry-run` stops here.
+
+use super::checkpoint::Found;
+use crate::config::{DataConfig, DataFormat, EvalConfig, RunConfig};
+use crate::data;
+use crate::data::encode::{EncodeReport, EncodedPair, EncodedPreference, Encoder};
+use crate::data::loader::{Loader, dominant_numbers, hold_out};
+use crate::device::{self, TrainingMemory};
+use crate::digest::hex;
+use crate::hub;
+use crate::model::description::DecoderDescription;
+use crate::model::{family, weights};
+use anyhow::{Context, Result, bail, ensure};
+use sha2::{Digest, Sha256};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A run that may start.
+pub struct Plan {
+    pub config: RunConfig,
+    /// The folder that the policy, its tokenizer and its template are read from.
+    pub model_dir: PathBuf,
+    /// The folder of the reference, where it is not the model itself.
+    pub reference_dir: Option<PathBuf>,
+    pub description: DecoderDescription,
+    pub n_parameters: usize,
+    pub encoder: Encoder,
+    /// What `mean_padded` pads with.
+    pub pad_token: u32,
+    pub train: Vec<EncodedPair>,
+    pub held_out: Vec<EncodedPair>,
+    /// What encoding did to the training rows (before any were held out), and to those of `eval.path`.
+    pub encoding: EncodeReport,
+    pub eval_encoding: Option<EncodeReport>,
+    /// Of the tokens of all rows.
+    pub data_sha256: String,
+    pub memory: TrainingMemory,
+}
+
+impl Plan {
+    /// Makes the plan of `config`; a run that goes on from a checkpoint needs nothing of the original model.
+    pub fn new(config: RunConfig, checkpoint: Option<&Found>) -> Result<Self> {
+        device::select(&config.hardware)?;
+        let model_dir = match checkpoint {
+            Some(found) => found.dir.clone(),
+            None => hub::resolve_model(&config.model.path, config.model.revision.as_deref())?.dir,
+        };
+        let (description, n_parameters) = inspect_model(&model_dir)?;
+        let reference_dir = match &config.reference.path {
+            Some(path) => Some(hub::resolve_model(path, config.reference.revision.as_deref())?.dir),
+            None => None,
+        };
+        if let Some(dir) = &reference_dir {
+            let (reference, _) = inspect_model(dir)?;
+            check_reference(&description, &reference)?;
+        }
+
+        let encoder = Encoder::new(&model_dir, &config.data)?;
+        let pairs = data::load(&hub::resolve_data(&config.data)?, &config.data)?;
+        let (rows, encoding) = encoder.encode_all(&pairs)?;
+        let (train, held_out, eval_encoding) = split(rows, &config, &encoder)?;
+        check_tokens(train.iter().chain(&held_out), &description)?;
+        // Finds a group that no batch can hold; the loader of the run is made once it is known which rows stay.
+        Loader::new(&dominant_numbers(&train), &config.train)?;
+
+        let n_tokens = largest_pass(&train) * config.train.micro_batch_size;
+        let memory = TrainingMemory::estimate(&description, n_parameters as u64, config.model.dtype, n_tokens as u64);
+        memory.check()?;
+        Ok(Self {
+            pad_token: encoder.pad_token().unwrap_or(0),
+            data_sha256: digest(train.iter().chain(&held_out)),
+            config,
+            model_dir,
+            reference_dir,
+            description,
+            n_parameters,
+            encoder,
+            train,
+            held_out,
+            encoding,
+            eval_encoding,
+            memory,
+        })
+    }
+}
+
+/// Reads `config.json` and the headers of the weights, and compares them.
+fn inspect_model(dir: &Path) -> Result<(DecoderDescription, usize)> {
+    let path = dir.join("config.json");
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read `{}`", path.display()))?;
+    let config = serde_json::from_str(&text).with_context(|| format!("`{}` is not valid JSON", path.display()))?;
+    let description = family::describe(&config).with_context(|| format!("in `{}`", path.display()))?;
+    let weights = weights::Checkpoint::open(dir)?;
+    family::check_weights(&description, &weights)?;
+    Ok((description, weights.n_parameters()))
+}
+
+/// The reference reads the policy's tokens, and its states are compared with the policy's.
+fn check_reference(policy: &DecoderDescription, reference: &DecoderDescription) -> Result<()> {
+    for (what, policy, reference) in
+        [("vocab_size", policy.vocab_size, reference.vocab_size), ("hidden_size", policy.hidden_size, reference.hidden_size)]
+    {
+        ensure!(policy == reference, "the reference's `{what}` is {reference}, the model's is {policy}: they must be the same");
+    }
+    Ok(())
+}
+
+/// Training rows and held-out rows, the latter from `eval.path` or a fraction of the former.
+fn split(
+    rows: Vec<EncodedPair>,
+    config: &RunConfig,
+    encoder: &Encoder,
+) -> Result<(Vec<EncodedPair>, Vec<EncodedPair>, Option<EncodeReport>)> {
+    match &config.eval {
+        EvalConfig { path: Some(path), .. } => {
+            let data = DataConfig {
+                path: path.clone(),
+                revision: None,
+                sha256: None,
+                format: DataFormat::Auto,
+                limit: None,
+                ..config.data.clone()
+            };
+            let load = || -> Result<_> { encoder.encode_all(&data::load(&hub::resolve_data(&data)?, &data)?) };
+            let (held_out, report) = load().context("in the held-out rows of `eval.path`")?;
+            Ok((rows, held_out, Some(report)))
+        }
+        EvalConfig { fraction: Some(fraction), .. } => {
+            let split = hold_out(&dominant_numbers(&rows), *fraction, config.train.seed)?;
+            let pick = |indices: &[usize]| indices.iter().map(|&index| rows[index].clone()).collect();
+            Ok((pick(&split.train), pick(&split.held_out), None))
+        }
+        EvalConfig { path: None, fraction: None, .. } => Ok((rows, Vec::new(), None)),
+    }
+}
+
+fn check_tokens<'a>(rows: impl Iterator<Item = &'a EncodedPair>, description: &DecoderDescription) -> Result<()> {
+    for row in rows {
+        for side in [&row.dominant, &row.target] {
+            let tokens = side.prompt.iter().chain(&side.chosen.tokens).chain(&side.rejected.tokens);
+            if let Some(token) = tokens.copied().find(|&token| token as usize >= description.vocab_size) {
+                bail!(
+                    "row `{}` ({}) has the token {token}, but the model's vocabulary ends at {}: tokenizer and weights do not belong together",
+                    row.id,
+                    side.lang,
+                    description.vocab_size
+                );
+            }
+            let n_tokens = side.longest_sequence();
+            ensure!(
+                n_tokens <= description.max_positions,
+                "row `{}` ({}) has {n_tokens} tokens, and the model has {} positions: set `data.max_tokens` to at most that",
+                row.id,
+                side.lang,
+                description.max_positions
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Tokens of the largest pass over one preference pair: a prompt that both answers share, and padding if there is any.
+fn largest_pass(rows: &[EncodedPair]) -> usize {
+    let n_tokens = |pair: &EncodedPreference| pair.prompt.len() + pair.chosen.tokens.len() + pair.rejected.tokens.len();
+    rows.iter().flat_map(|row| [&row.dominant, &row.target]).map(n_tokens).max().unwrap_or(0)
+}
+
+/// Of ids and tokens: what training depends on.
+fn digest<'a>(rows: impl Iterator<Item = &'a EncodedPair>) -> String {
+    let mut hash = Sha256::new();
+    for row in rows {
+        hash.update(row.id.as_bytes());
+        for side in [&row.dominant, &row.target] {
+            for tokens in [&side.prompt, &side.chosen.tokens, &side.rejected.tokens] {
+                hash.update((tokens.len() as u64).to_le_bytes());
+                tokens.iter().for_each(|token| hash.update(token.to_le_bytes()));
+            }
+        }
+    }
+    hex(&hash.finalize())
+}

@@ -1,0 +1,253 @@
+//! The run: its parts, and the loop around the step on one screen.
+
+use super::checkpoint::{self, Snapshot, SourceFiles, TrainerState};
+use super::clip::{clip_factor, gradient_norm};
+use super::console::Console;
+use super::evaluate::{PolicyIs, dominant_gaps, evaluate, measure, term_norms};
+use super::interrupt;
+use super::log::MetricsLog;
+use super::measure::{Measured, Measurement};
+use super::metrics::{StepLine, add_languages, add_measurement};
+use super::optimizer::AdamW;
+use super::schedule::Schedule;
+use super::signs::Progress;
+use super::step::{Gradients, StepSettings};
+use super::summary::Summary;
+use crate::config::{RetentionKind, RunConfig};
+use crate::data::encode::EncodedPair;
+use crate::data::loader::Loader;
+use crate::device::peak_rss_bytes;
+use crate::model::decoder::Decoder;
+use crate::reference::FrozenScores;
+use anyhow::{Result, bail};
+use serde_json::{Map, Value};
+use std::path::PathBuf;
+use std::time::Instant;
+
+/// Steps on which the gradient norm of each term is measured, counted from the first that sees a policy which has moved.
+const N_TERM_NORMS: usize = 3;
+
+/// Everything that a training run is made of.
+pub struct Run {
+    pub config: RunConfig,
+    /// `config` as TOML, for the checkpoints.
+    pub config_text: String,
+    pub dir: PathBuf,
+    pub n_steps: usize,
+    pub train: Vec<EncodedPair>,
+    pub held_out: Vec<EncodedPair>,
+    /// The training rows that the run is measured on, as indices.
+    pub probe: Vec<usize>,
+    pub reference: FrozenScores,
+    /// Whether the policy began as the reference.
+    pub starts_as_reference: bool,
+    pub policy: Decoder,
+    pub settings: StepSettings,
+    pub optimizer: AdamW,
+    pub schedule: Schedule,
+    pub loader: Loader,
+    pub files: SourceFiles,
+    pub log: MetricsLog,
+    /// Counters, signs and first measurements; the cursors of loader and optimizer are filled in when it is saved.
+    pub state: TrainerState,
+    /// How many of the signs were said on this console.
+    pub n_signs_said: usize,
+    pub console: Console,
+}
+
+/// How a run came to its end.
+pub enum Ending {
+    Finished(Box<Summary>),
+    /// By Ctrl-C; the checkpoint to go on from.
+    Interrupted(PathBuf),
+}
+
+impl Run {
+    /// Trains from wherever the run stands to its end, or to Ctrl-C.
+    pub fn train(mut self) -> Result<Ending> {
+        let mut saved = None;
+        while self.state.step < self.n_steps && !interrupt::requested() {
+            let measured = self.measure_if_due()?;
+            let line = self.step(measured)?;
+            self.log.append(&line)?;
+            self.console.step(&line);
+            self.announce_signs();
+            self.stop_if_stuck()?;
+            saved = if self.is_checkpoint_due() { Some(self.save()?) } else { None };
+        }
+        if self.state.step < self.n_steps {
+            let checkpoint = saved.map_or_else(|| self.save(), Ok)?;
+            self.console.finish();
+            return Ok(Ending::Interrupted(checkpoint));
+        }
+        self.finish().map(|summary| Ending::Finished(Box::new(summary)))
+    }
+
+    /// What is measured on other rows with the weights that the next step begins with, as keys of that step's line.
+    fn measure_if_due(&mut self) -> Result<Map<String, Value>> {
+        let step = self.state.step;
+        let mut measured = Map::new();
+        let is_held_out_due = step == 0 || self.config.eval.every_steps.is_some_and(|every| step.is_multiple_of(every));
+        if is_held_out_due && !self.held_out.is_empty() {
+            let held_out = if step == 0 { self.state.start.held_out.clone() } else { self.measure_held_out()? };
+            held_out.iter().for_each(|held_out| add_measurement(&mut measured, "eval_", held_out));
+        }
+        if step == 0 {
+            add_measurement(&mut measured, "probe_", &self.state.start.train);
+        } else if step == (self.config.signs.stagnation_after * self.n_steps as f64).ceil() as usize {
+            let now = self.measure_probe()?;
+            add_measurement(&mut measured, "probe_", &now);
+            self.judge_languages(&now);
+        }
+        Ok(measured)
+    }
+
+    /// One optimizer step over one batch. Loss or gradient that is not finite makes no update, but loader and schedule advance.
+    fn step(&mut self, mut more: Map<String, Value>) -> Result<StepLine> {
+        let lr = self.schedule.lr(self.state.step);
+        let rows: Vec<&EncodedPair> = self.loader.next_batch().rows().into_iter().map(|row| &self.train[row]).collect();
+        if self.config.retention.kind != RetentionKind::None && self.is_term_norm_due() {
+            let [mpo, retention] = term_norms(&self.policy, &rows, &self.reference, &self.settings)?;
+            more.extend([("grad_norm_mpo".into(), mpo.into()), ("grad_norm_retention".into(), retention.into())]);
+            self.state.signs.judge_gradients(&self.config.signs, self.state.step + 1, mpo, retention);
+        }
+
+        let started = Instant::now();
+        let still_reference = self.state.step == 0 && self.starts_as_reference;
+        let is = if still_reference { PolicyIs::TheReference(&mut self.reference) } else { PolicyIs::Trained(&self.reference) };
+        self.policy.zero_gradients()?;
+        let outcome = evaluate(&self.policy, &rows, is, &self.settings, Gradients::Both)?;
+        let grad_norm = gradient_norm(self.policy.parameters())?;
+        let is_finite = outcome.loss.is_finite() && grad_norm.is_finite();
+        if is_finite {
+            self.optimizer.step(self.policy.parameters(), lr, clip_factor(grad_norm, self.config.optimizer.clip_norm))?;
+            self.state.n_skipped_in_row = 0;
+        } else {
+            self.state.n_skipped_in_row += 1;
+            self.state.n_skipped += 1;
+            let bad = rows.iter().zip(&outcome.rows).filter(|(_, outcome)| !outcome.is_finite()).map(|(row, _)| row.id.as_str());
+            let bad: Vec<&str> = bad.collect();
+            // Where every row's loss is finite, only the batch as a whole can be blamed.
+            let bad = if bad.is_empty() { rows.iter().map(|row| row.id.as_str()).collect() } else { bad };
+            self.console.say(&format!("step {}: no update, loss or gradient is not finite; rows {}", self.state.step + 1, bad.join(", ")));
+            more.insert("skipped_rows".into(), bad.into());
+        }
+        let seconds = started.elapsed().as_secs_f64();
+        self.state.step += 1;
+
+        let measured = Measurement::of_batch(&rows, &outcome, self.config.objective.beta)?;
+        add_languages(&mut more, "", &measured);
+        let Measurement { losses, all, .. } = measured;
+        let progress = self.progress();
+        self.state.signs.judge_step(progress, losses.mpo, self.config.retention.weight * losses.retention);
+        Ok(StepLine {
+            step: self.state.step,
+            epoch: self.loader.epochs(),
+            loss: losses.loss,
+            mpo: losses.mpo,
+            retention: losses.retention,
+            grad_norm,
+            lr,
+            reward_gap_target: all.reward_gap_target,
+            reward_gap_reference: all.reward_gap_reference,
+            accuracy: all.accuracy,
+            tokens: outcome.n_tokens,
+            tokens_computed: outcome.n_tokens_computed,
+            seconds,
+            tokens_per_second: outcome.n_tokens as f64 / seconds,
+            peak_rss_bytes: peak_rss_bytes(),
+            overshoot: all.overshoot,
+            more,
+        })
+    }
+
+    /// The policy has moved after the first step with a learning rate; before, retention has no gradient to measure.
+    fn is_term_norm_due(&self) -> bool {
+        let n_still = (0..self.n_steps).take_while(|&step| self.schedule.lr(step) == 0.0).count() + 1;
+        (n_still..n_still + N_TERM_NORMS).contains(&self.state.step)
+    }
+
+    fn stop_if_stuck(&self) -> Result<()> {
+        let limit = self.config.train.max_skipped_steps.max(1);
+        if self.state.n_skipped_in_row < limit {
+            return Ok(());
+        }
+        bail!(
+            "{} steps in a row had a loss or gradient that is not finite (`train.max_skipped_steps` = {limit}); \
+             `skipped_rows` in `{}` names the rows\n\
+             hint: the checkpoints in `{}` are from before; a lower `optimizer.lr` or a longer warm-up in a new run may help",
+            self.state.n_skipped_in_row,
+            self.log.path().display(),
+            self.dir.display()
+        )
+    }
+
+    /// While steps are being skipped nothing is saved: what is wrong with the weights must not push out the last good ones.
+    fn is_checkpoint_due(&self) -> bool {
+        let step = self.state.step;
+        let is_due = self.config.checkpoint.every_steps.is_some_and(|every| step.is_multiple_of(every));
+        step == self.n_steps || (is_due && self.state.n_skipped_in_row == 0)
+    }
+
+    fn save(&mut self) -> Result<PathBuf> {
+        self.state.loader = self.loader.state();
+        self.state.n_updates = self.optimizer.n_updates;
+        // A checkpoint must not outlive the lines of the steps that led to it.
+        self.log.sync()?;
+        let snapshot = Snapshot {
+            state: &self.state,
+            config: &self.config_text,
+            files: &self.files,
+            parameters: self.policy.parameters(),
+            optimizer: &self.optimizer,
+        };
+        checkpoint::save(&self.dir, &snapshot, self.config.checkpoint.keep)
+    }
+
+    /// The last measurements, the model folder, the summary.
+    fn finish(mut self) -> Result<Summary> {
+        self.console.finish();
+        let train = self.measure_probe()?;
+        self.judge_languages(&train);
+        self.announce_signs();
+        let dominant = dominant_gaps(&self.policy, &self.probe_rows(), &self.settings)?;
+        let after = Measured { train, held_out: self.measure_held_out()?, dominant };
+        let model = checkpoint::save_final(&self.dir, &self.files, self.policy.parameters())?;
+        let summary = Summary::new(&self, after, model)?;
+        summary.write()?;
+        Ok(summary)
+    }
+
+    fn announce_signs(&mut self) {
+        for sign in &self.state.signs.found[self.n_signs_said..] {
+            self.console.say(&format!("sign: {}", sign.message));
+        }
+        self.n_signs_said = self.state.signs.found.len();
+    }
+
+    fn judge_languages(&mut self, now: &Measurement) {
+        let progress = self.progress();
+        self.state.signs.judge_languages(&self.config.signs, self.config.objective.beta, progress, &self.state.start.train, now);
+    }
+
+    fn progress(&self) -> Progress {
+        Progress { step: self.state.step, n_steps: self.n_steps }
+    }
+
+    fn probe_rows(&self) -> Vec<&EncodedPair> {
+        self.probe.iter().map(|&row| &self.train[row]).collect()
+    }
+
+    fn measure_probe(&self) -> Result<Measurement> {
+        measure(&self.policy, &self.probe_rows(), PolicyIs::Trained(&self.reference), &self.settings, self.config.objective.beta)
+    }
+
+    /// `None` where no rows are held out.
+    fn measure_held_out(&self) -> Result<Option<Measurement>> {
+        if self.held_out.is_empty() {
+            return Ok(None);
+        }
+        let rows: Vec<&EncodedPair> = self.held_out.iter().collect();
+        measure(&self.policy, &rows, PolicyIs::Trained(&self.reference), &self.settings, self.config.objective.beta).map(Some)
+    }
+}

@@ -1,0 +1,206 @@
+//! From a plan to a run that stands at its first step, or at the step of a checkpoint.
+
+use super::checkpoint::{self, Found, SourceFiles, TrainerState};
+use super::console::{Console, say};
+use super::evaluate::{PolicyIs, distinct_dominant, dominant_gaps, measure, probe_rows};
+use super::folder;
+use super::log::MetricsLog;
+use super::measure::Measured;
+use super::optimizer::AdamW;
+use super::prepare::Plan;
+use super::run::Run;
+use super::schedule::Schedule;
+use super::signs::Signs;
+use super::step::StepSettings;
+use crate::config::{Gap, RunConfig};
+use crate::data::encode::{EncodedPair, EncodedPreference};
+use crate::data::loader::{Loader, dominant_numbers};
+use crate::files::write_atomically;
+use crate::hub;
+use crate::model::decoder::{Decoder, Purpose};
+use crate::reference::{Folders, FrozenScores, Provenance, shared_folder};
+use crate::scoring::KeptStates;
+use anyhow::{Context, Result, bail, ensure};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Makes the run folder and everything that a run is made of, and measures where it begins.
+pub fn start(plan: Plan, found: Option<Found>) -> Result<Run> {
+    let Plan { config, model_dir, reference_dir, pad_token, train, held_out, data_sha256, .. } = plan;
+    if let Some(found) = &found {
+        let same = found.state.data_sha256 == data_sha256;
+        ensure!(same, "the rows are not those that `{}` was trained on: did `{}` change?", found.dir.display(), config.data.path);
+    }
+    let dir = config.output.dir.clone();
+    let config_text = make_folder(&dir, &config)?;
+    let starts_as_reference = reference_dir.is_none();
+
+    let scorer = Scorer { config: &config, dir: &dir, pad_token };
+    let dominant: Vec<&EncodedPreference> = distinct_dominant(&train.iter().chain(&held_out).collect::<Vec<_>>());
+    let early = match (&found, &reference_dir) {
+        (Some(_), reference_dir) => Some(scorer.reopen(&dominant, reference_dir.as_deref())?),
+        (None, Some(reference_dir)) => Some(scorer.score_folder(reference_dir, &dominant)?),
+        (None, None) => None,
+    };
+    let policy = Decoder::load(&model_dir, config.model.dtype, Purpose::Train)?;
+    let mut reference = match early {
+        Some(reference) => reference,
+        None => scorer.score(&policy, &dominant)?,
+    };
+
+    let train = drop_bad_supervision(train, &reference, &config)?;
+    let mut loader = Loader::new(&dominant_numbers(&train), &config.train)?;
+    let n_steps = loader.n_steps(&config.train)?;
+    ensure!(n_steps > 0, "`train.epochs` and `train.max_steps` leave no step to take");
+    let mut optimizer = AdamW::new(&config.optimizer, policy.parameters())?;
+    let settings = StepSettings::new(&config, pad_token);
+    let probe = probe_rows(&train);
+    let state = match found {
+        Some(found) => {
+            checkpoint::restore(&found, policy.parameters(), &mut optimizer)?;
+            loader.restore(&found.state.loader)?;
+            found.state
+        }
+        None => {
+            let rows: Vec<&EncodedPair> = probe.iter().map(|&row| &train[row]).collect();
+            let held_out: Vec<&EncodedPair> = held_out.iter().collect();
+            let beta = config.objective.beta;
+            let mut measure = |rows: &[&EncodedPair]| {
+                let is = if starts_as_reference { PolicyIs::TheReference(&mut reference) } else { PolicyIs::Trained(&reference) };
+                measure(&policy, rows, is, &settings, beta)
+            };
+            let on_train = measure(&rows)?;
+            if !on_train.is_finite() {
+                bail!("the model's loss on the training rows is not finite before the first step: are its weights intact?");
+            }
+            let on_held_out = if held_out.is_empty() { None } else { Some(measure(&held_out)?) };
+            let dominant = dominant_gaps(&policy, &rows, &settings)?;
+            let start = Measured { train: on_train, held_out: on_held_out, dominant };
+            first_state(start, loader.state(), data_sha256, &config, &dominant_reference_gaps(&train, &reference, config.objective.gap)?)
+        }
+    };
+    Ok(Run {
+        schedule: Schedule::new(&config.schedule, config.optimizer.lr, n_steps),
+        files: SourceFiles::read(&model_dir, config.output.dtype)?,
+        log: MetricsLog::open(&dir.join("metrics.jsonl"), state.step)?,
+        console: Console::new(n_steps, state.step),
+        n_signs_said: if state.step == 0 { 0 } else { state.signs.found.len() },
+        config,
+        config_text,
+        dir,
+        n_steps,
+        train,
+        held_out,
+        probe,
+        reference,
+        starts_as_reference,
+        policy,
+        settings,
+        optimizer,
+        loader,
+        state,
+    })
+}
+
+/// Makes `OUT` with its `config.toml`, and returns the latter's text.
+fn make_folder(dir: &Path, config: &RunConfig) -> Result<String> {
+    fs::create_dir_all(dir).with_context(|| format!("cannot make the folder `{}`", dir.display()))?;
+    folder::remove_leftovers(dir)?;
+    let text = config.to_toml()?;
+    write_atomically(&dir.join("config.toml"), text.as_bytes())?;
+    Ok(text)
+}
+
+fn first_state(
+    start: Measured,
+    loader: crate::data::loader::LoaderState,
+    data_sha256: String,
+    config: &RunConfig,
+    reference_gaps: &[f64],
+) -> TrainerState {
+    let mut signs = Signs::default();
+    signs.judge_supervision(&config.signs, reference_gaps);
+    signs.judge_start(&config.signs, &start.train);
+    TrainerState {
+        version: TrainerState::VERSION,
+        step: 0,
+        n_updates: 0,
+        n_skipped_in_row: 0,
+        n_skipped: 0,
+        loader,
+        data_sha256,
+        signs,
+        start,
+    }
+}
+
+/// Where reference scores come from.
+struct Scorer<'a> {
+    config: &'a RunConfig,
+    dir: &'a Path,
+    pad_token: u32,
+}
+
+impl Scorer<'_> {
+    fn folder(&self) -> PathBuf {
+        self.dir.join("reference")
+    }
+
+    /// The scores that the run kept; where they are not all there, the frozen model is scored again.
+    fn reopen(&self, pairs: &[&EncodedPreference], reference_dir: Option<&Path>) -> Result<FrozenScores> {
+        match FrozenScores::open(&self.folder(), pairs, KeptStates::of(&self.config.retention)) {
+            Ok(scores) => Ok(scores),
+            Err(error) => {
+                say(&format!("scoring the reference again: {error:#}"));
+                let model = &self.config.model;
+                let folder = match reference_dir {
+                    Some(folder) => folder.to_path_buf(),
+                    None => hub::resolve_model(&model.path, model.revision.as_deref())?.dir,
+                };
+                self.score_folder(&folder, pairs)
+            }
+        }
+    }
+
+    /// Loads, scores and drops a model.
+    fn score_folder(&self, folder: &Path, pairs: &[&EncodedPreference]) -> Result<FrozenScores> {
+        let model = Decoder::load(folder, self.config.model.dtype, Purpose::Inference).context("loading the reference")?;
+        self.score(&model, pairs)
+    }
+
+    fn score(&self, model: &Decoder, pairs: &[&EncodedPreference]) -> Result<FrozenScores> {
+        let states = KeptStates::of(&self.config.retention);
+        let provenance = Provenance::of(model, self.config.model.dtype, states, self.pad_token)?;
+        let folders = Folders { run: Some(self.folder()), shared: shared_folder() };
+        let (scores, report) = FrozenScores::score(model, pairs, provenance, folders).context("scoring the reference")?;
+        for damaged in &report.damaged {
+            say(&format!("a damaged reference entry was scored again: {damaged}"));
+        }
+        if let Some(error) = &report.cache_error {
+            say(&format!("reference scores are not shared with other runs: {error}"));
+        }
+        Ok(scores)
+    }
+}
+
+/// The reference's gaps on the distinct dominant pairs of `rows`.
+fn dominant_reference_gaps(rows: &[EncodedPair], reference: &FrozenScores, gap: Gap) -> Result<Vec<f64>> {
+    distinct_dominant(&rows.iter().collect::<Vec<_>>()).into_iter().map(|pair| Ok(reference.pair_scores(pair)?.reward_gap(gap))).collect()
+}
+
+/// Applies `data.min_dominant_gap`, and says how many rows it took.
+fn drop_bad_supervision(rows: Vec<EncodedPair>, reference: &FrozenScores, config: &RunConfig) -> Result<Vec<EncodedPair>> {
+    let Some(least) = config.data.min_dominant_gap else { return Ok(rows) };
+    let n_rows = rows.len();
+    let mut kept = Vec::with_capacity(n_rows);
+    let mut dropped = Vec::new();
+    for row in rows {
+        let gap = reference.pair_scores(&row.dominant)?.reward_gap(config.objective.gap);
+        if gap < least { dropped.push(row.id) } else { kept.push(row) }
+    }
+    ensure!(!kept.is_empty(), "`data.min_dominant_gap` = {least} drops all {n_rows} rows");
+    if !dropped.is_empty() {
+        say(&format!("`data.min_dominant_gap` = {least} drops {} of {n_rows} rows: {}", dropped.len(), dropped.join(", ")));
+    }
+    Ok(kept)
+}

@@ -1,0 +1,159 @@
+//! What a finished run says: `summary.json`, and a table for people.
+
+use super::log::{self, Totals};
+use super::measure::{Measured, Measurement};
+use super::run::Run;
+use super::signs::Sign;
+use crate::files::write_atomically;
+use anyhow::Result;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::PathBuf;
+
+/// Said of runs of the built-in model.
+const DEMONSTRATION: &str = "This demonstrates the mechanism on benign text with a tiny model. It shows nothing about safety.";
+
+/// The contents of `summary.json`.
+#[derive(Debug, Serialize)]
+pub struct Summary {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub note: Option<&'static str>,
+    /// Steps taken, skipped ones included.
+    pub steps: usize,
+    pub skipped_steps: usize,
+    pub rows: Rows,
+    #[serde(flatten)]
+    pub totals: Totals,
+    pub tokens_per_second: f64,
+    /// Both on the same rows, with the weights of step 0 and of the last step.
+    pub before: Measured,
+    pub after: Measured,
+    pub failure_signs: Vec<Sign>,
+    pub written: Written,
+    /// The command to try next.
+    pub next: String,
+    #[serde(skip)]
+    goal_factor: f64,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Rows {
+    pub train: usize,
+    /// Training rows that `before` and `after` were measured on.
+    pub measured: usize,
+    pub held_out: usize,
+}
+
+/// Where everything is.
+#[derive(Debug, Serialize)]
+pub struct Written {
+    pub run: PathBuf,
+    /// The trained model: a Hugging Face folder.
+    pub model: PathBuf,
+    pub metrics: PathBuf,
+    pub summary: PathBuf,
+    pub config: PathBuf,
+}
+
+impl Summary {
+    pub fn new(run: &Run, after: Measured, model: PathBuf) -> Result<Self> {
+        let totals = log::totals(run.log.path())?;
+        let written = Written {
+            run: run.dir.clone(),
+            metrics: run.log.path().to_path_buf(),
+            summary: run.dir.join("summary.json"),
+            config: run.dir.join("config.toml"),
+            model,
+        };
+        let reference = run.config.reference.path.as_deref().unwrap_or(&run.config.model.path);
+        let next = format!("mpo gaps --config {} --model {} --reference {reference}", written.config.display(), written.model.display());
+        Ok(Self {
+            note: run.config.model.path.starts_with("builtin:").then_some(DEMONSTRATION),
+            steps: run.state.step,
+            skipped_steps: run.state.n_skipped,
+            rows: Rows { train: run.train.len(), measured: run.probe.len(), held_out: run.held_out.len() },
+            tokens_per_second: totals.tokens as f64 / totals.seconds,
+            totals,
+            before: run.state.start.clone(),
+            after,
+            failure_signs: run.state.signs.found.clone(),
+            written,
+            next,
+            goal_factor: 1.0 / run.config.objective.beta,
+        })
+    }
+
+    pub fn write(&self) -> Result<()> {
+        write_atomically(&self.written.summary, format!("{}\n", serde_json::to_string_pretty(self)?).as_bytes())
+    }
+
+    /// The summary as text; `width` columns or fewer are not guaranteed, but lines are short.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        // Writing to a String cannot fail.
+        let _ = self.write_text(&mut text);
+        text
+    }
+
+    fn write_text(&self, out: &mut String) -> std::fmt::Result {
+        let Totals { first_loss, last_loss, epochs, seconds, .. } = self.totals;
+        let loss = |loss: Option<f64>| loss.map_or("not finite".into(), |loss| format!("{loss:.4}"));
+        writeln!(out, "Trained {} steps ({epochs:.2} epochs) in {seconds:.0} s, {:.0} tokens/s", self.steps, self.tokens_per_second)?;
+        writeln!(out, "loss of the first and last batch: {} -> {}", loss(first_loss), loss(last_loss))?;
+        if self.skipped_steps > 0 {
+            writeln!(out, "{} steps made no update: loss or gradient was not finite", self.skipped_steps)?;
+        }
+        let rows = if self.rows.measured < self.rows.train {
+            format!("{} of {} training rows", self.rows.measured, self.rows.train)
+        } else {
+            format!("{} training rows", self.rows.train)
+        };
+        self.write_measured(out, &rows, &self.before.train, &self.after.train, true)?;
+        if let (Some(before), Some(after)) = (&self.before.held_out, &self.after.held_out) {
+            self.write_measured(out, &format!("{} held-out rows", self.rows.held_out), before, after, false)?;
+        }
+        writeln!(out)?;
+        match &self.failure_signs[..] {
+            [] => writeln!(out, "Failure signs: none")?,
+            signs => {
+                writeln!(out, "Failure signs:")?;
+                signs.iter().try_for_each(|sign| writeln!(out, "  {}", sign.message))?;
+            }
+        }
+        writeln!(out, "\nModel    {}", self.written.model.display())?;
+        writeln!(out, "Metrics  {}", self.written.metrics.display())?;
+        writeln!(out, "Summary  {}", self.written.summary.display())?;
+        writeln!(out, "Next     {}", self.next)?;
+        self.note.map_or(Ok(()), |note| writeln!(out, "\n{note}"))
+    }
+
+    fn write_measured(
+        &self,
+        out: &mut String,
+        rows: &str,
+        before: &Measurement,
+        after: &Measurement,
+        with_dominant: bool,
+    ) -> std::fmt::Result {
+        writeln!(out, "\n{rows:<28}{:>10}{:>10}{:>10}", "before", "after", "goal")?;
+        let mut line = |name: &str, before: f64, after: f64, goal: Option<f64>| {
+            let goal = goal.map_or(String::new(), |goal| format!("{goal:>10.3}"));
+            writeln!(out, "  {name:<26}{before:>10.3}{after:>10.3}{goal}")
+        };
+        line("loss", before.losses.loss, after.losses.loss, None)?;
+        line("retention (unweighted)", before.losses.retention, after.losses.retention, None)?;
+        line("rows with a positive gap", before.all.accuracy, after.all.accuracy, None)?;
+        for (lang, before) in &before.languages {
+            let Some(after) = after.languages.get(lang) else { continue };
+            let goal = before.reward_gap_reference * self.goal_factor;
+            line(&format!("reward gap {lang}"), before.reward_gap_target, after.reward_gap_target, Some(goal))?;
+        }
+        let dominant = BTreeMap::iter(&self.before.dominant).filter(|_| with_dominant);
+        for (lang, before) in dominant {
+            let Some(after) = self.after.dominant.get(lang) else { continue };
+            line(&format!("reward gap {lang} (dominant)"), before.reward_gap, after.reward_gap, None)?;
+        }
+        Ok(())
+    }
+}
