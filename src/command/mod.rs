@@ -16,6 +16,8 @@ use std::process::ExitCode;
 /// Wrong usage or configuration.
 const USAGE: u8 = 2;
 
+pub mod check;
+
 /// Parses the command line, runs it, and turns an error chain into an exit code.
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {

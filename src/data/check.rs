@@ -22,7 +22,7 @@ pub struct CheckInput<'a> {
     pub encoded: Option<&'a [anyhow::Result<EncodedPair>]>,
     pub max_tokens: usize,
     pub on_overlong: OnOverlong,
-    /// The reference's reward gap on each row's dominant pair. `None` without `--gaps`.
+    /// The reference's reward gap on each row's dominant pair, NaN for a row that was not scored. `None` without `--gaps`.
     pub dominant_gaps: Option<&'a [f64]>,
     /// Share of dominant pairs with a negative gap above which the supervision is called bad (`signs.bad_supervision_share`).
     pub bad_supervision_share: f64,
@@ -126,6 +126,7 @@ pub fn check(input: &CheckInput) -> CheckReport {
     for (pair, is_first) in pairs.iter().zip(&first_of_dominant) {
         check_pair(pair, *is_first, &mut findings);
     }
+    findings.describe(FindingKind::NoSentenceEnd, || cut_shares(pairs, &first_of_dominant));
     check_repetitions(pairs, &mut findings);
     if let Some(encoded) = input.encoded {
         check_encodings(pairs, encoded, input, &mut findings);
@@ -163,6 +164,13 @@ impl Findings {
         self.add(kind, Severity::WorthKnowing, row, None);
     }
 
+    /// Gives a kind that was found a detail about all of its rows.
+    fn describe(&mut self, kind: FindingKind, detail: impl Fn() -> String) {
+        for (_, (_, found)) in self.0.iter_mut().filter(|((_, found), _)| *found == kind) {
+            *found = Some(detail());
+        }
+    }
+
     fn sorted(self) -> Vec<Finding> {
         self.0.into_iter().map(|((severity, kind), (rows, detail))| Finding { kind, severity, rows, detail }).collect()
     }
@@ -194,6 +202,21 @@ fn check_pair(pair: &ParallelPair, is_first_of_dominant: bool, findings: &mut Fi
             }
         }
     }
+}
+
+/// "dominant en 5 of 200, target bn 180 of 200, …": responses without a sentence end per side and language.
+fn cut_shares(pairs: &[ParallelPair], first_of_dominant: &[bool]) -> String {
+    let mut counts: BTreeMap<(&str, &str), (usize, usize)> = BTreeMap::new();
+    for (pair, is_first) in pairs.iter().zip(first_of_dominant) {
+        let sides = [("dominant", &pair.dominant), ("target", &pair.target)];
+        for (side, preference) in sides.into_iter().filter(|(side, _)| *side == "target" || *is_first) {
+            let (n_cut, n) = counts.entry((side, &preference.lang)).or_default();
+            *n_cut += [&preference.chosen, &preference.rejected].into_iter().filter(|text| !ends_a_sentence(text)).count();
+            *n += 2;
+        }
+    }
+    let share = |((side, lang), (n_cut, n)): ((&str, &str), (usize, usize))| format!("{side} {lang} {n_cut} of {n}");
+    counts.into_iter().filter(|(_, (n_cut, _))| *n_cut > 0).map(share).collect::<Vec<_>>().join(", ")
 }
 
 fn check_repetitions(pairs: &[ParallelPair], findings: &mut Findings) {

@@ -1,7 +1,8 @@
 //! Parallel preference pairs: reading, checking, rendering, encoding, packing and loading them in a seeded, resumable order.
 //!
 //! `load` turns a local file into rows, whatever its format: `rows` takes the file apart, `parallel` and `llamafactory` know one
-//! format each, `language` names the languages that the rows do not. `template` and `encode` turn rows into tokens.
+//! format each, `language` names the languages that the rows do not. `template` and `encode` turn rows into tokens, `truncate` keeps them
+//! within `max_tokens`. `check` reports what is wrong with the rows.
 
 pub mod batch;
 pub mod check;

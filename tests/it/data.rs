@@ -70,6 +70,16 @@ fn parallel_rows_keep_their_order_ids_and_turns() {
     assert_eq!(roles, [Role::System, Role::User, Role::Assistant, Role::User]);
 }
 
+/// The released llama file has one such row, and the recipe that trains on it must run.
+#[test]
+fn an_empty_prompt_is_loaded_and_reported() {
+    let row = edited(parallel_row(), "/target/prompt", json!(""));
+    assert_eq!(load_text(&row.to_string(), &DataConfig::default()).unwrap().len(), 1);
+    let report = check_rows(&[row]);
+    assert_eq!(found(&report, FindingKind::EmptyPrompt), ["bread target"]);
+    assert!(report.is_wrong());
+}
+
 #[test]
 fn both_formats_are_recognised_in_arrays_and_in_lines() {
     for (row, n_ids) in [(parallel_row(), "bread"), (llamafactory_row(), "0")] {
@@ -250,6 +260,8 @@ fn every_fault_is_found_in_its_row() {
     ] {
         assert_eq!(found(&report, kind), rows, "{kind:?}");
     }
+    let cut = report.findings.iter().find(|finding| finding.kind == FindingKind::NoSentenceEnd).unwrap();
+    assert_eq!((cut.severity, cut.detail.as_deref()), (Severity::WorthKnowing, Some("target sw 1 of 18")));
     assert!(report.is_wrong());
     let text = report.to_string();
     assert!(text.contains("10 rows, 1 distinct dominant pairs"), "{text}");

@@ -310,6 +310,11 @@ fn the_response_is_all_that_follows_the_prompt() {
     assert_eq!(encoded.target.rejected.tokens, [bytes(&encoder, "La"), vec![END], newline].concat());
     assert_eq!(encoder.encode_prompt(&[user("Hi")]).unwrap(), encoded.target.prompt);
     assert_eq!(encoder.pad_token().unwrap(), PAD);
+    assert_eq!(
+        encoder.marked(&encoded.target).unwrap(),
+        "sw prompt (7 tokens)\n<s><Hi<|end|>\n>\nchosen (8 tokens, 2 of them end the turn)\n⟦Ndiyo.<|end|>\n⟧\n\
+         rejected (4 tokens, 2 of them end the turn)\n⟦La<|end|>\n⟧\n"
+    );
 }
 
 #[test]
@@ -395,6 +400,19 @@ fn a_template_that_rewrites_the_prompt_is_refused() {
 }
 
 #[test]
+fn a_template_that_renders_nothing_is_refused() {
+    for (source, reason) in [
+        ("{{ messages[1].content if messages | length > 1 }}", "renders nothing for this prompt"),
+        ("{{ messages[0].content }}", "does not render the response"),
+    ] {
+        let folder = byte_tokenizer(&config(), Some(source));
+        let encoder = Encoder::new(folder.path(), &DataConfig::default()).unwrap();
+        let error = format!("{:#}", encoder.tokenize(&pair("Ndiyo.", "La")).unwrap_err());
+        assert!(error.contains("row `row 7`, dominant pair") && error.contains(reason), "{error}");
+    }
+}
+
+#[test]
 fn overlong_rows_are_cut_dropped_or_refused_and_always_named() {
     let folder = byte_tokenizer(&config(), Some(TRIMMING));
     let long = ParallelPair { id: "long".into(), ..pair(&"n".repeat(30), "La") };
@@ -416,7 +434,7 @@ fn overlong_rows_are_cut_dropped_or_refused_and_always_named() {
     assert_eq!(report.dropped, [("wide".to_owned(), 45 + 8)]);
     assert_eq!(
         report.to_string(),
-        "of 3 rows, 1 were cut to 20 tokens (row `long` (19 tokens lost)), 1 dropped as too long (row `wide` (53 tokens))"
+        "3 rows: 1 cut to 20 tokens (row `long` (19 tokens lost)), 1 dropped as too long (row `wide` (53 tokens))"
     );
     assert!(matches!(truncate.encode(&long).unwrap(), Encoded::Cut { n_lost: 19, .. }));
 
