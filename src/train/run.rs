@@ -11,7 +11,7 @@ use super::metrics::{StepLine, add_languages, add_measurement};
 use super::optimizer::AdamW;
 use super::schedule::Schedule;
 use super::signs::Progress;
-use super::step::{Gradients, StepSettings};
+use super::step::{BatchOutcome, Gradients, StepSettings};
 use super::summary::Summary;
 use crate::config::{RetentionKind, RunConfig};
 use crate::data::encode::EncodedPair;
@@ -21,6 +21,7 @@ use crate::model::decoder::Decoder;
 use crate::reference::FrozenScores;
 use anyhow::{Result, bail};
 use serde_json::{Map, Value};
+use std::fs::File;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -53,6 +54,8 @@ pub struct Run {
     /// How many of the signs were said on this console.
     pub n_signs_said: usize,
     pub console: Console,
+    /// Keeps another process out of `dir`.
+    pub lock: File,
 }
 
 /// How a run came to its end.
@@ -106,10 +109,12 @@ impl Run {
     fn step(&mut self, mut more: Map<String, Value>) -> Result<StepLine> {
         let lr = self.schedule.lr(self.state.step);
         let rows: Vec<&EncodedPair> = self.loader.next_batch().rows().into_iter().map(|row| &self.train[row]).collect();
-        if self.config.retention.kind != RetentionKind::None && self.is_term_norm_due() {
+        if let Some(look) = self.look_at_terms() {
             let [mpo, retention] = term_norms(&self.policy, &rows, &self.reference, &self.settings)?;
             more.extend([("grad_norm_mpo".into(), mpo.into()), ("grad_norm_retention".into(), retention.into())]);
-            self.state.signs.judge_gradients(&self.config.signs, self.state.step + 1, mpo, retention);
+            if look == N_TERM_NORMS {
+                self.state.signs.judge_gradients(&self.config.signs, self.state.step + 1, mpo, retention);
+            }
         }
 
         let started = Instant::now();
@@ -118,17 +123,13 @@ impl Run {
         self.policy.zero_gradients()?;
         let outcome = evaluate(&self.policy, &rows, is, &self.settings, Gradients::Both)?;
         let grad_norm = gradient_norm(self.policy.parameters())?;
-        let is_finite = outcome.loss.is_finite() && grad_norm.is_finite();
-        if is_finite {
+        if outcome.loss.is_finite() && grad_norm.is_finite() {
             self.optimizer.step(self.policy.parameters(), lr, clip_factor(grad_norm, self.config.optimizer.clip_norm))?;
             self.state.n_skipped_in_row = 0;
         } else {
             self.state.n_skipped_in_row += 1;
             self.state.n_skipped += 1;
-            let bad = rows.iter().zip(&outcome.rows).filter(|(_, outcome)| !outcome.is_finite()).map(|(row, _)| row.id.as_str());
-            let bad: Vec<&str> = bad.collect();
-            // Where every row's loss is finite, only the batch as a whole can be blamed.
-            let bad = if bad.is_empty() { rows.iter().map(|row| row.id.as_str()).collect() } else { bad };
+            let bad = bad_rows(&rows, &outcome);
             self.console.say(&format!("step {}: no update, loss or gradient is not finite; rows {}", self.state.step + 1, bad.join(", ")));
             more.insert("skipped_rows".into(), bad.into());
         }
@@ -161,10 +162,12 @@ impl Run {
         })
     }
 
-    /// The policy has moved after the first step with a learning rate; before, retention has no gradient to measure.
-    fn is_term_norm_due(&self) -> bool {
+    /// Which look at the terms' gradients, from 1, falls on the next step, if any. Before the policy has moved, by a step with a learning
+    /// rate, retention has no gradient; it grows as the policy moves, so the last look is the one that is judged.
+    fn look_at_terms(&self) -> Option<usize> {
         let n_still = (0..self.n_steps).take_while(|&step| self.schedule.lr(step) == 0.0).count() + 1;
-        (n_still..n_still + N_TERM_NORMS).contains(&self.state.step)
+        let look = self.state.step.checked_sub(n_still)? + 1;
+        (look <= N_TERM_NORMS && self.config.retention.kind != RetentionKind::None).then_some(look)
     }
 
     fn stop_if_stuck(&self) -> Result<()> {
@@ -250,4 +253,11 @@ impl Run {
         let rows: Vec<&EncodedPair> = self.held_out.iter().collect();
         measure(&self.policy, &rows, PolicyIs::Trained(&self.reference), &self.settings, self.config.objective.beta).map(Some)
     }
+}
+
+/// Ids of the rows whose loss is not finite; where every row's is, only the batch as a whole can be blamed.
+fn bad_rows<'a>(rows: &[&'a EncodedPair], outcome: &BatchOutcome) -> Vec<&'a str> {
+    let ids = |is_bad: &dyn Fn(usize) -> bool| (0..rows.len()).filter(|&i| is_bad(i)).map(|i| rows[i].id.as_str()).collect::<Vec<_>>();
+    let bad = ids(&|i| !outcome.rows[i].is_finite());
+    if bad.is_empty() { ids(&|_| true) } else { bad }
 }

@@ -14,7 +14,7 @@ use super::signs::Signs;
 use super::step::StepSettings;
 use crate::config::{Gap, RunConfig};
 use crate::data::encode::{EncodedPair, EncodedPreference};
-use crate::data::loader::{Loader, dominant_numbers};
+use crate::data::loader::{Loader, LoaderState, dominant_numbers};
 use crate::files::write_atomically;
 use crate::hub;
 use crate::model::decoder::{Decoder, Purpose};
@@ -32,7 +32,11 @@ pub fn start(plan: Plan, found: Option<Found>) -> Result<Run> {
         ensure!(same, "the rows are not those that `{}` was trained on: did `{}` change?", found.dir.display(), config.data.path);
     }
     let dir = config.output.dir.clone();
-    let config_text = make_folder(&dir, &config)?;
+    fs::create_dir_all(&dir).with_context(|| format!("cannot make the folder `{}`", dir.display()))?;
+    let lock = folder::lock(&dir)?;
+    folder::remove_leftovers(&dir)?;
+    let config_text = config.to_toml()?;
+    write_atomically(&dir.join("config.toml"), config_text.as_bytes())?;
     let starts_as_reference = reference_dir.is_none();
 
     let scorer = Scorer { config: &config, dir: &dir, pad_token };
@@ -99,25 +103,11 @@ pub fn start(plan: Plan, found: Option<Found>) -> Result<Run> {
         optimizer,
         loader,
         state,
+        lock,
     })
 }
 
-/// Makes `OUT` with its `config.toml`, and returns the latter's text.
-fn make_folder(dir: &Path, config: &RunConfig) -> Result<String> {
-    fs::create_dir_all(dir).with_context(|| format!("cannot make the folder `{}`", dir.display()))?;
-    folder::remove_leftovers(dir)?;
-    let text = config.to_toml()?;
-    write_atomically(&dir.join("config.toml"), text.as_bytes())?;
-    Ok(text)
-}
-
-fn first_state(
-    start: Measured,
-    loader: crate::data::loader::LoaderState,
-    data_sha256: String,
-    config: &RunConfig,
-    reference_gaps: &[f64],
-) -> TrainerState {
+fn first_state(start: Measured, loader: LoaderState, data_sha256: String, config: &RunConfig, reference_gaps: &[f64]) -> TrainerState {
     let mut signs = Signs::default();
     signs.judge_supervision(&config.signs, reference_gaps);
     signs.judge_start(&config.signs, &start.train);

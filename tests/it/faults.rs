@@ -1,0 +1,153 @@
+//! What goes wrong around a run: bad input that must be found before anything is written, a disk that is full or read-only, numbers that
+//! are not finite.
+
+use crate::train::{Workplace, metrics, stderr};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+
+/// A copy of the built-in model as a folder of its own, to damage.
+fn model(work: &Workplace, name: &str) -> PathBuf {
+    let output = work.mpo(&["train", "--config", "run.toml", "--set", "output.dir=dry", "--dry-run"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let cached = std::fs::read_dir(work.path("cache/builtin")).unwrap().next().unwrap().unwrap().path();
+    let folder = work.path(name);
+    std::fs::create_dir(&folder).unwrap();
+    for entry in std::fs::read_dir(cached).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, folder.join(path.file_name().unwrap())).unwrap();
+    }
+    folder
+}
+
+/// The error of a run with these overrides, which must leave no output.
+fn refused(work: &Workplace, overrides: &[&str]) -> String {
+    let overrides: Vec<&str> = overrides.iter().flat_map(|set| ["--set", set]).collect();
+    let error = work.fails(&[&["train", "--config", "run.toml", "--set", "output.dir=refused"][..], &overrides].concat());
+    assert!(!work.path("refused").exists(), "something was written before this was found: {error}");
+    error
+}
+
+fn assert_says(error: &str, words: &[&str]) {
+    words.iter().for_each(|word| assert!(error.contains(word), "`{word}` in:\n{error}"));
+}
+
+#[test]
+fn bad_input_is_named_and_nothing_is_written() {
+    let work = Workplace::new();
+    let rows = std::fs::read_to_string(model(&work, "whole").join("train.jsonl")).unwrap();
+    let data = |name: &str, text: &str| {
+        std::fs::write(work.path(name), text).unwrap();
+        format!("data.path={name}")
+    };
+
+    assert_says(&refused(&work, &["data.path=missing.jsonl"]), &["missing.jsonl"]);
+    assert_says(&refused(&work, &["model.path=./missing"]), &["missing"]);
+    assert_says(&refused(&work, &[&data("empty.jsonl", "")]), &["empty.jsonl"]);
+    let third_cut: Vec<&str> = rows.lines().enumerate().map(|(i, line)| if i == 2 { &line[..40] } else { line }).collect();
+    assert_says(&refused(&work, &[&data("broken.jsonl", &third_cut.join("\n"))]), &["broken.jsonl:3"]);
+    assert_says(&refused(&work, &["optimizer.lr=-1"]), &["optimizer.lr"]);
+    assert_says(&refused(&work, &["optimizer.lrr=1"]), &["optimizer.lrr", "optimizer.lr"]);
+    assert_says(&refused(&work, &["hardware.device=cuda:0"]), &["CUDA"]);
+
+    std::fs::write(work.path("raising.jinja"), "{{ raise_exception('no system turns here') }}").unwrap();
+    assert_says(&refused(&work, &["data.template=raising.jinja"]), &["no system turns here"]);
+}
+
+#[test]
+fn damaged_models_are_named_and_nothing_is_written() {
+    let work = Workplace::new();
+    let cut = model(&work, "cut");
+    let weights = std::fs::read(cut.join("model.safetensors")).unwrap();
+    std::fs::write(cut.join("model.safetensors"), &weights[..weights.len() / 2]).unwrap();
+    assert_says(&refused(&work, &["model.path=./cut"]), &["model.safetensors", "cut short"]);
+
+    let wide = model(&work, "wide");
+    let config = std::fs::read_to_string(wide.join("config.json")).unwrap();
+    let mut config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    config["intermediate_size"] = 999.into();
+    std::fs::write(wide.join("config.json"), config.to_string()).unwrap();
+    assert_says(&refused(&work, &["model.path=./wide"]), &["mlp", "999"]);
+
+    let integers = model(&work, "integers");
+    let header_bytes = u64::from_le_bytes(weights[..8].try_into().unwrap()) as usize;
+    let header = String::from_utf8(weights[8..8 + header_bytes].to_vec()).unwrap();
+    let renamed = ["\"F32\"", "\"BF16\"", "\"F16\""].iter().fold(header, |header, dtype| match *dtype {
+        "\"F32\"" => header.replace(dtype, "\"I32\""),
+        _ => header.replace(dtype, "\"I16\""),
+    });
+    let renamed = format!("{renamed:<header_bytes$}");
+    let damaged = [&(renamed.len() as u64).to_le_bytes()[..], renamed.as_bytes(), &weights[8 + header_bytes..]].concat();
+    std::fs::write(integers.join("model.safetensors"), damaged).unwrap();
+    assert_says(&refused(&work, &["model.path=./integers"]), &["model.safetensors", "f32, bf16 and f16"]);
+}
+
+#[test]
+fn a_read_only_place_is_a_clear_error() {
+    let work = Workplace::new();
+    std::fs::create_dir(work.path("locked")).unwrap();
+    std::fs::set_permissions(work.path("locked"), std::fs::Permissions::from_mode(0o555)).unwrap();
+    // Permissions do not bind root: a file in the way stands for a place where nothing can be made.
+    std::fs::write(work.path("file"), "").unwrap();
+    // SAFETY: reads the user id; no memory is involved.
+    let is_root = unsafe { libc::geteuid() } == 0;
+    let out = if is_root { "file/out" } else { "locked/out" };
+    let error = work.fails(&["train", "--config", "run.toml", "--set", &format!("output.dir={out}")]);
+    assert_says(&error, &["cannot make the folder", out]);
+}
+
+/// No file may grow beyond this in the child: writing more fails as on a full disk, root or not.
+fn with_file_limit(command: &mut std::process::Command, n_bytes: u64) {
+    let limit = libc::rlimit { rlim_cur: n_bytes, rlim_max: n_bytes };
+    let set = move || {
+        // SAFETY: called between fork and exec; both calls are async-signal-safe and touch no shared memory. SIGXFSZ would kill the
+        // process before the write could fail.
+        let failed =
+            unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) == libc::SIG_ERR || libc::setrlimit(libc::RLIMIT_FSIZE, &limit) != 0 };
+        if failed { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+    };
+    // SAFETY: see `set`.
+    unsafe { command.pre_exec(set) };
+}
+
+#[test]
+fn a_full_disk_leaves_the_last_checkpoint_and_the_run_goes_on_later() {
+    let work = Workplace::new();
+    work.train("whole", &[]);
+    work.train("run", &["train.max_steps=4"]);
+    let arguments = ["train", "--resume", "run", "--set", "train.max_steps=12"];
+    let mut command = work.command(&arguments);
+    with_file_limit(&mut command, 1_000_000);
+    let output = command.output().unwrap();
+    let said = stderr(&output);
+    assert!(!output.status.success() && said.contains("cannot write") && said.contains(".checkpoint-000006.partial"), "{said}");
+    assert!(work.path("run/checkpoint-000004").is_dir() && !work.path("run/checkpoint-000006").exists());
+    assert!(!work.path("run/.checkpoint-000006.partial").exists(), "what could not be finished is taken away");
+
+    let output = work.mpo(&arguments);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(metrics(&work.path("run")).len(), 12);
+}
+
+#[test]
+fn steps_that_are_not_finite_make_no_update_and_stop_the_run() {
+    let work = Workplace::new();
+    // The first step ruins the weights; all later losses are not finite.
+    let overrides =
+        ["optimizer.lr=1e30", "optimizer.clip_norm=0", "schedule.kind=constant", "train.max_skipped_steps=3", "checkpoint.every_steps=1"];
+    let overrides: Vec<&str> = overrides.iter().flat_map(|set| ["--set", set]).chain(["--set", "schedule.warmup_steps=3"]).collect();
+    let error = work.fails(&[&["train", "--config", "run.toml", "--set", "output.dir=run"][..], &overrides].concat());
+    assert_says(&error, &["3 steps in a row", "skipped_rows", "no update", "en-"]);
+
+    let lines = metrics(&work.path("run"));
+    let skipped: Vec<bool> = lines.iter().map(|line| line.get("skipped_rows").is_some()).collect();
+    assert!(skipped.ends_with(&[false, true, true, true]), "{skipped:?}");
+    let n_good = skipped.iter().filter(|skipped| !**skipped).count();
+    assert!(work.path(&format!("run/checkpoint-{n_good:06}")).is_dir(), "the last good checkpoint is there");
+    assert!(!work.path(&format!("run/checkpoint-{:06}", n_good + 1)).exists(), "and none of a skipped step");
+    let last = lines.last().unwrap();
+    assert!(last["loss"].is_null() && last["skipped_rows"].as_array().is_some_and(|rows| rows.len() == 2), "{last}");
+    // Loader and schedule advanced.
+    let epochs: Vec<f64> = lines.iter().map(|line| line["epoch"].as_f64().unwrap()).collect();
+    assert!(epochs.windows(2).all(|pair| pair[0] < pair[1]), "{epochs:?}");
+}

@@ -1,0 +1,254 @@
+//! `mpo train` through its real command line: what a run writes, what it refuses, and that the number of threads changes nothing.
+
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// Keys of `metrics.jsonl` that depend on the clock or on the machine.
+const TIMING_KEYS: [&str; 3] = mpo::train::metrics::TIMING_KEYS;
+
+/// Every step counts, something is saved and measured often, and a step takes milliseconds: the demonstration on a small scale.
+const CONFIG: &str = r#"
+[model]
+path = "builtin:tiny"
+[data]
+path = "builtin:tiny"
+[objective]
+kind = "mpo"
+[train]
+max_steps = 12
+batch_size = 2
+micro_batch_size = 2
+seed = 5
+[optimizer]
+lr = 5e-4
+weight_decay = 0.01
+[schedule]
+kind = "cosine"
+warmup_steps = 2
+[eval]
+fraction = 0.25
+every_steps = 5
+[checkpoint]
+every_steps = 2
+keep = 2
+[hardware]
+device = "cpu"
+threads = 2
+"#;
+
+/// A folder for one test: configuration, cache and runs.
+pub(crate) struct Workplace {
+    dir: tempfile::TempDir,
+}
+
+impl Workplace {
+    pub fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("run.toml"), CONFIG).unwrap();
+        Self { dir }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// `mpo` with these arguments, in this folder, cut off from the user's own caches and from the network.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mpo"));
+        command.args(arguments).current_dir(self.dir.path());
+        command.env("MPO_CACHE", self.path("cache")).env("HF_HOME", self.path("hf")).env("HF_HUB_OFFLINE", "1").env_remove("HF_TOKEN");
+        command
+    }
+
+    pub fn mpo(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    /// Trains into `out` with overrides; panics unless it succeeds.
+    pub fn train(&self, out: &str, overrides: &[&str]) -> Output {
+        let out = format!("output.dir={out}");
+        let overrides: Vec<&str> = overrides.iter().flat_map(|set| ["--set", set]).collect();
+        let output = self.mpo(&[&["train", "--config", "run.toml", "--set", &out][..], &overrides].concat());
+        assert!(output.status.success(), "{}", stderr(&output));
+        output
+    }
+
+    /// The error of a command that must fail.
+    pub fn fails(&self, arguments: &[&str]) -> String {
+        let output = self.mpo(arguments);
+        assert!(!output.status.success(), "should have failed: {arguments:?}\n{}", stderr(&output));
+        stderr(&output)
+    }
+}
+
+pub(crate) fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// The lines of `metrics.jsonl`.
+pub(crate) fn metrics(run: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// The lines without what depends on the clock, as text: numbers are compared to the last digit.
+pub(crate) fn timeless_metrics(run: &Path) -> Vec<String> {
+    let timeless = |mut line: Value| {
+        TIMING_KEYS.iter().for_each(|key| drop(line.as_object_mut().unwrap().remove(*key).unwrap()));
+        line.to_string()
+    };
+    metrics(run).into_iter().map(timeless).collect()
+}
+
+/// Every file under `dir` by its relative path, but for those that name the run's folder or its threads.
+pub(crate) fn contents(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    let mut folders = vec![dir.to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.strip_prefix(dir).unwrap().to_str().unwrap().to_owned();
+            if path.is_dir() {
+                folders.push(path);
+            } else if !["trainer/config.toml", "trainer/manifest.json"].contains(&name.as_str()) {
+                files.insert(name, std::fs::read(&path).unwrap());
+            }
+        }
+    }
+    files
+}
+
+/// Panics unless two runs left the same weights, moments, state and metrics, byte for byte.
+pub(crate) fn assert_same_run(one: &Path, other: &Path) {
+    assert_eq!(timeless_metrics(one), timeless_metrics(other));
+    for folder in ["final", "checkpoint-000012"] {
+        let (one, other) = (contents(&one.join(folder)), contents(&other.join(folder)));
+        assert_eq!(one.keys().collect::<Vec<_>>(), other.keys().collect::<Vec<_>>());
+        for (name, bytes) in &one {
+            assert!(bytes == &other[name], "{folder}/{name} differs");
+        }
+    }
+}
+
+fn number(line: &Value, key: &str) -> f64 {
+    line[key].as_f64().unwrap_or_else(|| panic!("`{key}` of {line}"))
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let mut names: Vec<_> = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_run_writes_what_it_promises() {
+    let work = Workplace::new();
+    let output = work.train("out", &[]);
+    let run = work.path("out");
+    assert_eq!(
+        names(&run),
+        ["checkpoint-000010", "checkpoint-000012", "config.toml", "final", "metrics.jsonl", "reference", "summary.json"]
+    );
+
+    let lines = metrics(&run);
+    assert_eq!(lines.iter().map(|line| number(line, "step")).collect::<Vec<_>>(), (1..=12).map(f64::from).collect::<Vec<_>>());
+    let keys = "step epoch loss mpo retention grad_norm lr reward_gap_target reward_gap_reference rewards/accuracies tokens tokens_computed \
+                seconds tokens_per_second peak_rss_bytes";
+    for line in &lines {
+        keys.split_whitespace().for_each(|key| assert!(number(line, key).is_finite()));
+        assert!((number(line, "loss") - number(line, "mpo") - number(line, "retention")).abs() < 1e-12);
+        assert!(number(line, "tokens_computed") <= number(line, "tokens"));
+        assert!(line.as_object().unwrap().keys().any(|key| key.starts_with("reward_gap_target/")));
+    }
+    // The policy is the reference until the first update, which has a learning rate of 0 here.
+    assert_eq!((number(&lines[0], "retention"), number(&lines[1], "retention")), (0.0, 0.0));
+    assert!(number(&lines[2], "retention") > 0.0);
+    assert_eq!([0, 1, 2].map(|i| number(&lines[i], "lr")), [0.0, 2.5e-4, 5e-4]);
+    let evaluated: Vec<usize> = (0..12).filter(|&i| lines[i].get("eval_loss").is_some()).collect();
+    assert_eq!(evaluated, [0, 5, 10]);
+
+    let summary: Value = serde_json::from_slice(&std::fs::read(run.join("summary.json")).unwrap()).unwrap();
+    assert_eq!(summary["steps"], 12);
+    assert!(number(&summary["after"]["train"], "loss") < number(&summary["before"]["train"], "loss"), "{summary:#}");
+    assert!(number(&summary["after"]["held_out"], "loss").is_finite());
+    let said = stderr(&output);
+    for word in [
+        "before",
+        "after",
+        "held-out rows",
+        "reward gap sw",
+        "reward gap en (dominant)",
+        "tokens/s",
+        "mpo gaps --config",
+        "nothing about safety",
+    ] {
+        assert!(said.contains(word), "`{word}` in:\n{said}");
+    }
+}
+
+#[test]
+fn one_two_and_three_threads_agree_bit_for_bit() {
+    let work = Workplace::new();
+    for threads in ["1", "2", "3"] {
+        work.train(threads, &[&format!("hardware.threads={threads}")]);
+    }
+    assert_same_run(&work.path("1"), &work.path("2"));
+    assert_same_run(&work.path("1"), &work.path("3"));
+}
+
+#[test]
+fn the_resolved_configuration_runs_again_with_the_same_result() {
+    let work = Workplace::new();
+    work.train("one", &[]);
+    let output = work.mpo(&["train", "--config", "one/config.toml", "--set", "output.dir=two"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_same_run(&work.path("one"), &work.path("two"));
+}
+
+#[test]
+fn a_dry_run_shows_the_first_row_and_writes_nothing() {
+    let work = Workplace::new();
+    let output = work.mpo(&["train", "--config", "run.toml", "--set", "output.dir=out", "--dry-run"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let shown = String::from_utf8(output.stdout).unwrap();
+    assert!(shown.contains("response tokens stand in [brackets]") && shown.contains("Steps      12"), "{shown}");
+    assert!(!work.path("out").exists());
+}
+
+#[test]
+fn a_folder_that_holds_something_is_refused() {
+    let work = Workplace::new();
+    std::fs::create_dir(work.path("out")).unwrap();
+    std::fs::write(work.path("out/mine.txt"), "precious").unwrap();
+    let error = work.fails(&["train", "--config", "run.toml", "--set", "output.dir=out"]);
+    assert!(error.contains("exists and is not empty"), "{error}");
+    assert_eq!(names(&work.path("out")), ["mine.txt"]);
+}
+
+#[test]
+fn groups_of_a_dominant_pair_are_computed_once() {
+    let work = Workplace::new();
+    let sizes = ["train.batch_size=6", "train.micro_batch_size=6", "train.max_steps=6"];
+    work.train("one", &[&sizes[..], &["train.group_by_dominant=true"]].concat());
+    let grouped = metrics(&work.path("one"));
+    work.train("two", &sizes);
+    let single = metrics(&work.path("two"));
+    let computed = |lines: &[Value]| lines.iter().map(|line| number(line, "tokens_computed") / number(line, "tokens")).sum::<f64>() / 6.0;
+    assert!(computed(&grouped) < 0.75 * computed(&single), "{} and {}", computed(&grouped), computed(&single));
+
+    let error = work.fails(&[
+        "train",
+        "--config",
+        "run.toml",
+        "--set",
+        "output.dir=three",
+        "--set",
+        "train.group_by_dominant=true",
+        "--set",
+        "train.batch_size=4",
+    ]);
+    assert!(error.contains("6 rows share one"), "{error}");
+    assert!(!work.path("three").exists());
+}
