@@ -1,22 +1,32 @@
 //! What the command line takes: clap types only, no behaviour. `--help` is the user's reference, so every convenience is written down here.
 
 use clap::{Args, Parser, Subcommand};
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 const ABOUT: &str = "\
-Multilingual reward gaP Optimization (MPO, arXiv 2505.16869): makes a chat model as safe in Swahili as it is in English.
-Not *Mixed* Preference Optimization, which TRL and InternVL also call MPO.";
+Multilingual reward gaP Optimization (MPO, arXiv 2505.16869).
+Not *Mixed* Preference Optimization, which TRL and InternVL also call MPO.
+
+Trains a chat model so that its preference for safe answers in one language holds in the others.";
 
 const AFTER: &str = "\
 First steps:
-  mpo train --config smoke.toml             offline, under a minute: what MPO does, on a tiny model inside this binary
+  mpo train --config smoke.toml             what MPO does, offline, in under a minute
   mpo recipes                               the configurations inside this binary
   mpo recipes show llama31.toml > my.toml   one of them, to edit
-  mpo train --config my.toml --dry-run      check files, shapes, tokenizer and template; train nothing
+  mpo train --config my.toml --dry-run      check everything, train nothing
   mpo train --config my.toml
 
-Exit status: 0 done, 1 failed, 2 wrong usage or configuration. `mpo check` exits with 1 when it finds something wrong in the data.
-Environment: NO_COLOR (plain text), MPO_CACHE (reference scores and downloads), HF_TOKEN, HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE (the hub's).";
+Exit status:
+  0  done
+  1  failed; from `mpo check`, also: something is wrong with the data
+  2  wrong usage or configuration
+
+Environment:
+  NO_COLOR         no colours
+  MPO_CACHE        where reference scores and downloaded data are kept
+  HF_TOKEN, HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE   as the Hugging Face hub's own tools take them";
 
 /// `mpo`
 #[derive(Debug, Parser)]
@@ -51,8 +61,8 @@ pub struct ConfigArgs {
 
     /// Override one key, as in `--set train.epochs=1`; may be repeated, the last one wins
     ///
-    /// The value is TOML (`0.5`, `true`, `'["zh", "sw"]'`); a bare word is a string (`--set hardware.device=cpu`). It replaces what the file
-    /// says, together with what only made sense beside the old value: the other of `train.epochs` and `train.max_steps`, of
+    /// The value is TOML (`0.5`, `true`, `'["zh", "sw"]'`); a bare word is a string (`--set hardware.device=cpu`). It replaces the file's,
+    /// together with what only made sense beside the old value: the other of `train.epochs` and `train.max_steps`, of
     /// `schedule.warmup_ratio` and `schedule.warmup_steps`, of `eval.path` and `eval.fraction`; the `sha256`, `revision`, `format` and
     /// `split` of a replaced path; and keys of the file that nothing reads under a newly chosen `kind`.
     #[arg(long = "set", value_name = "KEY=VALUE")]
@@ -66,14 +76,20 @@ Examples:
   mpo train --config smoke.toml
   mpo train --config llama31.toml --set output.dir=runs/first --set train.max_steps=100
   mpo train --resume runs/first
-  mpo train --resume runs/first --set train.max_steps=200      (a longer run; most other changes are refused)
+  mpo train --resume runs/first --set train.max_steps=200
 
-Writes to `output.dir`: config.toml (resolved, runs again), metrics.jsonl (one line a step), summary.json, checkpoint-*/, final/.
-A folder that is not empty is refused without --resume. Ctrl-C finishes the step and saves a checkpoint; a second one stops at once.")]
+Written to `output.dir`, which must be new or empty without --resume:
+  config.toml     every value in effect; runs again
+  metrics.jsonl   one line a step
+  summary.json    what the end of the run says
+  checkpoint-*/   a model folder each, and what --resume needs
+  final/          the trained model
+
+Ctrl-C finishes the step and saves a checkpoint; a second one stops at once.")]
 pub struct TrainArgs {
     /// The configuration.
     #[command(flatten)]
-    pub config: ConfigArgs,
+    pub settings: ConfigArgs,
 
     /// Go on with the run in this folder, from its newest intact checkpoint
     ///
@@ -106,7 +122,7 @@ pub struct CheckArgs {
 
     /// Template, truncation and end-of-response settings.
     #[command(flatten)]
-    pub config: ConfigArgs,
+    pub settings: ConfigArgs,
 
     /// Also score the dominant pairs and report those on which the model prefers the rejected answer
     #[arg(long)]
@@ -114,7 +130,7 @@ pub struct CheckArgs {
 
     /// Only the first N rows
     #[arg(long, value_name = "N")]
-    pub limit: Option<usize>,
+    pub limit: Option<NonZeroUsize>,
 }
 
 /// `mpo gaps`
@@ -128,7 +144,7 @@ The table goes to stdout. Rows keep the file's order and none is dropped.")]
 pub struct GapsArgs {
     /// Template, truncation and end-of-response settings.
     #[command(flatten)]
-    pub config: ConfigArgs,
+    pub settings: ConfigArgs,
 
     /// The policy: a folder, `org/name` or `builtin:tiny`; `model.path` of --config when left out
     #[arg(long, value_name = "MODEL", required_unless_present = "config")]

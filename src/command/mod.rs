@@ -2,6 +2,8 @@
 //!
 //! Exit status: 0 done; 1 failed, or `check` found something wrong; 2 wrong usage or configuration.
 
+mod check;
+mod gaps;
 mod recipes;
 mod train;
 
@@ -38,10 +40,10 @@ pub fn main() -> ExitCode {
 
 fn dispatch(command: &Command) -> Result<ExitCode> {
     match command {
-        Command::Train(args) if args.config.config.is_none() && args.resume.is_none() => Ok(recipes::say_how_to_start()),
+        Command::Train(args) if args.settings.config.is_none() && args.resume.is_none() => Ok(recipes::say_how_to_start()),
         Command::Train(args) => train::run(args),
-        Command::Check(_) => anyhow::bail!("`mpo check` is not in this build yet"),
-        Command::Gaps(_) => anyhow::bail!("`mpo gaps` is not in this build yet"),
+        Command::Check(args) => check::run(args),
+        Command::Gaps(args) => gaps::run(args),
         Command::Recipes(args) => recipes::run(args),
     }
 }

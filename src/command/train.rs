@@ -24,7 +24,7 @@ use std::process::ExitCode;
 pub fn run(args: &TrainArgs) -> Result<ExitCode> {
     let (config, found) = match &args.resume {
         Some(out) => {
-            let resumed = resume::open(out, args.config.config.as_deref(), &args.config.set)?;
+            let resumed = resume::open(out, args.settings.config.as_deref(), &args.settings.set)?;
             for (_, error) in &resumed.damaged {
                 say(&format!("skipping a damaged checkpoint: {error:#}"));
             }
@@ -35,8 +35,8 @@ pub fn run(args: &TrainArgs) -> Result<ExitCode> {
             (resumed.config, resumed.found)
         }
         None => {
-            let source = args.config.config.as_deref().context("`mpo train` needs `--config FILE` or `--resume OUT`")?;
-            let config = config::load(source, &args.config.set)?;
+            let source = args.settings.config.as_deref().context("`mpo train` needs `--config FILE` or `--resume OUT`")?;
+            let config = config::load(source, &args.settings.set)?;
             resume::check_is_new(&config.output.dir)?;
             (config, None)
         }

@@ -27,15 +27,16 @@ pub(crate) fn is_known(key: &str) -> bool {
 
 /// What to say about a key that does not exist, and the key that was probably meant.
 pub(crate) fn unknown(key: &str) -> (String, Option<String>) {
-    if SECTIONS.iter().any(|known| known.name == key) {
-        return (format!("`{key}` is a section: write `[{key}]` and its keys on the lines below"), None);
+    if let Some(Section { name, keys: [first, ..] }) = SECTIONS.iter().find(|known| known.name == key) {
+        return (format!("`{name}` is a section: set the keys in it, such as `{name}.{first}`"), None);
     }
     let (section, leaf) = key.split_once('.').unwrap_or(("", key));
-    let same_name = all().find(|known| known.ends_with(&format!(".{leaf}")));
-    let nearest = || nearest(key, all());
     let known_section = SECTIONS.iter().find(|known| known.name == section);
-    let meant = known_section.and_then(|known| self::nearest(leaf, known.keys.iter().map(|key| key.to_string())));
-    let meant = meant.map(|leaf| format!("{section}.{leaf}")).or(same_name).or_else(nearest);
+    let in_section = known_section.and_then(|known| nearest(leaf, known.keys.iter().map(|key| key.to_string())));
+    let same_name = || most_alike(key, all().filter(|known| known.ends_with(&format!(".{leaf}")))).map(|(_, known)| known);
+    let meant = in_section.map(|leaf| format!("{section}.{leaf}")).or_else(same_name);
+    // The section's name would make every key of it look alike.
+    let meant = meant.or_else(|| if known_section.is_none() { nearest(key, all()) } else { None });
     let message = match (&meant, known_section) {
         (Some(meant), _) => format!("unknown key `{key}`; did you mean `{meant}`?"),
         (None, Some(known)) => format!("unknown key `{key}`; `[{section}]` has {}", list(known.keys)),
@@ -48,9 +49,13 @@ pub(crate) fn unknown(key: &str) -> (String, Option<String>) {
 
 /// The candidate most like `word`, if any is alike at all.
 pub(crate) fn nearest(word: &str, candidates: impl IntoIterator<Item = String>) -> Option<String> {
+    // `warmup` is half of `warmup_steps` and means it; what is less alike is another word.
+    most_alike(word, candidates).filter(|(likeness, _)| *likeness > 0.45).map(|(_, candidate)| candidate)
+}
+
+fn most_alike(word: &str, candidates: impl IntoIterator<Item = String>) -> Option<(f64, String)> {
     let scored = candidates.into_iter().map(|candidate| (strsim::normalized_damerau_levenshtein(word, &candidate), candidate));
-    // 0.45 keeps `lr_rate` for `lr` out and `batchsize`, `epoch`, `warmup` in.
-    scored.filter(|(likeness, _)| *likeness > 0.45).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, candidate)| candidate)
+    scored.max_by(|a, b| a.0.total_cmp(&b.0))
 }
 
 /// Words in backticks, with commas.
@@ -79,14 +84,15 @@ fn explain(key: &str, message: &str) -> String {
         "usize" | "u64" => "a whole number, 0 or more",
         "a boolean" => "`true` or `false`",
         "a sequence" => "a list such as [\"zh\", \"sw\"]",
-        "an array of length 2" => "a list of two numbers such as [0.9, 0.999]",
+        "an array of length 2" | "fewer elements in array" => "a list of two numbers such as [0.9, 0.999]",
         "path string" => "a string",
         other => other,
     };
-    let found = ["invalid type: ", "invalid value: ", "invalid length ", "unknown variant "]
-        .iter()
-        .find_map(|prefix| found.strip_prefix(prefix))
-        .unwrap_or(found);
+    if let Some(length) = found.strip_prefix("invalid length ") {
+        return format!("`{key}` has {length} of its values; expected {expected}");
+    }
+    let prefixes = ["invalid type: ", "invalid value: ", "unknown variant "];
+    let found = prefixes.iter().find_map(|prefix| found.strip_prefix(prefix)).unwrap_or(found);
     format!("`{key}` is {found}; expected {expected}")
 }
 
@@ -173,6 +179,8 @@ mod tests {
         assert_eq!(meant("train.batchsize").as_deref(), Some("train.batch_size"));
         assert_eq!(meant("train.lr").as_deref(), Some("optimizer.lr"));
         assert_eq!(meant("lr").as_deref(), Some("optimizer.lr"));
+        assert_eq!(meant("optimiser.kind").as_deref(), Some("optimizer.kind"));
+        assert_eq!(meant("schedule.warmup").as_deref(), Some("schedule.warmup_steps"));
         assert_eq!(meant("optimiser.lr").as_deref(), Some("optimizer.lr"));
         assert_eq!(meant("train.qqqqqq"), None);
         assert_eq!(unknown("hardware.qqqqqq").0, "unknown key `hardware.qqqqqq`; `[hardware]` has `device`, `threads`");
@@ -188,6 +196,8 @@ mod tests {
         );
         assert_eq!(said("train.shuffle", "1").as_deref(), Some("`train.shuffle` is integer `1`; expected `true` or `false`"));
         assert_eq!(said("retention.kind", "'all'").as_deref(), Some("`retention.kind` is `all`; expected one of `hidden`, `kl`, `none`"));
+        assert_eq!(said("optimizer.betas", "[0.9]").as_deref().map(|said| &said[..38]), Some("`optimizer.betas` has 1 of its values;"));
+        assert!(said("optimizer.betas", "[0.9, 0.99, 0.999]").unwrap().contains("expected a list of two numbers"));
         assert_eq!(said("optimizer.lr", "1"), None);
     }
 }

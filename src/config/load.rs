@@ -18,8 +18,8 @@ pub struct Argument<'a> {
     pub flag: &'a str,
     /// `section.key`.
     pub key: &'a str,
-    /// A string, whatever it looks like.
-    pub value: &'a str,
+    /// A string, whatever it looks like; `None` where the user left the argument out.
+    pub value: Option<&'a str>,
 }
 
 /// The configuration of a training run, from a file or a built-in recipe (`llama31.toml`) and overrides (`train.epochs=1`). Relative paths
@@ -67,16 +67,28 @@ impl RunConfig {
             }
         }
         table.retain(|_, section| section.as_table().is_none_or(|keys| !keys.is_empty()));
-        let text = toml::to_string(&table).context("the configuration cannot be written as TOML")?;
         let version = env!("CARGO_PKG_VERSION");
-        Ok(format!(
-            "# Resolved by mpo {version}: every value in effect. To run it again: mpo train --config THIS --set output.dir=NEW\n\n{text}"
-        ))
+        let mut text = format!("# Resolved by mpo {version}: every value in effect. Again: mpo train --config THIS --set output.dir=NEW\n");
+        for (section, keys) in &table {
+            text += &format!("\n[{section}]\n");
+            for (key, value) in keys.as_table().into_iter().flatten() {
+                text += &format!("{key} = {}\n", show(value));
+            }
+        }
+        Ok(text)
     }
 
     /// Section by section, absent options left out.
     pub(crate) fn to_table(&self) -> Result<Table> {
         Table::try_from(self).context("the configuration cannot be written as TOML")
+    }
+}
+
+/// A value as TOML, and as a person writes it: `6e-7`, where the toml crate spells out every zero.
+pub(crate) fn show(value: &Value) -> String {
+    match value {
+        Value::Float(number) if number.is_finite() => format!("{number:?}"),
+        other => other.to_string(),
     }
 }
 
@@ -86,9 +98,10 @@ fn resolve(text: &str, origin: &str, arguments: &[Argument<'_>], overrides: &[St
     for assignment in file {
         draft.admit(assignment, Draft::assign);
     }
-    let typed = arguments.iter().enumerate().map(|(index, argument)| {
-        let place = Place::Argument { index, typed: format!("{} {}", argument.flag, argument.value) };
-        Ok(Assignment { key: argument.key.into(), value: Value::String(argument.value.into()), place })
+    let typed = arguments.iter().enumerate().filter_map(|(index, argument)| {
+        let value = argument.value?;
+        let place = Place::Argument { index, typed: format!("{} {value}", argument.flag) };
+        Some(Ok(Assignment { key: argument.key.into(), value: Value::String(value.into()), place }))
     });
     let overrides = overrides.iter().enumerate().map(|(index, typed)| read_override(typed, arguments.len() + index));
     for assignment in typed.chain(overrides) {

@@ -23,7 +23,7 @@ impl fmt::Display for Place {
     }
 }
 
-/// One problem: where, what, and what would be right. Ordered as the user reads: file from the top, then the command line, then what is missing.
+/// One problem: where, what, and what would be right. Ordered as the user reads: the file from the top, the command line, what is missing.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Problem {
     pub(crate) place: Place,

@@ -54,7 +54,8 @@ pub(crate) struct Text {
 /// [`ConfigError`] with the names there are; an unreadable file.
 pub(crate) fn read(source: &str) -> Result<Text> {
     let path = Path::new(source);
-    if path.is_file() {
+    // Not `is_file`: a pipe, as the shell's `<(…)` makes one, is read too.
+    if path.exists() && !path.is_dir() {
         let text = std::fs::read_to_string(path).with_context(|| format!("`{source}` cannot be read as UTF-8 text"))?;
         return Ok(Text { text, origin: source.into() });
     }
@@ -64,7 +65,8 @@ pub(crate) fn read(source: &str) -> Result<Text> {
 
 fn not_found(name: &str, what: &str) -> ConfigError {
     let names = RECIPES.map(|recipe| recipe.name);
-    let meant = nearest(name, names.map(str::to_string)).map_or(String::new(), |meant| format!("; did you mean `{meant}`?"));
+    let meant = nearest(&format!("{}.toml", name.trim_end_matches(".toml")), names.map(str::to_string))
+        .map_or(String::new(), |meant| format!("; did you mean `{meant}`?"));
     let message = format!("{what}{meant} Built in: {}", list(&names));
     ConfigError::new(vec![Problem { place: Place::Nowhere { origin: name.into() }, message }])
 }

@@ -16,8 +16,8 @@ pub struct Change {
 }
 
 impl Change {
-    /// Whether a resumed run may have this change: the key is one that may change, a path only moves (it neither appears nor vanishes, which
-    /// would be another reference or another evaluation), and the run becomes no shorter.
+    /// Whether a resumed run may have this change: the key is one that may change; a path only moves (if it appeared or vanished, that would
+    /// be another reference or another evaluation); and the run becomes no shorter.
     pub fn is_allowed(&self) -> bool {
         let number = |value: &Option<toml::Value>| value.as_ref().and_then(|v| v.as_float().or(v.as_integer().map(|i| i as f64)));
         may_change_on_resume(&self.key)
@@ -33,7 +33,7 @@ impl Change {
 
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let show = |value: &Option<toml::Value>| value.as_ref().map_or("absent".to_string(), |value| value.to_string());
+        let show = |value: &Option<toml::Value>| value.as_ref().map_or("absent".to_string(), super::load::show);
         write!(f, "`{}`: {} -> {}", self.key, show(&self.old), show(&self.new))
     }
 }
@@ -70,7 +70,8 @@ pub fn check_resume(old: &RunConfig, new: &RunConfig) -> Result<()> {
     let refused: Vec<String> = diff(old, new)?.iter().filter(|change| !change.is_allowed()).map(|change| format!("\n  {change}")).collect();
     if !refused.is_empty() {
         bail!(
-            "the run cannot go on with another configuration; this differs (stored -> new):{}\nhint: leave these as they were, or start a new run in another `output.dir`",
+            "the run cannot go on with another configuration; this differs (stored -> new):{}\n\
+            hint: leave these as they were, or start a new run in another `output.dir`",
             refused.concat()
         );
     }

@@ -151,6 +151,10 @@ impl Encoder {
         if let Some(bos) = self.missing_bos.filter(|bos| tokens.first() != Some(bos)) {
             tokens.insert(0, bos);
         }
+        // The first response token is predicted from the last prompt token, so there must be one.
+        if tokens.is_empty() {
+            bail!("the chat template renders nothing for this prompt");
+        }
         Ok(tokens)
     }
 
@@ -163,6 +167,11 @@ impl Encoder {
     pub fn tokenize(&self, pair: &ParallelPair) -> Result<EncodedPair> {
         let side = |name: &str, preference| self.tokenize_preference(preference).with_context(|| format!("row `{}`, {name} pair", pair.id));
         Ok(EncodedPair { id: pair.id.clone(), dominant: side("dominant", &pair.dominant)?, target: side("target", &pair.target)? })
+    }
+
+    /// Every row by itself, uncut, in order: what one row does to the template is no reason to lose the others. For `mpo check`.
+    pub fn tokenize_each(&self, pairs: &[ParallelPair]) -> Vec<Result<EncodedPair>> {
+        pairs.par_iter().map(|pair| self.tokenize(pair)).collect()
     }
 
     fn tokenize_preference(&self, preference: &PreferencePair) -> Result<EncodedPreference> {
@@ -211,6 +220,9 @@ impl Encoder {
         }
         let tokens = self.tokens(&text)?;
         // A token that holds the end of the answer and the start of the ending counts as answer.
+        if tokens.is_empty() {
+            bail!("nothing is left of this response after the chat template and the tokenizer");
+        }
         let n_end_tokens = tokens.iter().rev().zip(ending_tokens.iter().rev()).take_while(|(a, b)| a == b).count();
         Ok(Response { tokens, n_end_tokens })
     }
@@ -224,6 +236,19 @@ impl Encoder {
             Some(response) => Ok(response.to_owned()),
             None => bail!("{}", parting(prompt_text, &full_text)),
         }
+    }
+
+    /// A preference pair as the model will see it, for a person to read: the texts of its tokens, special ones included, with `⟦` and `⟧`
+    /// around the response tokens that are scored.
+    pub fn marked(&self, preference: &EncodedPreference) -> Result<String> {
+        let text = |tokens: &[u32]| self.tokenizer.decode(tokens, false).map_err(|error| anyhow!("the tokenizer failed: {error}"));
+        let prompt = text(&preference.prompt)?;
+        let response = |name: &str, response: &Response| {
+            let (n_tokens, n_end) = (response.tokens.len(), response.n_end_tokens);
+            Ok::<_, anyhow::Error>(format!("{name} ({n_tokens} tokens, {n_end} of them end the turn)\n⟦{}⟧\n", text(&response.tokens)?))
+        };
+        let (chosen, rejected) = (response("chosen", &preference.chosen)?, response("rejected", &preference.rejected)?);
+        Ok(format!("{} prompt ({} tokens)\n{prompt}\n{chosen}{rejected}", preference.lang, preference.prompt.len()))
     }
 
     /// The row within `max_tokens`.
@@ -300,7 +325,7 @@ impl fmt::Display for EncodeReport {
         if self.cut.is_empty() && self.dropped.is_empty() {
             return write!(f, "all {} rows fit into {} tokens", self.n_rows, self.max_tokens);
         }
-        write!(f, "of {} rows, {} were cut to {} tokens", self.n_rows, self.cut.len(), self.max_tokens)?;
+        write!(f, "{} rows: {} cut to {} tokens", self.n_rows, self.cut.len(), self.max_tokens)?;
         if !self.cut.is_empty() {
             write!(f, " (row {})", list(&self.cut, "tokens lost"))?;
         }

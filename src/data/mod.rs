@@ -1,9 +1,11 @@
 //! Parallel preference pairs: reading, checking, rendering, encoding, packing and loading them in a seeded, resumable order.
 //!
 //! `load` turns a local file into rows, whatever its format: `rows` takes the file apart, `parallel` and `llamafactory` know one
-//! format each, `language` names the languages that the rows do not. `template` and `encode` turn rows into tokens.
+//! format each, `language` names the languages that the rows do not. `template` and `encode` turn rows into tokens, `truncate` keeps them
+//! within `max_tokens`. `check` reports what is wrong with the rows.
 
 pub mod batch;
+pub mod check;
 pub mod encode;
 pub mod language;
 mod llamafactory;
@@ -16,7 +18,7 @@ pub mod tokenizer_config;
 pub mod truncate;
 
 use crate::config::{DataConfig, DataFormat};
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use pair::{ParallelPair, Role};
 use rayon::prelude::*;
 use rows::{Fields, RawRow};
@@ -96,8 +98,8 @@ fn resolve_format(format: DataFormat, rows: &[RawRow]) -> Result<DataFormat> {
         return Ok(format);
     }
     let Some(row) = rows.iter().find_map(|row| row.value.as_ref().ok()) else {
-        let problem = rows.iter().find_map(|row| Some(format!("line {}: {}", row.line, row.value.as_ref().err()?)));
-        return Err(anyhow!("no row is valid JSON: {}", problem.unwrap_or_default()));
+        let problem = rows.iter().find_map(|row| row.value.as_ref().err());
+        bail!("no row is valid JSON: {}", problem.map_or("", String::as_str));
     };
     match row {
         row if parallel::recognises(row) => Ok(DataFormat::Parallel),

@@ -12,7 +12,8 @@ use std::path::Path;
 pub(super) struct RawRow {
     /// Line of the file on which the row starts, from 1.
     pub line: usize,
-    pub value: serde_json::Result<Value>,
+    /// What is wrong with its JSON, and where in the file, if it could not be parsed.
+    pub value: Result<Value, String>,
 }
 
 /// Reads all rows of `path`. An unreadable file or one without rows is an error; a spoilt row is not.
@@ -33,7 +34,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<RawRow>> {
 
 fn read_lines(text: &str) -> Vec<RawRow> {
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-    lines.map(|(i, line)| RawRow { line: i + 1, value: serde_json::from_str(line) }).collect()
+    lines.map(|(i, line)| RawRow { line: i + 1, value: serde_json::from_str(line).map_err(|error| fault(&error, i + 1, 0)) }).collect()
 }
 
 /// Walks over the array's elements one by one: `serde_json` would otherwise lose where each of them starts.
@@ -53,13 +54,22 @@ fn read_array(text: &str) -> Vec<RawRow> {
         let value = values.next().unwrap_or_else(|| serde_json::from_str(""));
         let length = values.byte_offset();
         let spoilt = value.is_err();
-        rows.push(RawRow { line, value });
+        let column = position - text[..position].rfind('\n').map_or(0, |newline| newline + 1);
+        rows.push(RawRow { line, value: value.map_err(|error| fault(&error, line, column)) });
         if spoilt {
             return rows;
         }
         line += count_lines(&text.as_bytes()[position..position + length]);
         position += length;
     }
+}
+
+/// `serde_json` counts from where the row starts: `line`, after `column` bytes.
+fn fault(error: &serde_json::Error, line: usize, column: usize) -> String {
+    let text = error.to_string();
+    let message = text.split_once(" at line ").map_or(text.as_str(), |(message, _)| message);
+    let column = if error.line() <= 1 { column } else { 0 } + error.column();
+    format!("{message} (line {}, column {column})", line + error.line().saturating_sub(1))
 }
 
 fn count_lines(bytes: &[u8]) -> usize {

@@ -1,6 +1,6 @@
 //! The demonstration model and data inside the binary, unpacked once into the cache so that the rest of the program sees ordinary files.
 
-use super::transfer::hex;
+use crate::digest::hex;
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 use std::fs;

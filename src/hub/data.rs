@@ -2,9 +2,10 @@
 
 use super::environment::Environment;
 use super::repository::Repository;
-use super::transfer::{Client, Failure, Request, hex, sha256_of_file};
+use super::transfer::{Client, Failure, Request};
 use super::{Source, builtin, refuse_revision};
 use crate::config::DataConfig;
+use crate::digest::{contents_of, hex};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
@@ -49,7 +50,7 @@ pub(super) fn resolve(environment: &Environment, data: &DataConfig) -> Result<Pa
 /// Every run hashes what it reads where a hash is given, and names the licence where the data is known.
 fn verify(file: &Path, expected: Option<&str>) -> Result<()> {
     let Some(expected) = expected else { return Ok(()) };
-    let actual = sha256_of_file(file)?;
+    let actual = contents_of(file)?.sha256;
     ensure!(
         actual.eq_ignore_ascii_case(expected),
         "`{}` has sha256 {actual}, the configuration expects {expected}: it is another file",
@@ -79,7 +80,7 @@ fn download(environment: &Environment, url: &str, sha256: Option<&str>) -> Resul
     // With a hash the content is what is cached, whatever its address; without one the address is.
     let key = sha256.map_or_else(|| hex(&Sha256::digest(url)[..16]), str::to_ascii_lowercase);
     let file = environment.mpo_cache.join("data").join(key).join(name);
-    if file.is_file() && sha256.is_none_or(|sha256| sha256_of_file(&file).is_ok_and(|actual| actual.eq_ignore_ascii_case(sha256))) {
+    if file.is_file() && sha256.is_none_or(|sha256| contents_of(&file).is_ok_and(|actual| actual.sha256.eq_ignore_ascii_case(sha256))) {
         return Ok(file);
     }
     ensure!(!environment.offline, "HF_HUB_OFFLINE is set, and `{shown}` is not in the cache `{}`", environment.mpo_cache.display());

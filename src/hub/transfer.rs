@@ -4,11 +4,12 @@
 //! to. Here the bytes go to `NAME.incomplete`, which is renamed only when size and SHA-256 are right.
 
 use super::environment::{Environment, Token};
+use crate::digest::{contents_of, hex};
 use anyhow::{Context, anyhow};
 use indicatif::{BinaryBytes, ProgressBar, ProgressStyle};
 use sha2::{Digest, Sha256};
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use ureq::config::RedirectAuthHeaders;
@@ -118,10 +119,11 @@ impl Client {
             fs::create_dir_all(parent).with_context(|| format!("cannot make the folder `{}`", parent.display()))?;
         }
         let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&partial).with_context(cannot_write)?;
-        // A second process that wants the same file waits here, and then finds it done.
-        file.lock().with_context(cannot_write)?;
+        // A second process that wants the same file waits here, and then finds it done. Some network file systems have no locks: there the
+        // checksum still refuses what two writers may have mixed.
+        let _ = file.lock();
         if destination.exists() {
-            return Ok(sha256_of_file(destination)?);
+            return Ok(contents_of(destination)?.sha256);
         }
         let digest = self.with_retries(|| self.transfer(request, &mut file))?;
         if let Some(expected) = request.sha256
@@ -235,21 +237,6 @@ fn hash_rest(file: &mut File, hash: &mut Sha256) -> io::Result<()> {
             n => hash.update(&buffer[..n]),
         }
     }
-}
-
-/// SHA-256 (hex) of a file.
-pub(super) fn sha256_of_file(path: &Path) -> anyhow::Result<String> {
-    let context = || format!("cannot read `{}`", path.display());
-    let mut file = File::open(path).with_context(context)?;
-    file.seek(SeekFrom::Start(0)).with_context(context)?;
-    let mut hash = Sha256::new();
-    hash_rest(&mut file, &mut hash).with_context(context)?;
-    Ok(hex(&hash.finalize()))
-}
-
-/// Lower-case hexadecimal.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// On standard error; where that is not a terminal, one line for a file that takes a while.

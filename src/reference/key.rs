@@ -16,6 +16,8 @@ use sha2::{Digest, Sha256};
 /// Raised by whoever changes a bit of what a forward computes: older entries are then scored anew.
 pub const ENGINE_VERSION: u32 = 1;
 
+const MEAN_PADDED: KeptStates = KeptStates::Pooled(Pooling::MeanPadded);
+
 /// Everything but the sequence itself that an entry depends on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -23,8 +25,8 @@ pub struct Provenance {
     /// sha256 of the frozen model's description and weights, in hexadecimal.
     pub weights: String,
     pub states: KeptStates,
-    /// What `mean_padded` fills up with.
-    pub pad_token: u32,
+    /// What `mean_padded` fills up with; absent for other states, which do not depend on it.
+    pub pad_token: Option<u32>,
     pub dtype: ComputeDtype,
     /// `cpu`, `cuda` or `metal`.
     pub device: String,
@@ -39,7 +41,7 @@ impl Provenance {
         Ok(Self {
             weights: weights_digest(model)?,
             states,
-            pad_token,
+            pad_token: (states == MEAN_PADDED).then_some(pad_token),
             dtype,
             device: device_kind(model).into(),
             instruction_set: instruction_set().into(),
@@ -50,7 +52,7 @@ impl Provenance {
     /// The key of `pair`'s two sequences: chosen, then rejected.
     pub fn keys(&self, pair: &EncodedPreference) -> Result<[String; 2]> {
         let n_longest = pair.longest_sequence();
-        let padded_to = (self.states == KeptStates::Pooled(Pooling::MeanPadded)).then(|| padded_length(n_longest));
+        let padded_to = (self.states == MEAN_PADDED).then(|| padded_length(n_longest));
         let key = |response: &Response| -> Result<String> {
             let parts = SequenceKey {
                 provenance: self,
@@ -133,7 +135,7 @@ mod tests {
         Provenance {
             weights: "ab".repeat(32),
             states,
-            pad_token: 0,
+            pad_token: None,
             dtype: ComputeDtype::F32,
             device: "cpu".into(),
             instruction_set: "x86_64".into(),
@@ -154,7 +156,7 @@ mod tests {
             Provenance { weights: "cd".repeat(32), ..base.clone() },
             Provenance { states: KeptStates::Predicting, ..base.clone() },
             Provenance { states: KeptStates::Pooled(Pooling::Mean), ..base.clone() },
-            Provenance { pad_token: 1, ..base.clone() },
+            Provenance { pad_token: Some(1), ..base.clone() },
             Provenance { dtype: ComputeDtype::Bf16, ..base.clone() },
             Provenance { device: "cuda".into(), ..base.clone() },
             Provenance { instruction_set: "x86_64+avx512f".into(), ..base.clone() },

@@ -13,6 +13,7 @@ pub use key::{ENGINE_VERSION, Provenance, weights_digest};
 
 use crate::data::encode::EncodedPreference;
 use crate::files::write_atomically;
+use crate::hub::Environment;
 use crate::model::decoder::Decoder;
 use crate::objective::PairScores;
 use crate::progress::Progress;
@@ -187,7 +188,9 @@ impl FrozenScores {
 
     fn compute(&mut self, model: &Decoder, pairs: &[&EncodedPreference], report: &mut ScoringReport) -> Result<()> {
         let Provenance { states, pad_token, .. } = *self.provenance();
-        for (pair, ScoredPair { chosen, rejected }) in pairs.iter().zip(scoring::score(model, pairs, states, pad_token)?) {
+        // Without a pad token there is no padding to fill with it.
+        let scored = scoring::score(model, pairs, states, pad_token.unwrap_or_default())?;
+        for (pair, ScoredPair { chosen, rejected }) in pairs.iter().zip(scored) {
             let [chosen_key, rejected_key] = self.provenance().keys(pair)?;
             self.keep(chosen_key, chosen, report)?;
             self.keep(rejected_key, rejected, report)?;
@@ -212,13 +215,9 @@ impl FrozenScores {
     }
 }
 
-/// The folder that runs share: `reference` in `$MPO_CACHE`, or in `mpo` of the user's cache folder. `None` where there is no home.
+/// The folder that runs share, `reference` in mpo's cache (`$MPO_CACHE`); `None` where there is no cache folder.
 pub fn shared_folder() -> Option<PathBuf> {
-    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let cache = variable("MPO_CACHE")
-        .or_else(|| Some(variable("XDG_CACHE_HOME")?.join("mpo")))
-        .or_else(|| Some(variable("HOME")?.join(".cache/mpo")));
-    Some(cache?.join("reference"))
+    Some(Environment::from_process().ok()?.mpo_cache.join("reference"))
 }
 
 /// Packed tokens of a pair whose responses share their prompt.

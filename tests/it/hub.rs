@@ -384,6 +384,25 @@ fn an_interrupted_download_goes_on_where_it_stopped() {
 }
 
 #[test]
+fn a_busy_hub_is_asked_again() {
+    let n_refused = Arc::new(Mutex::new(0));
+    let counter = Arc::clone(&n_refused);
+    let busy = move |request: &Request| {
+        let mut n = counter.lock().unwrap();
+        let refuses = request.path.starts_with("/api/") && *n < 3;
+        refuses.then(|| {
+            *n += 1;
+            Response::error(if *n == 1 { 429 } else { 503 }, "")
+        })
+    };
+    let world = World::with(sharded_model(), busy);
+    assert_eq!(file_names(&world.resolve(None).unwrap().dir), FETCHED);
+    assert_eq!(*n_refused.lock().unwrap(), 3);
+    let text = error_text(World::with(sharded_model(), |_| Some(Response::error(500, ""))).resolve(None));
+    assert!(text.contains("answered with status 500"), "{text}");
+}
+
+#[test]
 fn a_download_that_keeps_breaking_off_is_an_error_and_the_next_run_resumes() {
     let files = sharded_model();
     let shard = files["model-00001-of-00002.safetensors"].clone();

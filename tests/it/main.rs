@@ -1,8 +1,17 @@
 //! All integration tests in one executable: each would link the whole engine again.
 
+mod cli;
+mod config;
+mod data;
 mod family;
 mod faults;
+mod golden;
 mod hub;
+mod objective;
+mod properties;
+mod reference;
 mod resume;
+mod support;
+mod template;
 mod train;
 mod weights;

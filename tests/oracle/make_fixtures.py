@@ -213,28 +213,33 @@ def check_folder(folder: Path, family: Family, weights, rows):
 def check_float32(exact: dict, rounded: dict):
     """How far plain float32 is from the recorded numbers, against the tolerances of the test that reads them."""
     relative = lambda a, b: abs(a - b) / max(abs(b), 1e-12)
-    gaps = [(r["policy"]["target"]["reward_gap"], e["policy"]["target"]["reward_gap"]) for r, e in zip(rounded["scores"], exact["scores"])]
+    largest = lambda difference, pairs: max(difference(a, b) for a, b in pairs)
+    absolute = lambda a, b: abs(a - b)
+    sides = [(r[model][side], e[model][side]) for r, e in zip(rounded["scores"], exact["scores"]) for model in e for side in e[model]]
+    responses = [(r[name], e[name]) for r, e in sides for name in method.RESPONSES]
     both = list(zip(rounded["cases"], exact["cases"]))
     steps = list(zip(rounded["training"]["steps"], exact["training"]["steps"]))
-    elements = [abs(a - b) for r, e in zip(rounded["training"]["final"], exact["training"]["final"]) for a, b in zip(r["elements"], e["elements"])]
-    per_parameter = [
-        abs(a - b) / (e["values"]["grad_norm"] * 1e-3 + b) for r, e in both for a, b in zip(r["parameter_grad_norms"], e["parameter_grad_norms"])
-    ]
-    log_probs = [
-        abs(r[model][side][name]["log_prob"] - e[model][side][name]["log_prob"])
-        for r, e in zip(rounded["scores"], exact["scores"])
-        for model in ("policy", "reference")
-        for side in ("dominant", "target")
-        for name in method.RESPONSES
+    final = list(zip(rounded["training"]["final"], exact["training"]["final"]))
+    flat = lambda pairs, key: [ab for r, e in pairs for ab in zip(r[key], e[key])]
+    values = lambda pairs, key: [(r[key], e[key]) for r, e in pairs]
+    of_cases = [(r["values"], e["values"]) for r, e in both]
+    # What is tiny beside the whole gradient is judged by the whole.
+    of_parameters = [
+        abs(a - b) / (b + 1e-3 * e["values"]["grad_norm"]) for r, e in both for a, b in zip(r["parameter_grad_norms"], e["parameter_grad_norms"])
     ]
     noise = {
-        "summed log-probability": (max(log_probs), LOG_PROB_TOLERANCE),
-        "reward gap": (max(abs(a - b) for a, b in gaps), 2e-5),
-        "loss": (max(relative(r["values"]["loss"], e["values"]["loss"]) for r, e in both), 5e-5),
-        "gradient norm": (max(relative(r["values"]["grad_norm"], e["values"]["grad_norm"]) for r, e in both), 5e-5),
-        "parameter's gradient norm": (max(per_parameter), 2e-4),
-        "loss over five steps": (max(relative(r["loss"], e["loss"]) for r, e in steps), 2e-4),
-        "final weight": (max(elements), 1e-5),
+        "token's log-probability": (largest(absolute, flat(responses, "token_log_probs")), 1e-4),
+        "summed log-probability": (largest(absolute, values(responses, "log_prob")), LOG_PROB_TOLERANCE),
+        "reward gap": (largest(absolute, values(sides, "reward_gap")), 2e-5),
+        "hidden state": (largest(absolute, flat(zip(rounded["hidden"], exact["hidden"]), "last")), 5e-5),
+        "loss": (largest(relative, values(of_cases, "loss")), 5e-5),
+        "gradient norm": (largest(relative, values(of_cases, "grad_norm")), 5e-5),
+        "parameter's gradient norm": (max(of_parameters), 2e-4),
+        "loss over five steps": (largest(relative, values(steps, "loss")), 2e-4),
+        "gradient norm over them": (largest(relative, values(steps, "grad_norm")), 2e-4),
+        "final weight": (largest(absolute, flat(final, "elements")), 1e-5),
+        "norm of a final tensor": (largest(relative, values(final, "l2")), 1e-6),
+        "norm of its change": (largest(relative, values(final, "l2_of_change")), 1e-4),
     }
     for name, (found, tolerance) in noise.items():
         print(f"  float32 differs in {name:26} by {found:.1e} (tolerance {tolerance:.0e})")

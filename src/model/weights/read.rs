@@ -3,6 +3,7 @@
 //! Everything that can be wrong with the files is found when the folder is opened or checked, before a value is used.
 
 use super::SavedDtype;
+use crate::digest::hex;
 use anyhow::{Context, Result, bail, ensure};
 use half::slice::HalfFloatSliceExt;
 use memmap2::Mmap;
@@ -132,7 +133,7 @@ impl Checkpoint {
         if missing.is_empty() && misshapen.is_empty() && unexpected.is_empty() {
             return Ok(());
         }
-        let mut message = format!("the weights in `{}` do not fit its config.json", self.dir.display());
+        let mut message = "the tensors are not those that the model needs:".to_owned();
         for (what, list) in [("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen)] {
             append_list(&mut message, what, &list);
         }
@@ -228,15 +229,6 @@ impl Checkpoint {
     fn bytes(&self, tensor: &SavedTensor) -> &[u8] {
         &self.shards[tensor.shard].map[tensor.bytes.clone()]
     }
-}
-
-/// Lower-case hexadecimal.
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        // Writing to a String cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 /// Widens little-endian elements; both slices hold the same number of them.
@@ -355,6 +347,7 @@ fn append_list(message: &mut String, what: &str, list: &[String]) {
     if list.is_empty() {
         return;
     }
+    // Writing to a String cannot fail.
     let _ = write!(message, "\n  {} {what}:", list.len());
     for item in list.iter().take(LISTED) {
         let _ = write!(message, "\n    {item}");

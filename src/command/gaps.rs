@@ -1,0 +1,95 @@
+//! `mpo gaps`: reward gaps per row and per language, without training.
+
+use super::print;
+use crate::cli::GapsArgs;
+use crate::config::{self, Argument, RunConfig};
+use crate::data::encode::{Encoded, EncodedPair, EncodedPreference, Encoder};
+use crate::files::write_atomically;
+use crate::gaps::{self, RowGaps, Under};
+use crate::model::decoder::{Decoder, Purpose};
+use crate::reference::{Folders, FrozenScores, Provenance, shared_folder};
+use crate::scoring::KeptStates;
+use crate::{data, device, hub};
+use anyhow::{Context, Result};
+use std::path::Path;
+use std::process::ExitCode;
+
+/// Prints a table per model and writes `--out`.
+pub fn run(args: &GapsArgs) -> Result<ExitCode> {
+    let flags =
+        [("--model", "model.path", &args.model), ("--reference", "reference.path", &args.reference), ("--data", "data.path", &args.data)];
+    let arguments = flags.map(|(flag, key, value)| Argument { flag, key, value: value.as_deref() });
+    let config = config::load_for_scoring(args.settings.config.as_deref(), &arguments, &args.settings.set)?;
+    let rows = device::thread_pool(&config.hardware)?.install(|| measure(&config))?;
+
+    if let Some(out) = &args.out {
+        write_atomically(out, gaps::json_lines(&rows)?.as_bytes())?;
+        eprintln!("wrote {} rows to `{}`", rows.len(), out.display());
+    }
+    print(&tables(&rows, &config))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// One table, or one for each model where the reference is another.
+fn tables(rows: &[RowGaps], config: &RunConfig) -> String {
+    let table = |under| gaps::table(&gaps::by_language(rows, under, config.objective.beta));
+    if config.reference.path.is_none() {
+        return table(Under::Policy);
+    }
+    format!("policy\n{}\nreference\n{}", table(Under::Policy), table(Under::Reference))
+}
+
+fn measure(config: &RunConfig) -> Result<Vec<RowGaps>> {
+    let model = hub::resolve_model(&config.model.path, config.model.revision.as_deref())?;
+    let reference = match &config.reference.path {
+        Some(path) => Some(hub::resolve_model(path, config.reference.revision.as_deref())?),
+        None => None,
+    };
+    let rows = encode(&hub::resolve_data(&config.data)?, &model.dir, config)?;
+    let policy = score(&model.dir, &rows, config)?;
+    let reference = reference.map(|reference| score(&reference.dir, &rows, config)).transpose()?;
+    gaps::measure(&rows, &policy, reference.as_ref().unwrap_or(&policy), config.objective.gap)
+}
+
+/// Every row of the file: one that is too long to train on is measured whole.
+fn encode(data: &Path, model: &Path, config: &RunConfig) -> Result<Vec<EncodedPair>> {
+    let encoder = Encoder::new(model, &config.data)?;
+    let mut uncut = Vec::new();
+    let pairs = data::load(data, &config.data)?;
+    let rows = pairs.iter().map(|pair| match encoder.encode(pair)? {
+        Encoded::Whole(row) | Encoded::Cut { pair: row, .. } => Ok(row),
+        Encoded::Overlong { id, .. } => {
+            uncut.push(id);
+            encoder.tokenize(pair)
+        }
+    });
+    let rows: Vec<EncodedPair> = rows.collect::<Result<_>>()?;
+    if !uncut.is_empty() {
+        eprintln!(
+            "{} rows are longer than `data.max_tokens` ({}) and would not be trained on; they are measured whole: {}",
+            uncut.len(),
+            config.data.max_tokens,
+            uncut.join(", ")
+        );
+    }
+    Ok(rows)
+}
+
+/// Both pairs of every row under the model in `folder`.
+fn score(folder: &Path, rows: &[EncodedPair], config: &RunConfig) -> Result<FrozenScores> {
+    let pairs: Vec<&EncodedPreference> = rows.iter().flat_map(|row| [&row.dominant, &row.target]).collect();
+    score_pairs(folder, &pairs, config)
+}
+
+/// Scores of `pairs` under the model in `folder`, which is in memory only as long as this takes.
+pub(super) fn score_pairs(folder: &Path, pairs: &[&EncodedPreference], config: &RunConfig) -> Result<FrozenScores> {
+    let model = Decoder::load(folder, config.model.dtype, Purpose::Inference)?;
+    let provenance = Provenance::of(&model, config.model.dtype, KeptStates::Nothing, 0)?;
+    let folders = Folders { run: None, shared: shared_folder() };
+    let (scores, report) =
+        FrozenScores::score(&model, pairs, provenance, folders).with_context(|| format!("under `{}`", folder.display()))?;
+    if let Some(error) = report.cache_error {
+        eprintln!("scores are not kept for the next run: {error}");
+    }
+    Ok(scores)
+}
