@@ -146,25 +146,28 @@ pub struct Measured {
 mod tests {
     use super::*;
 
-    #[test]
-    fn what_is_not_a_number_survives_a_checkpoint() {
-        let losses = Losses { loss: f64::NAN, mpo: f64::NAN, retention: 0.5 };
-        let json = serde_json::to_string(&Measurement::new(losses, &[], 1.0)).unwrap();
-        let read: Measurement = serde_json::from_str(&json).unwrap();
-        assert!(read.losses.loss.is_nan() && read.all.reward_gap_target.is_nan());
-        assert_eq!(read.losses.retention, 0.5);
-    }
-
-    #[test]
-    fn means_by_language() {
-        let row = |lang: &str, gap: f64| RowMeasure {
+    fn row(lang: &str, gap: f64) -> RowMeasure {
+        RowMeasure {
             lang: lang.into(),
             reward_gap_target: gap,
             reward_gap_reference: 1.0,
             reward_gap_wanted: 1.0,
             chosen_per_token: -1.0,
             rejected_per_token: -1.0 - gap,
-        };
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_number_survives_a_checkpoint() {
+        let losses = Losses { loss: f64::NAN, mpo: f64::NAN, retention: 0.5 };
+        let json = serde_json::to_string(&Measurement::new(losses, &[row("sw", f64::NAN)], 1.0)).unwrap();
+        let read: Measurement = serde_json::from_str(&json).unwrap();
+        assert!(read.losses.loss.is_nan() && read.all.reward_gap_target.is_nan() && read.languages["sw"].rejected_per_token.is_nan());
+        assert_eq!((read.losses.retention, read.all.chosen_per_token), (0.5, -1.0));
+    }
+
+    #[test]
+    fn means_by_language() {
         let measurement =
             Measurement::new(Losses { loss: 3.0, mpo: 2.0, retention: 1.0 }, &[row("sw", -0.5), row("bn", 0.25), row("sw", 1.5)], 2.0);
         assert_eq!(measurement.languages.keys().collect::<Vec<_>>(), ["bn", "sw"]);
