@@ -55,6 +55,15 @@ fn train(plan: Plan, found: Option<Found>) -> Result<ExitCode> {
             say(&report.to_string());
         }
     }
+    if let Some(free) = device::free_disk(&out).filter(|free| *free < plan.disk) {
+        let keep = plan.config.checkpoint.keep;
+        say(&format!(
+            "warning: {} are free, and {} checkpoints take up to {} (`checkpoint.keep` = {keep})",
+            gib(free),
+            keep + 1,
+            gib(plan.disk)
+        ));
+    }
     interrupt::listen()?;
     say(&starting(&plan, found.as_ref()));
     match start::start(plan, found)?.train()? {
@@ -96,6 +105,8 @@ fn describe(plan: &Plan) -> Result<String> {
     writeln!(text, "Steps      {n_steps}, {} rows each", plan.config.train.batch_size)?;
     let available = device::available_memory().map_or("unknown".into(), gib);
     writeln!(text, "Memory     about {} needed, {available} free", gib(plan.memory.total()))?;
+    let free = device::free_disk(&plan.config.output.dir).map_or("unknown".into(), gib);
+    writeln!(text, "Disk       up to {} for checkpoints, {free} free", gib(plan.disk))?;
     writeln!(text, "Output     {}\n", plan.config.output.dir.display())?;
     if let Some(row) = plan.train.first() {
         writeln!(text, "Row `{}` as the model sees it; ⟦…⟧ are the tokens that are scored\n", row.id)?;

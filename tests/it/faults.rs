@@ -200,7 +200,14 @@ fn one_bad_row_is_named_skipped_and_survived() {
 
     work.train(
         "run",
-        &["model.path=./poisoned", "eval.every_steps=50", "train.epochs=1", "train.batch_size=1", "train.micro_batch_size=1"],
+        &[
+            "model.path=./poisoned",
+            "eval.path=./poisoned/heldout.jsonl",
+            "eval.every_steps=50",
+            "train.epochs=1",
+            "train.batch_size=1",
+            "train.micro_batch_size=1",
+        ],
     );
     let lines = metrics(&work.path("run"));
     let skipped: Vec<_> = lines.iter().filter_map(|line| line.get("skipped_rows")).collect();

@@ -237,3 +237,33 @@ fn ctrl_c_saves_and_says_how_to_go_on() {
     assert!(output.status.success(), "{}", stderr(&output));
     assert_same_run(&work.path("whole"), &work.path("run"));
 }
+
+#[test]
+fn a_second_ctrl_c_stops_at_once_and_loses_nothing() {
+    let work = Workplace::new();
+    work.train("whole", &[]);
+    let mut child = start(&work, true, 2);
+    let run = work.path("killed");
+    wait_for_line(&mut child, &run);
+    interrupt(&child);
+    interrupt(&child);
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let written = timeless_metrics(&run);
+    assert_eq!(written, timeless_metrics(&work.path("whole"))[..written.len()]);
+    let output = work.mpo(&["train", "--resume", "killed"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_same_run(&work.path("whole"), &run);
+}
+
+#[test]
+fn two_processes_do_not_write_into_one_run() {
+    let work = Workplace::new();
+    work.train("run", &["train.max_steps=3"]);
+    let folder = std::fs::File::open(work.path("run")).unwrap();
+    folder.lock().unwrap();
+    let error = work.fails(&["train", "--resume", "run", "--set", "train.max_steps=12"]);
+    assert!(error.contains("another `mpo` is at work"), "{error}");
+    drop(folder);
+    let output = work.mpo(&["train", "--resume", "run", "--set", "train.max_steps=12"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+}
