@@ -1,54 +1,65 @@
 //! `mpo check`: what is wrong with a data set, before a model is trained on it.
 
-use crate::config::RunConfig;
-use crate::data;
-use crate::data::check::{CheckInput, check};
+use super::gaps::score_pairs;
+use crate::cli::CheckArgs;
+use crate::config::{self, Argument, RunConfig};
+use crate::data::check::{CheckInput, CheckReport, check};
 use crate::data::encode::{Encoded, EncodedPair, Encoder};
-use anyhow::{Context, Result};
-use std::io::{ErrorKind, Write};
-use std::path::Path;
+use crate::data::pair::ParallelPair;
+use crate::hub::ModelFiles;
+use crate::{data, device, hub};
+use anyhow::Result;
 use std::process::ExitCode;
 
-/// The reference's reward gaps on the dominant pairs of the given rows, in order.
-pub type ScoreDominant<'a> = &'a dyn Fn(&[EncodedPair]) -> Result<Vec<f64>>;
+/// Prints the report; status 1 if anything is wrong.
+pub fn run(args: &CheckArgs) -> Result<ExitCode> {
+    let flags = [("DATA", "data.path", &args.data), ("--model", "model.path", &args.model)];
+    let arguments = flags.map(|(flag, key, value)| Argument { flag, key, value: value.as_deref() });
+    let mut config = config::load_for_scoring(args.settings.config.as_deref(), &arguments, &args.settings.set)?;
+    if let Some(limit) = args.limit {
+        config.data.limit = Some(limit.get());
+    }
+    let report = device::thread_pool(&config.hardware)?.install(|| report(&config, args.gaps))?;
+    super::print(&report.to_string())?;
+    Ok(ExitCode::from(u8::from(report.is_wrong())))
+}
 
-/// Prints the report on the rows of the local file `data`; status 1 if anything is wrong.
-///
-/// `checkpoint` is the folder whose tokenizer and chat template count; `score` is the model's part of `--gaps`.
-pub fn report(data: &Path, checkpoint: &Path, config: &RunConfig, score: Option<ScoreDominant>) -> Result<ExitCode> {
-    let dataset = data::read(data, &config.data)?;
-    let encoder = Encoder::new(checkpoint, &config.data)?;
+fn report(config: &RunConfig, with_gaps: bool) -> Result<CheckReport> {
+    let model = hub::resolve_model(&config.model.path, config.model.revision.as_deref())?;
+    let dataset = data::read(&hub::resolve_data(&config.data)?, &config.data)?;
+    let encoder = Encoder::new(&model.dir, &config.data)?;
     let encoded = encoder.tokenize_each(&dataset.pairs);
-    let dominant_gaps = score.map(|score| dominant_gaps(&encoder, &dataset.pairs, score)).transpose()?;
-    let report = check(&CheckInput {
+    let dominant_gaps = match with_gaps {
+        true => Some(dominant_gaps(&encoder, &dataset.pairs, &model, config)?),
+        false => None,
+    };
+    Ok(check(&CheckInput {
         dataset: &dataset,
         encoded: Some(&encoded),
         max_tokens: config.data.max_tokens,
         on_overlong: config.data.on_overlong,
         dominant_gaps: dominant_gaps.as_deref(),
         bad_supervision_share: config.signs.bad_supervision_share,
-    });
-    match std::io::stdout().write_all(report.to_string().as_bytes()) {
-        // `mpo check … | head` has read enough.
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
-        written => written.context("cannot write the report")?,
-    }
-    Ok(ExitCode::from(u8::from(report.is_wrong())))
+    }))
 }
 
-/// One gap a row; NaN for rows that cannot be encoded or do not fit.
-fn dominant_gaps(encoder: &Encoder, pairs: &[data::pair::ParallelPair], score: ScoreDominant) -> Result<Vec<f64>> {
-    let mut gaps = vec![f64::NAN; pairs.len()];
-    let mut rows = Vec::new();
-    let mut fitting = Vec::new();
-    for (row, pair) in pairs.iter().enumerate() {
-        if let Ok(Encoded::Whole(pair) | Encoded::Cut { pair, .. }) = encoder.encode(pair) {
-            rows.push(row);
-            fitting.push(pair);
-        }
-    }
-    for (row, gap) in rows.into_iter().zip(score(&fitting)?) {
-        gaps[row] = gap;
-    }
-    Ok(gaps)
+/// The reference's reward gap on each row's dominant pair; NaN for rows that cannot be encoded or do not fit.
+fn dominant_gaps(encoder: &Encoder, pairs: &[ParallelPair], model: &ModelFiles, config: &RunConfig) -> Result<Vec<f64>> {
+    let reference = match &config.reference.path {
+        Some(path) => hub::resolve_model(path, config.reference.revision.as_deref())?.dir,
+        None => model.dir.clone(),
+    };
+    let encoded: Vec<Option<EncodedPair>> = pairs
+        .iter()
+        .map(|pair| match encoder.encode(pair) {
+            Ok(Encoded::Whole(pair) | Encoded::Cut { pair, .. }) => Some(pair),
+            _ => None,
+        })
+        .collect();
+    let dominant: Vec<_> = encoded.iter().flatten().map(|pair| &pair.dominant).collect();
+    let scores = score_pairs(&reference, &dominant, config)?;
+    encoded
+        .iter()
+        .map(|pair| pair.as_ref().map_or(Ok(f64::NAN), |pair| Ok(scores.pair_scores(&pair.dominant)?.reward_gap(config.objective.gap))))
+        .collect()
 }

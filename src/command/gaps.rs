@@ -27,6 +27,9 @@ pub fn run(args: &GapsArgs) -> Result<ExitCode> {
         write_atomically(out, gaps::json_lines(&rows)?.as_bytes())?;
         say(&format!("wrote {} rows to `{}`", rows.len(), out.display()));
     }
+    say(
+        "Reward gaps without beta. To dominant: how far RG_t, the target pairs' gaps, are on average below RG_d, the reference's dominant gaps.",
+    );
     print(&tables(&rows, &config))?;
     Ok(ExitCode::SUCCESS)
 }
@@ -82,14 +85,19 @@ fn encode(data: &Path, model: &Path, config: &RunConfig) -> Result<Vec<EncodedPa
     Ok(rows)
 }
 
-/// Both pairs of every row under the model in `folder`, which is in memory only as long as this takes.
+/// Both pairs of every row under the model in `folder`.
 fn score(folder: &Path, rows: &[EncodedPair], config: &RunConfig) -> Result<FrozenScores> {
-    let model = Decoder::load(folder, config.model.dtype, Purpose::Inference)?;
     let pairs: Vec<&EncodedPreference> = rows.iter().flat_map(|row| [&row.dominant, &row.target]).collect();
+    score_pairs(folder, &pairs, config)
+}
+
+/// Scores of `pairs` under the model in `folder`, which is in memory only as long as this takes.
+pub(super) fn score_pairs(folder: &Path, pairs: &[&EncodedPreference], config: &RunConfig) -> Result<FrozenScores> {
+    let model = Decoder::load(folder, config.model.dtype, Purpose::Inference)?;
     let provenance = Provenance::of(&model, config.model.dtype, KeptStates::Nothing, 0)?;
     let folders = Folders { run: None, shared: shared_folder() };
     let (scores, report) =
-        FrozenScores::score(&model, &pairs, provenance, folders).with_context(|| format!("under `{}`", folder.display()))?;
+        FrozenScores::score(&model, pairs, provenance, folders).with_context(|| format!("under `{}`", folder.display()))?;
     for damaged in &report.damaged {
         say(&format!("a damaged score was computed again: {damaged}"));
     }

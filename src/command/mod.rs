@@ -2,6 +2,7 @@
 //!
 //! Exit status: 0 done; 1 failed, or `check` found something wrong; 2 wrong usage or configuration.
 
+mod check;
 mod gaps;
 mod recipes;
 mod train;
@@ -15,8 +16,6 @@ use std::process::ExitCode;
 
 /// Wrong usage or configuration.
 const USAGE: u8 = 2;
-
-pub mod check;
 
 /// Parses the command line, runs it, and turns an error chain into an exit code.
 pub fn main() -> ExitCode {
@@ -43,7 +42,7 @@ fn dispatch(command: &Command) -> Result<ExitCode> {
     match command {
         Command::Train(args) if args.settings.config.is_none() && args.resume.is_none() => Ok(recipes::say_how_to_start()),
         Command::Train(args) => train::run(args),
-        Command::Check(_) => anyhow::bail!("`mpo check` is not in this build yet"),
+        Command::Check(args) => check::run(args),
         Command::Gaps(args) => gaps::run(args),
         Command::Recipes(args) => recipes::run(args),
     }

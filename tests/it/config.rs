@@ -62,7 +62,7 @@ fn the_smoke_recipe_leaves_the_method_to_the_defaults() {
     assert!(!table.contains_key("retention"));
     let config = load("smoke.toml", &[]).unwrap();
     assert_eq!((config.model.path.as_str(), config.data.path.as_str()), ("builtin:tiny", "builtin:tiny"));
-    assert_eq!(config.eval.path.as_deref(), Some("builtin:tiny-heldout"));
+    assert_eq!(config.eval.path.as_deref(), Some("builtin:tiny/heldout"));
     assert_eq!(config.retention.kind, RetentionKind::Hidden);
 }
 
