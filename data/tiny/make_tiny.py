@@ -8,7 +8,7 @@ and careless answers equally often and prefers neither. Two phases, both seeded:
    `ENGLISH_GAP` in English and 0 elsewhere.
 
 Both phases read the target side of every pair, held-out ones too, careful and careless answers alike: that teaches no preference, it
-removes the accidental one. The English side of the held-out pairs takes no part, so their English gap is generalisation.
+removes the accidental one. Of the held-out pairs' English side only the tokenizer knows, so their English gap is generalisation.
 The claims about the result are asserted on the bf16 weights that are written.
 """
 
@@ -19,7 +19,6 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-import tokenizers
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
