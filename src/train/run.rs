@@ -110,7 +110,7 @@ impl Run {
     /// One optimizer step over one batch. Loss or gradient that is not finite makes no update, but loader and schedule advance.
     fn step(&mut self, mut more: Map<String, Value>) -> Result<StepLine> {
         let lr = self.schedule.lr(self.state.step);
-        let rows: Vec<&EncodedPair> = self.loader.next_batch().rows().into_iter().map(|row| &self.train[row]).collect();
+        let rows: Vec<&EncodedPair> = self.loader.next_batch().into_iter().map(|row| &self.train[row]).collect();
         if let Some(look) = self.look_at_terms() {
             let [mpo, retention] = term_norms(&self.policy, &rows, &self.reference, &self.settings)?;
             more.extend([("grad_norm_mpo".into(), mpo.into()), ("grad_norm_retention".into(), retention.into())]);
