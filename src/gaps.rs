@@ -140,15 +140,17 @@ impl LanguageGaps {
 
 /// The table as text, one line a language.
 pub fn table(languages: &[LanguageGaps]) -> String {
-    let mut text =
-        format!("{:<12}{:>6}{:>10}{:>10}{:>8}{:>16}{:>18}\n", "language", "n", "mean", "median", "> 0", "to dominant", "(b RG_t - RG_d)^2");
+    let mut text = format!(
+        "{:<12}{:>6}{:>10}{:>10}{:>8}{:>16}{:>22}\n",
+        "language", "n", "mean", "median", "> 0", "to dominant", "(beta RG_t - RG_d)^2"
+    );
     for language in languages {
         let LanguageGaps { lang, n, mean, median, positive, to_go } = language;
         let name = if to_go.is_none() { format!("{lang} (dom.)") } else { lang.clone() };
         let _ = write!(text, "{name:<12}{n:>6}{mean:>10.4}{median:>10.4}{:>7.0}%", 100.0 * positive);
         let _ = match to_go {
-            Some(ToGo { distance, squared }) => writeln!(text, "{distance:>16.4}{squared:>18.4}"),
-            None => writeln!(text, "{:>16}{:>18}", "-", "-"),
+            Some(ToGo { distance, squared }) => writeln!(text, "{distance:>16.4}{squared:>22.4}"),
+            None => writeln!(text, "{:>16}{:>22}", "-", "-"),
         };
     }
     text

@@ -3,12 +3,13 @@
 use super::print;
 use crate::cli::GapsArgs;
 use crate::config::{self, Argument, RunConfig};
-use crate::data::encode::{Encoded, EncodedPair, EncodedPreference, Encoder};
+use crate::data::encode::{EncodeReport, Encoded, EncodedPair, EncodedPreference, Encoder};
 use crate::files::write_atomically;
 use crate::gaps::{self, RowGaps, Under};
 use crate::model::decoder::{Decoder, Purpose};
 use crate::reference::{Folders, FrozenScores, Provenance, shared_folder};
 use crate::scoring::KeptStates;
+use crate::train::console::say;
 use crate::{data, device, hub};
 use anyhow::{Context, Result};
 use std::path::Path;
@@ -24,8 +25,11 @@ pub fn run(args: &GapsArgs) -> Result<ExitCode> {
 
     if let Some(out) = &args.out {
         write_atomically(out, gaps::json_lines(&rows)?.as_bytes())?;
-        eprintln!("wrote {} rows to `{}`", rows.len(), out.display());
+        say(&format!("wrote {} rows to `{}`", rows.len(), out.display()));
     }
+    say(
+        "Reward gaps without beta. To dominant: how far RG_t, the target pairs' gaps, are on average below RG_d, the reference's dominant gaps.",
+    );
     print(&tables(&rows, &config))?;
     Ok(ExitCode::SUCCESS)
 }
@@ -51,26 +55,32 @@ fn measure(config: &RunConfig) -> Result<Vec<RowGaps>> {
     gaps::measure(&rows, &policy, reference.as_ref().unwrap_or(&policy), config.objective.gap)
 }
 
-/// Every row of the file: one that is too long to train on is measured whole.
+/// Every row of the file. One that is too long to train on is measured whole.
 fn encode(data: &Path, model: &Path, config: &RunConfig) -> Result<Vec<EncodedPair>> {
     let encoder = Encoder::new(model, &config.data)?;
-    let mut uncut = Vec::new();
     let pairs = data::load(data, &config.data)?;
-    let rows = pairs.iter().map(|pair| match encoder.encode(pair)? {
-        Encoded::Whole(row) | Encoded::Cut { pair: row, .. } => Ok(row),
-        Encoded::Overlong { id, .. } => {
-            uncut.push(id);
-            encoder.tokenize(pair)
-        }
-    });
-    let rows: Vec<EncodedPair> = rows.collect::<Result<_>>()?;
+    let mut report = EncodeReport { n_rows: pairs.len(), max_tokens: config.data.max_tokens, ..EncodeReport::default() };
+    let mut uncut = Vec::new();
+    let mut rows = Vec::with_capacity(pairs.len());
+    for pair in &pairs {
+        rows.push(match encoder.encode(pair)? {
+            Encoded::Whole(row) => row,
+            Encoded::Cut { pair: row, n_lost } => {
+                report.cut.push((row.id.clone(), n_lost));
+                row
+            }
+            Encoded::Overlong { id, .. } => {
+                uncut.push(id);
+                encoder.tokenize(pair)?
+            }
+        });
+    }
+    if !report.cut.is_empty() {
+        say(&report.to_string());
+    }
     if !uncut.is_empty() {
-        eprintln!(
-            "{} rows are longer than `data.max_tokens` ({}) and would not be trained on; they are measured whole: {}",
-            uncut.len(),
-            config.data.max_tokens,
-            uncut.join(", ")
-        );
+        let (n, max_tokens) = (uncut.len(), config.data.max_tokens);
+        say(&format!("{n} rows do not fit into {max_tokens} tokens and would not be trained on; measured whole: {}", uncut.join(", ")));
     }
     Ok(rows)
 }
@@ -88,8 +98,11 @@ pub(super) fn score_pairs(folder: &Path, pairs: &[&EncodedPreference], config: &
     let folders = Folders { run: None, shared: shared_folder() };
     let (scores, report) =
         FrozenScores::score(&model, pairs, provenance, folders).with_context(|| format!("under `{}`", folder.display()))?;
-    if let Some(error) = report.cache_error {
-        eprintln!("scores are not kept for the next run: {error}");
+    for damaged in &report.damaged {
+        say(&format!("a damaged score was computed again: {damaged}"));
+    }
+    if let Some(error) = &report.cache_error {
+        say(&format!("scores are not kept for the next run: {error}"));
     }
     Ok(scores)
 }

@@ -11,7 +11,6 @@ pub mod console;
 pub mod evaluate;
 pub mod folder;
 pub mod interrupt;
-pub mod kl;
 pub mod log;
 pub mod measure;
 pub mod metrics;

@@ -5,6 +5,7 @@ mod config;
 mod data;
 mod family;
 mod faults;
+mod gaps;
 mod golden;
 mod hub;
 mod objective;

@@ -1,0 +1,151 @@
+//! The dominant side: the retention term and, where the objective reads them, the policy's dominant scores.
+
+use super::{DominantPasses, Side, Step, ids, keep, kl, n_tokens_unshared};
+use crate::config::RetentionKind;
+use crate::data::batch::{PackedBatch, PairSpans};
+use crate::data::encode::{EncodedPair, EncodedPreference};
+use crate::model::decoder::Forward;
+use crate::objective::{PairScores, retention};
+use crate::ops;
+use crate::reference::FrozenHead;
+use crate::scoring::{KeptStates, ScoredSequence, pair_scores, response_targets};
+use anyhow::{Context, Result, ensure};
+use candle_core::Tensor;
+use std::collections::HashMap;
+
+/// Rows of a batch that share a dominant pair: their retention is computed once and counts once for each.
+struct DominantGroup<'a> {
+    pair: &'a EncodedPreference,
+    /// Indices into the batch.
+    rows: Vec<usize>,
+}
+
+fn dominant_groups<'a>(rows: &[&'a EncodedPair], passes: DominantPasses) -> Vec<DominantGroup<'a>> {
+    let mut groups: Vec<DominantGroup> = Vec::new();
+    let mut group_of_pair: HashMap<_, usize> = HashMap::new();
+    for (index, row) in rows.iter().enumerate() {
+        let pair = &row.dominant;
+        let tokens = (&pair.prompt, &pair.chosen.tokens, &pair.rejected.tokens);
+        match (passes, group_of_pair.get(&tokens)) {
+            (DominantPasses::OncePerPair, Some(&group)) => groups[group].rows.push(index),
+            _ => {
+                group_of_pair.insert(tokens, groups.len());
+                groups.push(DominantGroup { pair, rows: vec![index] });
+            }
+        }
+    }
+    groups
+}
+
+/// What the dominant side found for a row.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct DominantOutcome {
+    pub policy: Option<PairScores>,
+    /// Of the chosen and the rejected sequence, unweighted.
+    pub retention: Option<[f64; 2]>,
+}
+
+impl Step<'_> {
+    /// What each row's dominant pair gives; nothing is computed when nothing is asked for.
+    pub(super) fn dominant_side(&self, rows: &[&EncodedPair]) -> Result<Side<DominantOutcome>> {
+        let mut side = Side { outcomes: vec![DominantOutcome::default(); rows.len()], n_tokens: 0, n_tokens_computed: 0 };
+        if !self.settings.has_retention() && !self.settings.objective.passes().policy_dominant {
+            return Ok(side);
+        }
+        side.n_tokens = rows.iter().map(|row| n_tokens_unshared(&row.dominant)).sum();
+        for groups in dominant_groups(rows, self.settings.dominant_passes).chunks(self.settings.micro_batch_size) {
+            let named = || format!("dominant side of {}", ids(groups.iter().flat_map(|group| &group.rows).map(|&row| rows[row])));
+            let (outcomes, n_packed) = self.dominant_pass(groups).with_context(named)?;
+            side.n_tokens_computed += n_packed;
+            for (group, outcome) in groups.iter().zip(outcomes) {
+                group.rows.iter().for_each(|&row| side.outcomes[row] = outcome);
+            }
+        }
+        Ok(side)
+    }
+
+    /// One micro-batch: an outcome for each group, and the tokens packed. The head runs only for an objective that reads dominant scores.
+    fn dominant_pass(&self, groups: &[DominantGroup]) -> Result<(Vec<DominantOutcome>, usize)> {
+        let kept = KeptStates::of(&self.settings.retention);
+        let with_gradients = self.gradients.of_retention() && self.settings.has_retention();
+        let mut batch = PackedBatch::default();
+        let layout = kept.layout(self.settings.pad_token);
+        let spans: Vec<PairSpans> = groups.iter().map(|group| batch.push_pair(group.pair, &layout)).collect();
+        let forward = self.policy.forward(&batch, keep(with_gradients))?;
+
+        let mut outcomes = vec![DominantOutcome::default(); groups.len()];
+        if self.settings.objective.passes().policy_dominant {
+            let log_probs = self.policy.log_probs(&forward.hidden_ND, &response_targets(&batch, &spans))?;
+            let scores = pair_scores(&log_probs, &spans)?;
+            outcomes.iter_mut().zip(scores).for_each(|(outcome, scores)| outcome.policy = Some(scores));
+        }
+        if self.settings.has_retention() {
+            let (values, d_hidden_ND) = self.retention(groups, &spans, &forward)?;
+            outcomes.iter_mut().zip(values).for_each(|(outcome, value)| outcome.retention = Some(value));
+            if with_gradients {
+                self.policy.backward(forward, &d_hidden_ND)?;
+            }
+        }
+        Ok((outcomes, batch.n_tokens()))
+    }
+
+    /// Unweighted retention of both sequences of each group, and d loss / d hidden states. For `kl` this also adds to the head's gradient.
+    fn retention(&self, groups: &[DominantGroup], spans: &[PairSpans], forward: &Forward) -> Result<(Vec<[f64; 2]>, Tensor)> {
+        let reference = self.reference.context("the retention term needs reference scores")?;
+        let (hidden_size, frozen_size) = (self.policy.description().hidden_size, reference.hidden_size());
+        ensure!(
+            hidden_size == frozen_size,
+            "retention compares hidden states, and the policy's have {hidden_size} values, the reference's {frozen_size}"
+        );
+        let hidden_ND = ops::read(&forward.hidden_ND)?;
+        let mut d_hidden_ND = vec![0.0f32; hidden_ND.len()];
+        let mut values = Vec::with_capacity(groups.len());
+        for (group, spans) in groups.iter().zip(spans) {
+            let scale = self.settings.retention.weight * retention::sequence_weight(group.rows.len(), self.totals.n_rows);
+            let n_end_tokens = [group.pair.chosen.n_end_tokens, group.pair.rejected.n_end_tokens];
+            let mut value = [0.0; 2];
+            for (sequence, frozen) in reference.pair(group.pair)?.into_iter().enumerate() {
+                let span = spans.both()[sequence];
+                value[sequence] = match self.settings.retention.kind {
+                    RetentionKind::None => 0.0,
+                    RetentionKind::Hidden => {
+                        let rows = retention::pooled_rows(self.settings.retention.pooling, span, n_end_tokens[sequence]);
+                        self.hidden_retention(&hidden_ND, &rows, frozen, scale, &mut d_hidden_ND)
+                    }
+                    RetentionKind::Kl => {
+                        let rows: Vec<usize> = span.predicting_rows().collect();
+                        self.kl_retention(&hidden_ND, &rows, (frozen, reference.head()?), scale, &mut d_hidden_ND)?
+                    }
+                };
+            }
+            values.push(value);
+        }
+        Ok((values, ops::tensor(d_hidden_ND, forward.hidden_ND.dims())?))
+    }
+
+    fn hidden_retention(&self, hidden_ND: &[f32], rows: &[usize], frozen: &ScoredSequence, scale: f64, d_hidden_ND: &mut [f32]) -> f64 {
+        let reduction = self.settings.retention.reduction;
+        let state_D = retention::pool(hidden_ND, self.policy.description().hidden_size, rows);
+        let d_state_D = retention::distance_backward(&state_D, &frozen.states, reduction, scale);
+        retention::pool_backward(&d_state_D, rows, d_hidden_ND);
+        retention::distance(&state_D, &frozen.states, reduction)
+    }
+
+    fn kl_retention(
+        &self,
+        hidden_ND: &[f32],
+        rows: &[usize],
+        (frozen, head): (&ScoredSequence, &FrozenHead),
+        scale: f64,
+        d_hidden_ND: &mut [f32],
+    ) -> Result<f64> {
+        let hidden_size = self.policy.description().hidden_size;
+        let states_MD: Vec<f32> = rows.iter().flat_map(|row| &hidden_ND[row * hidden_size..][..hidden_size]).copied().collect();
+        let scale = self.gradients.of_retention().then_some(scale);
+        let (value, d_states_MD) = kl::mean_divergence(self.policy, head, &states_MD, &frozen.states, scale)?;
+        for (row, d_state_D) in rows.iter().zip(d_states_MD.chunks(hidden_size)) {
+            d_hidden_ND[row * hidden_size..][..hidden_size].iter_mut().zip(d_state_D).for_each(|(sum, d)| *sum += d);
+        }
+        Ok(value)
+    }
+}

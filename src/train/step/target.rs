@@ -1,0 +1,87 @@
+//! The target side: the objective of some rows, and its gradient.
+
+use super::dominant::DominantOutcome;
+use super::{RowOutcome, Side, Step, ids, keep, n_tokens_unshared};
+use crate::data::batch::{Layout, PackedBatch, PairSpans};
+use crate::data::encode::EncodedPair;
+use crate::objective::{PairScores, RowLoss, RowScores};
+use crate::scoring::{pair_scores, response_targets};
+use anyhow::{Context, Result};
+
+impl Step<'_> {
+    /// The objective of every row.
+    pub(super) fn target_side(&self, rows: &[&EncodedPair], dominant: &[DominantOutcome]) -> Result<Side<RowOutcome>> {
+        let n_tokens = rows.iter().map(|row| n_tokens_unshared(&row.target)).sum();
+        let mut side = Side { outcomes: Vec::with_capacity(rows.len()), n_tokens, n_tokens_computed: 0 };
+        let micro_batch_size = self.settings.micro_batch_size;
+        for (rows, dominant) in rows.chunks(micro_batch_size).zip(dominant.chunks(micro_batch_size)) {
+            let named = || format!("target side of {}", ids(rows.iter().copied()));
+            let (outcomes, n_packed) = self.target_pass(rows, dominant).with_context(named)?;
+            side.n_tokens_computed += n_packed;
+            side.outcomes.extend(outcomes);
+        }
+        Ok(side)
+    }
+
+    /// One micro-batch: an outcome for each row, and the tokens packed.
+    fn target_pass(&self, rows: &[&EncodedPair], dominant: &[DominantOutcome]) -> Result<(Vec<RowOutcome>, usize)> {
+        let with_gradients = self.gradients.of_objective();
+        let mut batch = PackedBatch::default();
+        let layout = Layout { sharing: self.settings.target_sharing, pad_token: None };
+        let spans: Vec<PairSpans> = rows.iter().map(|row| batch.push_pair(&row.target, &layout)).collect();
+        let targets = response_targets(&batch, &spans);
+        let forward = self.policy.forward(&batch, keep(with_gradients))?;
+        let log_probs = self.policy.log_probs(&forward.hidden_ND, &targets)?;
+
+        let mut outcomes = Vec::with_capacity(rows.len());
+        let mut losses = Vec::with_capacity(rows.len());
+        for ((row, dominant), scores) in rows.iter().zip(dominant).zip(pair_scores(&log_probs, &spans)?) {
+            let scores = self.row_scores(row, dominant, scores)?;
+            let loss = self.settings.objective.row(&scores, &self.totals)?;
+            outcomes.push(self.row_outcome(&scores, &loss, dominant));
+            losses.push(loss);
+        }
+        if with_gradients {
+            let d_hidden_ND = forward.hidden_ND.zeros_like()?;
+            self.policy.log_probs_backward(&forward.hidden_ND, &targets, &d_log_probs(&losses, &spans), &d_hidden_ND)?;
+            self.policy.backward(forward, &d_hidden_ND)?;
+        }
+        Ok((outcomes, batch.n_tokens()))
+    }
+
+    fn row_scores(&self, row: &EncodedPair, dominant: &DominantOutcome, policy_target: PairScores) -> Result<RowScores> {
+        let passes = self.settings.objective.passes();
+        let of_reference = |wanted: bool, pair| match self.reference {
+            Some(reference) if wanted => reference.pair_scores(pair).map(Some),
+            _ => Ok(None),
+        };
+        Ok(RowScores {
+            policy_target,
+            policy_dominant: dominant.policy,
+            // The column holds every dominant pair, and its gap is reported whether the objective reads it or not.
+            reference_dominant: of_reference(true, &row.dominant)?,
+            reference_target: of_reference(passes.reference_target, &row.target)?,
+        })
+    }
+
+    fn row_outcome(&self, scores: &RowScores, loss: &RowLoss, dominant: &DominantOutcome) -> RowOutcome {
+        let gap = self.settings.gap;
+        RowOutcome {
+            objective_share: loss.share,
+            target: scores.policy_target,
+            reward_gap_target: scores.policy_target.reward_gap(gap),
+            reward_gap_reference: scores.reference_dominant.map(|pair| pair.reward_gap(gap)),
+            reward_gap_dominant: scores.policy_dominant.map(|pair| pair.reward_gap(gap)),
+            retention: dominant.retention,
+        }
+    }
+}
+
+/// d loss / d log-probability of each target token: a token counts as its response does, since the score is their sum.
+fn d_log_probs(losses: &[RowLoss], spans: &[PairSpans]) -> Vec<f32> {
+    let repeated = losses.iter().zip(spans).flat_map(|(loss, spans)| {
+        let chosen = std::iter::repeat_n(loss.d_chosen as f32, spans.chosen.response.len());
+        chosen.chain(std::iter::repeat_n(loss.d_rejected as f32, spans.rejected.response.len()))
+    });
+    repeated.collect()
+}
