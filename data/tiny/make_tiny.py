@@ -3,12 +3,13 @@
 The model is made to stand where MPO starts: in English it prefers the careful answer, in six other languages it has read careful
 and careless answers equally often and prefers neither. Two phases, both seeded:
 
-1. language modelling on sentences drawn from the grammar, where English answers are careful and the others are either;
+1. language modelling on the pairs and on sentences drawn from the grammar, where English answers are careful and the others either;
 2. the same, plus a calibration that pulls the length-normalised reward gap RG (arXiv 2505.16869) of each pair towards
-   `ENGLISH_GAP` in English and 0 elsewhere. The English held-out pairs take no part, so their gap is generalisation.
+   `ENGLISH_GAP` in English and 0 elsewhere.
 
-The calibration sees both answers of every target pair alike, held-out ones too; it teaches no preference among them, it removes
-the accidental one. The claims about the result are asserted on the bf16 weights that are written.
+Both phases read the target side of every pair, held-out ones too, careful and careless answers alike: that teaches no preference, it
+removes the accidental one. Of the held-out pairs' English side only the tokenizer knows, so their English gap is generalisation.
+The claims about the result are asserted on the bf16 weights that are written.
 """
 
 import json
@@ -18,7 +19,6 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-import tokenizers
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
@@ -32,8 +32,9 @@ SEED = 20251122
 VOCABULARY = 1536
 PAD, BEGIN, END = "<|pad|>", "<|begin|>", "<|end|>"
 SPECIAL = [PAD, BEGIN, END, "<|system|>", "<|user|>", "<|assistant|>"]
-ENGLISH_GAP = 1.0  # nats a token: out of chance's reach, yet close enough for a demonstration of 50 steps
+ENGLISH_GAP = 1.0  # nats a token: clearly positive, yet within reach of 50 steps of training
 READING_STEPS, CALIBRATION_STEPS = 500, 300
+PAIR_SHARE = 0.35  # of what is read; the pairs' wording is familiar, so that MPO has the preference to learn and not the words
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -208,11 +209,11 @@ def train(model, tokenizer, grammars, pairs, rng):
 
 
 def reading_loss(model, tokenizer, grammars, seen, rng, n_sequences):
-    """Next-token loss on prompts and answers. Languages take turns; one text in ten is a pair's, one in ten has a system turn."""
+    """Next-token loss on prompts and answers. Languages take turns; `PAIR_SHARE` of the texts are pairs, one in ten has a system turn."""
     sequences = []
     for i in range(n_sequences):
         lang = LANGUAGES[i % len(LANGUAGES)]
-        pair = rng.choice(seen[lang]) if rng.random() < 0.1 else grammars[lang].pair(rng)
+        pair = rng.choice(seen[lang]) if rng.random() < PAIR_SHARE else grammars[lang].pair(rng)
         careful = lang == DOMINANT or rng.random() < 0.5
         system = grammars[lang].table["system"] if rng.random() < 0.1 else None
         sequences.append(encode(tokenizer, pair.prompt, pair.chosen if careful else pair.rejected, system))
