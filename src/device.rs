@@ -4,7 +4,9 @@ use crate::config::{ComputeDtype, HardwareConfig};
 use crate::model::description::DecoderDescription;
 use anyhow::{Context, Result, bail};
 use candle_core::Device;
+use std::ffi::CString;
 use std::fs;
+use std::path::Path;
 
 /// The device that `hardware.device` names: `auto` is the first GPU that this build can use, else the CPU.
 pub fn select(config: &HardwareConfig) -> Result<Device> {
@@ -98,6 +100,17 @@ pub fn available_memory() -> Option<u64> {
     system.into_iter().chain(container).min()
 }
 
+/// Bytes that may still be written where `path` is, or would be made. `None` where the system does not say.
+pub fn free_disk(path: &Path) -> Option<u64> {
+    let existing = path.ancestors().find(|ancestor| ancestor.exists())?;
+    let name = CString::new(existing.as_os_str().as_encoded_bytes()).ok()?;
+    // SAFETY: `statvfs` is plain old data for which all zeros is a value; the name ends with a zero byte and outlives the call.
+    unsafe {
+        let mut disk: libc::statvfs = std::mem::zeroed();
+        (libc::statvfs(name.as_ptr(), &mut disk) == 0).then(|| (disk.f_bavail as u64).saturating_mul(disk.f_frsize as u64))
+    }
+}
+
 /// The most memory that this process has held at once, in bytes.
 pub fn peak_rss_bytes() -> u64 {
     fs::read_to_string("/proc/self/status").ok().and_then(|text| kib_of(&text, "VmHWM:")).unwrap_or_else(peak_rss_of_rusage)
@@ -153,6 +166,13 @@ mod tests {
         }
         need.check_against(Some(200 << 30)).unwrap();
         need.check_against(None).unwrap();
+    }
+
+    #[test]
+    fn free_disk_is_that_of_the_nearest_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(free_disk(&dir.path().join("not/yet/made")).is_some_and(|bytes| bytes > 0));
+        assert_eq!(free_disk(Path::new("")), None);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::print;
 use crate::cli::TrainArgs;
 use crate::config;
-use crate::data::encode::{EncodedPair, EncodedPreference, Encoder};
+use crate::data::encode::EncodedPair;
 use crate::data::loader::{Loader, dominant_numbers};
 use crate::device::{self, gib};
 use crate::train::checkpoint::Found;
@@ -55,6 +55,15 @@ fn train(plan: Plan, found: Option<Found>) -> Result<ExitCode> {
             say(&report.to_string());
         }
     }
+    if let Some(free) = device::free_disk(&out).filter(|free| *free < plan.disk) {
+        let keep = plan.config.checkpoint.keep;
+        say(&format!(
+            "warning: {} are free, and {} checkpoints take up to {} (`checkpoint.keep` = {keep})",
+            gib(free),
+            keep + 1,
+            gib(plan.disk)
+        ));
+    }
     interrupt::listen()?;
     say(&starting(&plan, found.as_ref()));
     match start::start(plan, found)?.train()? {
@@ -96,32 +105,15 @@ fn describe(plan: &Plan) -> Result<String> {
     writeln!(text, "Steps      {n_steps}, {} rows each", plan.config.train.batch_size)?;
     let available = device::available_memory().map_or("unknown".into(), gib);
     writeln!(text, "Memory     about {} needed, {available} free", gib(plan.memory.total()))?;
+    let free = device::free_disk(&plan.config.output.dir).map_or("unknown".into(), gib);
+    writeln!(text, "Disk       up to {} for checkpoints, {free} free", gib(plan.disk))?;
     writeln!(text, "Output     {}\n", plan.config.output.dir.display())?;
     if let Some(row) = plan.train.first() {
-        write_row(&mut text, row, &plan.encoder)?;
+        writeln!(text, "Row `{}` as the model sees it; ⟦…⟧ are the tokens that are scored\n", row.id)?;
+        writeln!(text, "{}\n{}", plan.encoder.marked(&row.dominant)?, plan.encoder.marked(&row.target)?)?;
     }
     writeln!(text, "Nothing was trained or written (--dry-run).")?;
     Ok(text)
-}
-
-/// A row as the model sees it: the prompt's text, then each response token in brackets.
-fn write_row(text: &mut String, row: &EncodedPair, encoder: &Encoder) -> Result<()> {
-    writeln!(text, "Row `{}`; response tokens stand in [brackets], the rest is the prompt", row.id)?;
-    for (side, EncodedPreference { lang, prompt, chosen, rejected }) in [("dominant", &row.dominant), ("target", &row.target)] {
-        writeln!(text, "{side} ({lang}), prompt of {} tokens:\n  {}", prompt.len(), decode(encoder, prompt)?.replace('\n', "\n  "))?;
-        for (which, response) in [("chosen", chosen), ("rejected", rejected)] {
-            let tokens: String =
-                response.tokens.iter().map(|&token| Ok(format!("[{}]", decode(encoder, &[token])?))).collect::<Result<_>>()?;
-            writeln!(text, "{side} ({lang}), {which}, {} tokens, the last {} end the turn:", response.tokens.len(), response.n_end_tokens)?;
-            writeln!(text, "  {}", tokens.replace('\n', "\\n"))?;
-        }
-    }
-    writeln!(text)?;
-    Ok(())
-}
-
-fn decode(encoder: &Encoder, tokens: &[u32]) -> Result<String> {
-    encoder.tokenizer().decode(tokens, false).map_err(|error| anyhow::anyhow!("cannot decode tokens: {error}"))
 }
 
 /// `zh 8, sw 8`

@@ -53,6 +53,11 @@ impl Console {
         self.bar.suspend(|| say(text));
     }
 
+    /// Does something that has a bar of its own.
+    pub fn aside<R>(&self, work: impl FnOnce() -> R) -> R {
+        self.bar.suspend(work)
+    }
+
     /// Takes the bar away.
     pub fn finish(&self) {
         self.bar.finish_and_clear();

@@ -8,6 +8,7 @@ use crate::data::encode::{EncodedPair, EncodedPreference};
 use crate::data::loader::dominant_numbers;
 use crate::model::decoder::Decoder;
 use crate::objective::PairScores;
+use crate::progress::Progress;
 use crate::reference::FrozenScores;
 use crate::scoring::{self, KeptStates, ScoredPair};
 use anyhow::Result;
@@ -74,6 +75,7 @@ pub fn measure(policy: &Decoder, rows: &[&EncodedPair], mut is: PolicyIs<'_>, se
     let settings = StepSettings { dominant_passes: dominant_passes(settings), ..settings.clone() };
     let mut measures = Vec::with_capacity(rows.len());
     let mut sums = Losses { loss: 0.0, mpo: 0.0, retention: 0.0 };
+    let progress = Progress::new("measuring", rows.len());
     for rows in rows.chunks(settings.micro_batch_size) {
         let outcome = evaluate(policy, rows, is.again(), &settings, Gradients::None)?;
         let losses = Losses::of(&outcome);
@@ -84,6 +86,7 @@ pub fn measure(policy: &Decoder, rows: &[&EncodedPair], mut is: PolicyIs<'_>, se
         for (row, outcome) in rows.iter().zip(&outcome.rows) {
             measures.push(RowMeasure::new(row, outcome)?);
         }
+        progress.advance(rows.len());
     }
     let n_rows = rows.len() as f64;
     let losses = Losses { loss: sums.loss / n_rows, mpo: sums.mpo / n_rows, retention: sums.retention / n_rows };
@@ -120,4 +123,34 @@ pub fn distinct_dominant<'a>(rows: &[&'a EncodedPair]) -> Vec<&'a EncodedPrefere
         }
     }
     distinct
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::encode::Response;
+
+    fn row(lang: &str, dominant: u32) -> EncodedPair {
+        let response = |token| Response { tokens: vec![token], n_end_tokens: 0 };
+        let side =
+            |lang: &str, token| EncodedPreference { lang: lang.into(), prompt: vec![token], chosen: response(1), rejected: response(2) };
+        EncodedPair { id: format!("{dominant}/{lang}"), dominant: side("en", dominant), target: side(lang, 9) }
+    }
+
+    #[test]
+    fn the_probe_has_as_many_rows_of_each_language() {
+        let rows: Vec<EncodedPair> = (0..100).flat_map(|i| [row("sw", i), row("bn", i), row("zh", i)]).chain([row("yo", 0)]).collect();
+        let probe = probe_rows(&rows);
+        let n_of = |lang: &str| probe.iter().filter(|&&index| rows[index].target.lang == lang).count();
+        assert_eq!([n_of("sw"), n_of("bn"), n_of("zh"), n_of("yo")], [12, 12, 12, 1]);
+        assert!(probe.iter().all(|&index| index < 36 || index == 300), "the first rows: the same dominant pairs for every language");
+        assert_eq!(probe_rows(&[]), [0; 0]);
+    }
+
+    #[test]
+    fn a_dominant_pair_counts_once() {
+        let rows = [row("sw", 3), row("bn", 3), row("sw", 1), row("bn", 1), row("zh", 3)];
+        let distinct = distinct_dominant(&rows.iter().collect::<Vec<_>>());
+        assert_eq!(distinct.iter().map(|pair| pair.prompt[0]).collect::<Vec<_>>(), [3, 1]);
+    }
 }

@@ -5,7 +5,7 @@
 use super::step::{BatchOutcome, RowOutcome};
 use crate::data::encode::EncodedPair;
 use anyhow::{Context, Result};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
 
 /// One row under the policy.
@@ -38,17 +38,26 @@ impl RowMeasure {
     }
 }
 
+/// JSON has no NaN: it is written as null, and read back here.
+fn null_is_nan<'de, D: Deserializer<'de>>(source: D) -> std::result::Result<f64, D::Error> {
+    Ok(Option::deserialize(source)?.unwrap_or(f64::NAN))
+}
+
 /// Means over rows.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Means {
     pub n_rows: usize,
+    #[serde(deserialize_with = "null_is_nan")]
     pub reward_gap_target: f64,
+    #[serde(deserialize_with = "null_is_nan")]
     pub reward_gap_reference: f64,
     /// Share of rows with a positive target gap.
     pub accuracy: f64,
     /// Share of rows whose target gap exceeds what the loss asks for (beta RG_t > RG_d): it is pushed down.
     pub overshoot: f64,
+    #[serde(deserialize_with = "null_is_nan")]
     pub chosen_per_token: f64,
+    #[serde(deserialize_with = "null_is_nan")]
     pub rejected_per_token: f64,
 }
 
@@ -74,9 +83,12 @@ impl Means {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Losses {
     /// `mpo + weight * retention`.
+    #[serde(deserialize_with = "null_is_nan")]
     pub loss: f64,
+    #[serde(deserialize_with = "null_is_nan")]
     pub mpo: f64,
     /// Unweighted; 0 in a run without the term.
+    #[serde(deserialize_with = "null_is_nan")]
     pub retention: f64,
 }
 
@@ -109,10 +121,6 @@ impl Measurement {
         let measures = rows.iter().zip(&outcome.rows).map(|(row, outcome)| RowMeasure::new(row, outcome)).collect::<Result<Vec<_>>>()?;
         Ok(Self::new(Losses::of(outcome), &measures, beta))
     }
-
-    pub fn is_finite(&self) -> bool {
-        self.losses.loss.is_finite() && self.all.reward_gap_target.is_finite()
-    }
 }
 
 /// The policy's own reward gap on dominant pairs.
@@ -120,6 +128,7 @@ impl Measurement {
 pub struct DominantGap {
     /// Distinct pairs.
     pub n_pairs: usize,
+    #[serde(deserialize_with = "null_is_nan")]
     pub reward_gap: f64,
 }
 
@@ -137,16 +146,28 @@ pub struct Measured {
 mod tests {
     use super::*;
 
-    #[test]
-    fn means_by_language() {
-        let row = |lang: &str, gap: f64| RowMeasure {
+    fn row(lang: &str, gap: f64) -> RowMeasure {
+        RowMeasure {
             lang: lang.into(),
             reward_gap_target: gap,
             reward_gap_reference: 1.0,
             reward_gap_wanted: 1.0,
             chosen_per_token: -1.0,
             rejected_per_token: -1.0 - gap,
-        };
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_number_survives_a_checkpoint() {
+        let losses = Losses { loss: f64::NAN, mpo: f64::NAN, retention: 0.5 };
+        let json = serde_json::to_string(&Measurement::new(losses, &[row("sw", f64::NAN)], 1.0)).unwrap();
+        let read: Measurement = serde_json::from_str(&json).unwrap();
+        assert!(read.losses.loss.is_nan() && read.all.reward_gap_target.is_nan() && read.languages["sw"].rejected_per_token.is_nan());
+        assert_eq!((read.losses.retention, read.all.chosen_per_token), (0.5, -1.0));
+    }
+
+    #[test]
+    fn means_by_language() {
         let measurement =
             Measurement::new(Losses { loss: 3.0, mpo: 2.0, retention: 1.0 }, &[row("sw", -0.5), row("bn", 0.25), row("sw", 1.5)], 2.0);
         assert_eq!(measurement.languages.keys().collect::<Vec<_>>(), ["bn", "sw"]);

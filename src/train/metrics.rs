@@ -2,11 +2,14 @@
 //!
 //! Values are those before the update, over the whole batch; gaps are without beta. Beside the fixed keys stand the batch's languages
 //! (`reward_gap_target/sw`), and on some lines what was measured on other rows with the same weights: `eval_…` on held-out rows, `probe_…`
-//! on fixed training rows (see [`super::evaluate`]), `grad_norm_mpo` and `grad_norm_retention` on the first steps.
+//! on fixed training rows (see [`super::evaluate`]), `grad_norm_mpo` and `grad_norm_retention` on the first steps; and what failure signs
+//! are judged by: `overshoot`, `bad_supervision`, `displacement/sw`, `gap_closed/sw`.
 
 use super::measure::Measurement;
+use super::signs::Trend;
 use serde::Serialize;
 use serde_json::{Map, Value};
+use std::collections::BTreeMap;
 
 /// Numbers that are not finite are written as null.
 #[derive(Debug, Clone, Serialize)]
@@ -46,6 +49,14 @@ pub const TIMING_KEYS: [&str; 3] = ["seconds", "tokens_per_second", "peak_rss_by
 pub fn add_languages(line: &mut Map<String, Value>, prefix: &str, measured: &Measurement) {
     for (lang, means) in &measured.languages {
         line.insert(format!("{prefix}reward_gap_target/{lang}"), means.reward_gap_target.into());
+    }
+}
+
+/// Adds what the signs of displacement and stagnation are judged by, for each language.
+pub fn add_trends(line: &mut Map<String, Value>, trends: &BTreeMap<String, Trend>) {
+    for (lang, trend) in trends {
+        line.insert(format!("displacement/{lang}"), trend.fell.into());
+        line.extend(trend.closed.map(|closed| (format!("gap_closed/{lang}"), closed.into())));
     }
 }
 

@@ -4,7 +4,7 @@
 //! memory need was compared with what there is. `--dry-run` stops here.
 
 use super::checkpoint::Found;
-use crate::config::{DataConfig, DataFormat, EvalConfig, RunConfig};
+use crate::config::{DataConfig, DataFormat, EvalConfig, OutputDtype, RunConfig};
 use crate::data;
 use crate::data::encode::{EncodeReport, EncodedPair, EncodedPreference, Encoder};
 use crate::data::loader::{Loader, dominant_numbers, hold_out};
@@ -12,7 +12,8 @@ use crate::device::{self, TrainingMemory};
 use crate::digest::hex;
 use crate::hub;
 use crate::model::description::DecoderDescription;
-use crate::model::{family, weights};
+use crate::model::family;
+use crate::model::weights::{self, SavedDtype};
 use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
 use std::fs;
@@ -38,6 +39,8 @@ pub struct Plan {
     /// Of the tokens of all rows.
     pub data_sha256: String,
     pub memory: TrainingMemory,
+    /// Bytes that the checkpoints of the run take at most.
+    pub disk: u64,
 }
 
 impl Plan {
@@ -48,7 +51,8 @@ impl Plan {
             Some(found) => found.dir.clone(),
             None => hub::resolve_model(&config.model.path, config.model.revision.as_deref())?.dir,
         };
-        let (description, n_parameters) = inspect_model(&model_dir)?;
+        let (description, weights) = inspect_model(&model_dir)?;
+        let (n_parameters, disk) = (weights.n_parameters(), checkpoint_bytes(&config, &weights));
         let reference_dir = match &config.reference.path {
             Some(path) => Some(hub::resolve_model(path, config.reference.revision.as_deref())?.dir),
             None => None,
@@ -83,19 +87,33 @@ impl Plan {
             encoding,
             eval_encoding,
             memory,
+            disk,
         })
     }
 }
 
+/// Size of what is on disk when a new checkpoint was written and the oldest is not yet removed: of each, the model, master weights and two
+/// moments.
+fn checkpoint_bytes(config: &RunConfig, weights: &weights::Checkpoint) -> u64 {
+    let saved = match config.output.dtype {
+        OutputDtype::Checkpoint => weights.dtype(),
+        OutputDtype::F32 => SavedDtype::F32,
+        OutputDtype::Bf16 => SavedDtype::Bf16,
+    };
+    let bytes_per_parameter = saved.n_bytes() + 3 * SavedDtype::F32.n_bytes();
+    let n_checkpoints = if config.checkpoint.every_steps.is_some() { config.checkpoint.keep + 1 } else { 1 };
+    (n_checkpoints * bytes_per_parameter * weights.n_parameters()) as u64
+}
+
 /// Reads `config.json` and the headers of the weights, and compares them.
-fn inspect_model(dir: &Path) -> Result<(DecoderDescription, usize)> {
+fn inspect_model(dir: &Path) -> Result<(DecoderDescription, weights::Checkpoint)> {
     let path = dir.join("config.json");
     let text = fs::read_to_string(&path).with_context(|| format!("cannot read `{}`", path.display()))?;
     let config = serde_json::from_str(&text).with_context(|| format!("`{}` is not valid JSON", path.display()))?;
     let description = family::describe(&config).with_context(|| format!("in `{}`", path.display()))?;
     let weights = weights::Checkpoint::open(dir)?;
     family::check_weights(&description, &weights)?;
-    Ok((description, weights.n_parameters()))
+    Ok((description, weights))
 }
 
 /// The reference reads the policy's tokens, and its states are compared with the policy's.

@@ -7,10 +7,10 @@ use super::evaluate::{PolicyIs, dominant_gaps, evaluate, measure, term_norms};
 use super::interrupt;
 use super::log::MetricsLog;
 use super::measure::{Measured, Measurement};
-use super::metrics::{StepLine, add_languages, add_measurement};
+use super::metrics::{StepLine, add_languages, add_measurement, add_trends};
 use super::optimizer::AdamW;
 use super::schedule::Schedule;
-use super::signs::Progress;
+use super::signs::{Progress, trends};
 use super::step::{BatchOutcome, Gradients, StepSettings};
 use super::summary::Summary;
 use crate::config::{RetentionKind, RunConfig};
@@ -97,9 +97,11 @@ impl Run {
         }
         if step == 0 {
             add_measurement(&mut measured, "probe_", &self.state.start.train);
+            measured.insert("bad_supervision".into(), self.state.signs.bad_supervision.into());
         } else if step == (self.config.signs.stagnation_after * self.n_steps as f64).ceil() as usize {
             let now = self.measure_probe()?;
             add_measurement(&mut measured, "probe_", &now);
+            add_trends(&mut measured, &trends(&self.state.start.train, &now, self.config.objective.beta));
             self.judge_languages(&now);
         }
         Ok(measured)
@@ -242,16 +244,18 @@ impl Run {
     }
 
     fn measure_probe(&self) -> Result<Measurement> {
-        measure(&self.policy, &self.probe_rows(), PolicyIs::Trained(&self.reference), &self.settings, self.config.objective.beta)
+        self.measure(&self.probe_rows())
     }
 
     /// `None` where no rows are held out.
     fn measure_held_out(&self) -> Result<Option<Measurement>> {
-        if self.held_out.is_empty() {
-            return Ok(None);
-        }
         let rows: Vec<&EncodedPair> = self.held_out.iter().collect();
-        measure(&self.policy, &rows, PolicyIs::Trained(&self.reference), &self.settings, self.config.objective.beta).map(Some)
+        if rows.is_empty() { Ok(None) } else { self.measure(&rows).map(Some) }
+    }
+
+    fn measure(&self, rows: &[&EncodedPair]) -> Result<Measurement> {
+        let is = PolicyIs::Trained(&self.reference);
+        self.console.aside(|| measure(&self.policy, rows, is, &self.settings, self.config.objective.beta))
     }
 }
 

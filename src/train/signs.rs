@@ -3,9 +3,10 @@
 //! Each is said once on the console and stands in the summary. What has been said, and the sums that a sign is judged by, are part of the
 //! checkpoint, so that a resumed run says neither less nor more. Thresholds are `[signs]` of the configuration.
 
-use super::measure::Measurement;
+use super::measure::{Means, Measurement};
 use crate::config::SignsConfig;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// Retention may grow by this factor from one quarter of the run to the next without being called a sign.
 const RETENTION_GROWTH: f64 = 1.5;
@@ -56,6 +57,8 @@ struct Quarter {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Signs {
     pub found: Vec<Sign>,
+    /// Share of the dominant pairs on which the reference prefers the rejected answer.
+    pub bad_supervision: f64,
     quarters: [Quarter; N_QUARTERS],
 }
 
@@ -68,11 +71,35 @@ pub struct Progress {
     pub n_steps: usize,
 }
 
+/// What became of one language since the first step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Trend {
+    /// By how much its reward gap grew.
+    pub grew: f64,
+    /// By how much the chosen answer's mean log-probability of a token fell, nats.
+    pub fell: f64,
+    /// How much of the way to what the loss asks for is done; `None` for a language that was there from the start.
+    pub closed: Option<f64>,
+}
+
+/// The trend of every language that was measured both times, on the same rows.
+pub fn trends(start: &Measurement, now: &Measurement, beta: f64) -> BTreeMap<String, Trend> {
+    let both = start.languages.iter().filter_map(|(lang, before)| Some((lang, before, now.languages.get(lang)?)));
+    let trend = |before: &Means, after: &Means| {
+        let grew = after.reward_gap_target - before.reward_gap_target;
+        let distance = before.reward_gap_reference / beta - before.reward_gap_target;
+        let closed = (distance > 0.0).then_some(grew / distance);
+        Trend { grew, fell: before.chosen_per_token - after.chosen_per_token, closed }
+    };
+    both.map(|(lang, before, after)| (lang.clone(), trend(before, after))).collect()
+}
+
 impl Signs {
     /// `gaps` are the reference's reward gaps of the distinct dominant pairs.
     pub fn judge_supervision(&mut self, thresholds: &SignsConfig, gaps: &[f64]) {
         let n_bad = gaps.iter().filter(|gap| **gap < 0.0).count();
         let value = n_bad as f64 / gaps.len().max(1) as f64;
+        self.bad_supervision = value;
         if value > thresholds.bad_supervision_share {
             let message = format!(
                 "{n_bad} of {} dominant pairs: the reference prefers the unsafe answer; MPO would teach this to every target language \
@@ -104,10 +131,9 @@ impl Signs {
 
     /// `start` and `now` were measured on the same rows.
     pub fn judge_languages(&mut self, thresholds: &SignsConfig, beta: f64, at: Progress, start: &Measurement, now: &Measurement) {
-        for (lang, before) in &start.languages {
-            let Some(after) = now.languages.get(lang) else { continue };
-            let grew = after.reward_gap_target - before.reward_gap_target;
-            let fell = before.chosen_per_token - after.chosen_per_token;
+        let share_of_run = at.step as f64 / at.n_steps as f64;
+        for (lang, trend) in trends(start, now, beta) {
+            let Trend { grew, fell, closed } = trend;
             if grew > 0.0 && fell > thresholds.displacement_nats {
                 let message = format!(
                     "{lang}: the gap grew {grew:.2} only because the rejected answer became less likely; the safe answer fell {fell:.2} nats \
@@ -116,17 +142,15 @@ impl Signs {
                 let threshold = thresholds.displacement_nats;
                 self.note(Sign { kind: SignKind::Displacement, lang: Some(lang.clone()), step: at.step, value: fell, threshold, message });
             }
-            let distance = before.reward_gap_reference / beta - before.reward_gap_target;
-            let closed = grew / distance;
-            let share_of_run = at.step as f64 / at.n_steps as f64;
-            if distance > 0.0 && share_of_run >= thresholds.stagnation_after && closed < thresholds.stagnation_closed {
+            let Some(closed) = closed else { continue };
+            if share_of_run >= thresholds.stagnation_after && closed < thresholds.stagnation_closed {
                 let message = format!(
                     "{lang}: {} of the gap closed after {} of the steps: the base model may be too weak in this language",
                     percent(closed),
                     percent(share_of_run)
                 );
                 let threshold = thresholds.stagnation_closed;
-                self.note(Sign { kind: SignKind::Stagnation, lang: Some(lang.clone()), step: at.step, value: closed, threshold, message });
+                self.note(Sign { kind: SignKind::Stagnation, lang: Some(lang), step: at.step, value: closed, threshold, message });
             }
         }
     }

@@ -20,7 +20,7 @@ use crate::hub;
 use crate::model::decoder::{Decoder, Purpose};
 use crate::reference::{Folders, FrozenScores, Provenance, shared_folder};
 use crate::scoring::KeptStates;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -74,9 +74,6 @@ pub fn start(plan: Plan, found: Option<Found>) -> Result<Run> {
                 measure(&policy, rows, is, &settings, beta)
             };
             let on_train = measure(&rows)?;
-            if !on_train.is_finite() {
-                bail!("the model's loss on the training rows is not finite before the first step: are its weights intact?");
-            }
             let on_held_out = if held_out.is_empty() { None } else { Some(measure(&held_out)?) };
             let dominant = dominant_gaps(&policy, &rows, &settings)?;
             let start = Measured { train: on_train, held_out: on_held_out, dominant };

@@ -2,9 +2,10 @@
 //! are not finite.
 
 use crate::train::{Workplace, metrics, stderr};
+use mpo::model::weights::{self, SavedDtype, TensorToSave};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A copy of the built-in model as a folder of its own, to damage.
 fn model(work: &Workplace, name: &str) -> PathBuf {
@@ -146,8 +147,78 @@ fn steps_that_are_not_finite_make_no_update_and_stop_the_run() {
     assert!(work.path(&format!("run/checkpoint-{n_good:06}")).is_dir(), "the last good checkpoint is there");
     assert!(!work.path(&format!("run/checkpoint-{:06}", n_good + 1)).exists(), "and none of a skipped step");
     let last = lines.last().unwrap();
-    assert!(last["loss"].is_null() && last["skipped_rows"].as_array().is_some_and(|rows| rows.len() == 2), "{last}");
+    assert!(last["grad_norm"].is_null() && last["skipped_rows"].as_array().is_some_and(|rows| rows.len() == 2), "{last}");
     // Loader and schedule advanced.
     let epochs: Vec<f64> = lines.iter().map(|line| line["epoch"].as_f64().unwrap()).collect();
     assert!(epochs.windows(2).all(|pair| pair[0] < pair[1]), "{epochs:?}");
+}
+
+/// The model with weights that are not numbers in the embeddings of `tokens`, untied so that other tokens do not feel it.
+fn poison(folder: &Path, tokens: &[u32]) {
+    let config = std::fs::read_to_string(folder.join("config.json")).unwrap();
+    let mut config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    config["tie_word_embeddings"] = false.into();
+    std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
+    let source = weights::Checkpoint::open(folder).unwrap();
+    let mut tensors: Vec<(String, Vec<usize>, Vec<f32>)> = source
+        .names()
+        .map(|name| {
+            let shape = source.shape(name).unwrap().to_vec();
+            let mut values = vec![0.0; shape.iter().product()];
+            source.read_into(name, &mut values).unwrap();
+            (name.to_owned(), shape, values)
+        })
+        .collect();
+    let embeddings = tensors.iter().position(|(name, ..)| name == "model.embed_tokens.weight").unwrap();
+    let (_, shape, values) = tensors[embeddings].clone();
+    tensors.push(("lm_head.weight".into(), shape.clone(), values));
+    for &token in tokens {
+        tensors[embeddings].2[token as usize * shape[1]..][..shape[1]].fill(f32::NAN);
+    }
+    drop(source);
+    std::fs::remove_file(folder.join("model.safetensors")).unwrap();
+    let to_save: Vec<_> =
+        tensors.iter().map(|(name, shape, values)| TensorToSave { name, shape, values, dtype: SavedDtype::F32 }).collect();
+    weights::save(folder, &to_save, u64::MAX).unwrap();
+}
+
+#[test]
+fn one_bad_row_is_named_skipped_and_survived() {
+    let work = Workplace::new();
+    let folder = model(&work, "poisoned");
+    let tokenizer = tokenizers::Tokenizer::from_file(folder.join("tokenizer.json")).unwrap();
+    let rows = std::fs::read_to_string(folder.join("train.jsonl")).unwrap();
+    let tokens_of = |text: &str| tokenizer.encode(text, false).unwrap().get_ids().to_vec();
+    // A token of the Bengali row that occurs in no other row: as whole files, so that every context is covered.
+    let lines: Vec<&str> = rows.lines().collect();
+    let bad = lines.iter().position(|line| line.contains("\"en-umbrella/bn\"")).unwrap();
+    let response = serde_json::from_str::<serde_json::Value>(lines[bad]).unwrap()["target"]["chosen"].as_str().unwrap().to_owned();
+    let others: Vec<u32> = lines.iter().enumerate().filter(|(i, _)| *i != bad).flat_map(|(_, line)| all_tokens(line, &tokens_of)).collect();
+    let own: Vec<u32> = tokens_of(&response).into_iter().filter(|token| !others.contains(token)).collect();
+    assert!(!own.is_empty(), "the row has a token of its own");
+    poison(&folder, &own);
+
+    work.train(
+        "run",
+        &[
+            "model.path=./poisoned",
+            "eval.path=./poisoned/heldout.jsonl",
+            "eval.every_steps=50",
+            "train.epochs=1",
+            "train.batch_size=1",
+            "train.micro_batch_size=1",
+        ],
+    );
+    let lines = metrics(&work.path("run"));
+    let skipped: Vec<_> = lines.iter().filter_map(|line| line.get("skipped_rows")).collect();
+    assert_eq!(skipped, [&serde_json::json!(["en-umbrella/bn"])]);
+    assert!(lines.last().unwrap()["loss"].as_f64().unwrap().is_finite());
+}
+
+/// Tokens of every text of a row.
+fn all_tokens(line: &str, tokens_of: &dyn Fn(&str) -> Vec<u32>) -> Vec<u32> {
+    let row: serde_json::Value = serde_json::from_str(line).unwrap();
+    let sides = ["dominant", "target"].map(|side| row[side].clone());
+    let texts = sides.iter().flat_map(|side| [&side["prompt"][0]["content"], &side["chosen"], &side["rejected"]]);
+    texts.flat_map(|text| tokens_of(text.as_str().unwrap())).collect()
 }

@@ -176,7 +176,7 @@ fn a_resume_needs_neither_the_model_nor_the_cache() {
 #[test]
 fn a_changed_configuration_is_refused_with_the_difference() {
     let work = Workplace::new();
-    work.train("run", &["train.max_steps=2"]);
+    work.train("run", &["train.max_steps=3"]);
     let error = work.fails(&["train", "--resume", "run", "--set", "optimizer.lr=1e-3"]);
     assert!(error.contains("`optimizer.lr`") && error.contains("0.0005") && error.contains("0.001"), "{error}");
 
@@ -193,13 +193,13 @@ fn a_changed_configuration_is_refused_with_the_difference() {
 #[test]
 fn other_data_under_the_same_name_is_refused() {
     let work = Workplace::new();
-    work.train("first", &["train.max_steps=1"]);
+    work.train("first", &["train.max_steps=3"]);
     let cache = std::fs::read_dir(work.path("cache/builtin")).unwrap().next().unwrap().unwrap().path();
     let rows = std::fs::read_to_string(cache.join("train.jsonl")).unwrap();
     std::fs::write(work.path("rows.jsonl"), &rows).unwrap();
-    work.train("run", &["data.path=rows.jsonl", "train.max_steps=2"]);
+    work.train("run", &["data.path=rows.jsonl", "train.max_steps=3"]);
     std::fs::write(work.path("rows.jsonl"), rows.replacen("umbrella", "parasol", 1)).unwrap();
-    let error = work.fails(&["train", "--resume", "run", "--set", "train.max_steps=3"]);
+    let error = work.fails(&["train", "--resume", "run", "--set", "train.max_steps=4"]);
     assert!(error.contains("did `") && error.contains("rows.jsonl` change?"), "{error}");
 }
 
@@ -236,4 +236,34 @@ fn ctrl_c_saves_and_says_how_to_go_on() {
     let output = work.mpo(&["train", "--resume", "run"]);
     assert!(output.status.success(), "{}", stderr(&output));
     assert_same_run(&work.path("whole"), &work.path("run"));
+}
+
+#[test]
+fn a_second_ctrl_c_stops_at_once_and_loses_nothing() {
+    let work = Workplace::new();
+    work.train("whole", &[]);
+    let mut child = start(&work, true, 2);
+    let run = work.path("killed");
+    wait_for_line(&mut child, &run);
+    interrupt(&child);
+    interrupt(&child);
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let written = timeless_metrics(&run);
+    assert_eq!(written, timeless_metrics(&work.path("whole"))[..written.len()]);
+    let output = work.mpo(&["train", "--resume", "killed"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_same_run(&work.path("whole"), &run);
+}
+
+#[test]
+fn two_processes_do_not_write_into_one_run() {
+    let work = Workplace::new();
+    work.train("run", &["train.max_steps=3"]);
+    let folder = std::fs::File::open(work.path("run")).unwrap();
+    folder.lock().unwrap();
+    let error = work.fails(&["train", "--resume", "run", "--set", "train.max_steps=12"]);
+    assert!(error.contains("another `mpo` is at work"), "{error}");
+    drop(folder);
+    let output = work.mpo(&["train", "--resume", "run", "--set", "train.max_steps=12"]);
+    assert!(output.status.success(), "{}", stderr(&output));
 }

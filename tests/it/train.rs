@@ -213,7 +213,7 @@ fn a_dry_run_shows_the_first_row_and_writes_nothing() {
     let output = work.mpo(&["train", "--config", "run.toml", "--set", "output.dir=out", "--dry-run"]);
     assert!(output.status.success(), "{}", stderr(&output));
     let shown = String::from_utf8(output.stdout).unwrap();
-    assert!(shown.contains("response tokens stand in [brackets]") && shown.contains("Steps      12"), "{shown}");
+    assert!(shown.contains("⟦") && shown.contains("of them end the turn") && shown.contains("Steps      12"), "{shown}");
     assert!(!work.path("out").exists());
 }
 
