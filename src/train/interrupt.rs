@@ -1,4 +1,5 @@
-//! Ctrl-C: the first one asks the loop to stop after its step, the second one ends the process at once.
+//! Ctrl-C, and the SIGTERM of a cluster that wants its machine back: the first asks the loop to stop after its step, the second ends the
+//! process at once.
 
 use anyhow::{Context, Result};
 use std::sync::atomic::{AtomicUsize, Ordering};
