@@ -26,15 +26,15 @@ use std::collections::BTreeMap;
 const BETA: f64 = 1.5;
 
 /// Of the oracle against PyTorch, both f64; transformers turns rotary angles in f32.
-const ORACLE_LOG_PROB: Tolerance = Tolerance::Absolute(1e-5);
-const ORACLE_LOSS: Tolerance = Tolerance::Relative(1e-5);
-const ORACLE_GRADIENT_NORM: f64 = 1e-5;
+const ORACLE_LOG_PROB: Tolerance = Tolerance::Absolute(1e-6);
+const ORACLE_LOSS: Tolerance = Tolerance::Relative(1e-6);
+const ORACLE_GRADIENT_NORM: f64 = 1e-6;
 
 /// Of the engine in f32 against the oracle.
-const LOG_PROB: Tolerance = Tolerance::Absolute(1e-4);
-const LOSS: Tolerance = Tolerance::Relative(5e-5);
+const LOG_PROB: Tolerance = Tolerance::Absolute(5e-5);
+const LOSS: Tolerance = Tolerance::Relative(2e-5);
 /// Of a gradient's entry, relative to the largest of its parameter.
-const GRADIENT: f64 = 1e-4;
+const GRADIENT: f64 = 5e-5;
 
 fn retentions() -> [RetentionConfig; 2] {
     [(Pooling::Last, Reduction::Sum), (Pooling::Mean, Reduction::Mean)].map(|(pooling, reduction)| RetentionConfig {
