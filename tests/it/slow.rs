@@ -11,6 +11,7 @@ mod loss;
 
 use crate::golden::{Comparison, FAMILIES, Fixture, Tolerance, fixtures};
 use crate::support::*;
+use candle_core::Tensor;
 use decoder::SlowDecoder;
 use loss::{SlowLoss, mpo_loss};
 use mpo::config::{ObjectiveConfig, Pooling, Reduction, RetentionConfig, RetentionKind, RunConfig};
@@ -68,7 +69,7 @@ impl Oracle {
     }
 }
 
-fn scalar(tensor: &candle_core::Tensor) -> f64 {
+fn scalar(tensor: &Tensor) -> f64 {
     tensor.to_scalar().unwrap()
 }
 
@@ -174,8 +175,8 @@ fn compare_batch(
 const HIDDEN_SIZE: usize = 128;
 const VOCABULARY: usize = 1000;
 const LENGTH: usize = 320;
-/// At least a quarter of `LENGTH` for the prompt and for each response.
-const SHORTEST: usize = 150;
+/// Tokens of the shortest sequence: prompt and response each have at least a quarter of `LENGTH`.
+const SHORTEST: usize = LENGTH / 2;
 
 fn long_models() -> [(&'static str, Value); 2] {
     let biased = json!({ "attention_bias": true, "mlp_bias": true, "hidden_act": "gelu" });
@@ -236,11 +237,11 @@ fn the_oracles_gradient_is_the_slope_of_its_loss() {
             let slope: f64 =
                 direction.iter().map(|(name, along)| along.iter().zip(&gradients[name]).map(|(a, g)| a * g).sum::<f64>()).sum();
 
-            let start: BTreeMap<&str, candle_core::Tensor> =
+            let start: BTreeMap<&str, Tensor> =
                 oracle.policy.weights.iter().map(|(name, weight)| (name.as_str(), weight.copy().unwrap())).collect();
             let loss_at = |step: f64| {
                 for (name, weight) in &oracle.policy.weights {
-                    let along = candle_core::Tensor::new(&direction[name.as_str()][..], weight.device()).unwrap();
+                    let along = Tensor::new(&direction[name.as_str()][..], weight.device()).unwrap();
                     let moved = &start[name.as_str()] + along.reshape(weight.shape()).unwrap() * step;
                     weight.set(&moved.unwrap()).unwrap();
                 }

@@ -2,6 +2,8 @@
 //!
 //! It shares the decoder description with the engine and nothing else: no packing, no fused projections, no saved activations, no chunks. A
 //! layer's mask is an explicit `[T, T]` matrix, and the gradients are whatever candle's autograd makes of the lines below.
+//!
+//! Shapes: T tokens of a sequence, R response tokens, D hidden size, hd head size.
 
 use candle_core::{D, DType, Device, Result, Tensor, Var};
 use mpo::model::description::{Activation, DecoderDescription, NormStyle};
@@ -9,7 +11,6 @@ use std::collections::BTreeMap;
 use std::f64::consts::{PI, SQRT_2};
 use std::path::Path;
 
-/// T tokens of a sequence, D hidden size, V vocabulary, H heads, K key-value heads, hd head size, R response tokens.
 pub struct SlowDecoder {
     description: DecoderDescription,
     /// By checkpoint name.
