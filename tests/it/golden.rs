@@ -28,7 +28,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const FAMILIES: [&str; 7] = ["llama", "llama_linear", "mistral", "gemma2", "gemma3_text", "qwen2", "qwen3"];
+pub const FAMILIES: [&str; 7] = ["llama", "llama_linear", "mistral", "gemma2", "gemma3_text", "qwen2", "qwen3"];
 
 /// Nats, of one token and of a whole response.
 const TOKEN_LOG_PROB: Tolerance = Tolerance::Absolute(1e-4);
@@ -44,23 +44,23 @@ const FINAL_NORM: Tolerance = Tolerance::Relative(1e-6);
 const NORM_OF_CHANGE: Tolerance = Tolerance::Relative(1e-4);
 
 #[derive(Clone, Copy)]
-enum Tolerance {
+pub enum Tolerance {
     Absolute(f64),
     Relative(f64),
 }
 
 /// Everything that disagreed for one family, so that a failure shows its pattern.
-struct Comparison {
+pub struct Comparison {
     n_compared: usize,
     problems: Vec<String>,
 }
 
 impl Comparison {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self { n_compared: 0, problems: Vec::new() }
     }
 
-    fn close(&mut self, what: impl FnOnce() -> String, actual: f64, expected: f64, tolerance: Tolerance) {
+    pub fn close(&mut self, what: impl FnOnce() -> String, actual: f64, expected: f64, tolerance: Tolerance) {
         let allowed = match tolerance {
             Tolerance::Absolute(allowed) => allowed,
             Tolerance::Relative(share) => share * expected.abs(),
@@ -73,24 +73,24 @@ impl Comparison {
         }
     }
 
-    fn finish(self, family: &str) {
+    pub fn finish(self, family: &str) {
         assert!(self.n_compared > 0, "{family}: nothing was compared");
         let shown = self.problems.iter().take(20).map(String::as_str).collect::<Vec<_>>().join("\n  ");
         let Comparison { n_compared, problems } = &self;
-        assert!(problems.is_empty(), "{family}: {} of {n_compared} numbers differ from PyTorch's\n  {shown}", problems.len());
+        assert!(problems.is_empty(), "{family}: {} of {n_compared} numbers differ from the expected ones\n  {shown}", problems.len());
     }
 }
 
 /// A family's fixture, loaded.
-struct Fixture {
-    expected: Expected,
-    rows: Vec<EncodedPair>,
-    policy: Decoder,
+pub struct Fixture {
+    pub expected: Expected,
+    pub rows: Vec<EncodedPair>,
+    pub policy: Decoder,
     reference: Decoder,
 }
 
 impl Fixture {
-    fn load(family: &str) -> Self {
+    pub fn load(family: &str) -> Self {
         let folder = fixtures().join(family);
         let expected: Expected = read_json(&folder.join("expected.json"));
         let rows = expected.rows.iter().enumerate().map(|(index, row)| encoded(index, row)).collect();
@@ -107,7 +107,7 @@ impl Fixture {
         self.rows.iter().collect()
     }
 
-    fn frozen_scores(&self, retention: &RetentionConfig) -> FrozenScores {
+    pub fn frozen_scores(&self, retention: &RetentionConfig) -> FrozenScores {
         let pad_id = self.expected.pad_id;
         let provenance = Provenance::of(&self.reference, ComputeDtype::F32, KeptStates::of(retention), pad_id).unwrap();
         let dominant: Vec<_> = self.rows.iter().map(|row| &row.dominant).collect();
@@ -120,7 +120,7 @@ impl Fixture {
         evaluate_batch(&self.policy, &self.row_refs(), Some(reference), settings, gradients).unwrap()
     }
 
-    fn settings(&self, objective: &ObjectiveConfig, retention: &RetentionConfig) -> StepSettings {
+    pub fn settings(&self, objective: &ObjectiveConfig, retention: &RetentionConfig) -> StepSettings {
         StepSettings {
             objective: Objective::new(objective),
             gap: objective.gap,
@@ -133,11 +133,11 @@ impl Fixture {
     }
 }
 
-fn fixtures() -> PathBuf {
+pub fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
 }
 
-fn read_json<T: DeserializeOwned>(path: &Path) -> T {
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> T {
     let text = fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }

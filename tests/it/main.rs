@@ -1,5 +1,6 @@
 //! All integration tests in one executable: each would link the whole engine again.
 
+mod candle_transformers;
 mod cli;
 mod config;
 mod data;
@@ -12,6 +13,7 @@ mod objective;
 mod properties;
 mod reference;
 mod resume;
+mod slow;
 mod support;
 mod template;
 mod train;

@@ -57,6 +57,12 @@ pub fn gemma2(hidden_size: usize, vocab_size: usize) -> Value {
     })
 }
 
+/// A config with some keys set anew.
+pub fn changed(mut config: Value, changes: Value) -> Value {
+    config.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+    config
+}
+
 pub fn write_model(dir: &Path, config: &Value, seed: u64) {
     let description = describe(config).unwrap();
     let mut random = Random::new(seed);
@@ -82,7 +88,12 @@ pub fn write_model(dir: &Path, config: &Value, seed: u64) {
 pub fn model(config: &Value, seed: u64) -> Decoder {
     let dir = tempfile::tempdir().unwrap();
     write_model(dir.path(), config, seed);
-    Decoder::load(dir.path(), ComputeDtype::F32, Purpose::Train).unwrap()
+    load(dir.path())
+}
+
+/// A model to train, in f32.
+pub fn load(dir: &Path) -> Decoder {
+    Decoder::load(dir, ComputeDtype::F32, Purpose::Train).unwrap_or_else(|error| panic!("{}: {error:#}", dir.display()))
 }
 
 /// `n` rows with sequences of about `length` tokens; rows 0, 1 and 4 share their dominant pair.
