@@ -76,8 +76,9 @@ pub struct EncodeReport {
 pub struct Encoder {
     tokenizer: Tokenizer,
     template: Template,
-    /// The token to put in front of a prompt that does not begin with it.
-    missing_bos: Option<u32>,
+    bos: Option<u32>,
+    /// Whether `bos` is put in front of a prompt that does not begin with it.
+    adds_bos: bool,
     eos: Option<u32>,
     pad: Option<u32>,
     end_of_response: EndOfResponse,
@@ -113,7 +114,8 @@ impl Encoder {
         Ok(Self {
             template: Template::resolve(&config.template, folder, &tokens)?,
             tokenizer,
-            missing_bos: bos.filter(|_| adds_bos),
+            bos,
+            adds_bos,
             eos,
             pad,
             end_of_response: config.end_of_response,
@@ -148,8 +150,13 @@ impl Encoder {
     fn prompt_tokens(&self, text: &str) -> Result<Vec<u32>> {
         let mut tokens = self.tokens(text)?;
         // A template that renders BOS itself needs no other; one that does not relies on the tokenizer to add it.
-        if let Some(bos) = self.missing_bos.filter(|bos| tokens.first() != Some(bos)) {
+        if let Some(bos) = self.bos.filter(|bos| self.adds_bos && tokens.first() != Some(bos)) {
             tokens.insert(0, bos);
+        }
+        if let (Some(bos), [first, second, ..]) = (self.bos, tokens.as_slice())
+            && [*first, *second] == [bos, bos]
+        {
+            bail!("the chat template begins a prompt with two beginning-of-sequence tokens; the model was trained with one");
         }
         // The first response token is predicted from the last prompt token, so there must be one.
         if tokens.is_empty() {

@@ -111,6 +111,7 @@ impl Decoder {
     /// N packed tokens to final-norm hidden states `[N, D]`.
     pub fn forward(&self, batch: &PackedBatch, keep: Keep) -> Result<Forward> {
         ensure!(batch.n_tokens() > 0, "a batch without tokens");
+        self.check_padding(batch)?;
         let ropes: Vec<_> = self.description.ropes.iter().map(|rope| RopeTable::new(&rope.inverse_frequencies, &batch.positions)).collect();
         let layout = Layout { segments: &batch.segments, ropes: &ropes };
         let mut x = embedding::forward(&self.embeddings.value, &batch.tokens, self.embedding_scale())?;
@@ -132,6 +133,21 @@ impl Decoder {
             last_r,
         });
         Ok(Forward { hidden_ND, saved })
+    }
+
+    /// Attention over no key at all has no value: frameworks return zeros, NaN or a mean over everything, depending on the kernel.
+    fn check_padding(&self, batch: &PackedBatch) -> Result<()> {
+        let Some(window) = self.description.layers.iter().filter_map(|layer| layer.window).min() else { return Ok(()) };
+        for segment in batch.segments.iter().filter(|segment| !segment.sees_itself) {
+            // The last of n padding rows sees the positions above its own minus the window; the first n of these are padding.
+            ensure!(
+                segment.rows.len() < window,
+                "`retention.pooling` = \"mean_padded\" is not defined here: {} positions of padding follow a sequence, and this model's sliding \
+                 window of {window} reaches no token from the last of them; choose another pooling, or drop rows with answers of such unequal length",
+                segment.rows.len()
+            );
+        }
+        Ok(())
     }
 
     /// Adds to all gradient buffers, from the gradient of the final-norm hidden states `[N, D]`. Takes the saved activations and frees

@@ -376,6 +376,9 @@ fn there_is_exactly_one_bos() {
         assert_eq!(encoded.target.prompt, [vec![BOS; n_bos], bytes(&encoder, "Hi")].concat());
         assert_eq!(encoded.target.chosen.tokens, bytes(&encoder, "Ndiyo."));
     }
+    let folder = byte_tokenizer(&config(), Some(&format!("{{{{ bos_token }}}}{with_bos}")));
+    let error = format!("{:#}", Encoder::new(folder.path(), &DataConfig::default()).unwrap().tokenize(&pair("Ndiyo.", "La")).unwrap_err());
+    assert!(error.contains("two beginning-of-sequence tokens"), "{error}");
 }
 
 #[test]
