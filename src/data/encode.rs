@@ -32,6 +32,11 @@ pub struct EncodedPreference {
 }
 
 impl EncodedPreference {
+    /// Tokens of both sequences with their prompt once, as they are packed.
+    pub fn n_packed(&self) -> usize {
+        self.prompt.len() + self.chosen.tokens.len() + self.rejected.tokens.len()
+    }
+
     /// Tokens of the longer of its two sequences, prompt and response.
     pub fn longest_sequence(&self) -> usize {
         self.prompt.len() + self.chosen.tokens.len().max(self.rejected.tokens.len())

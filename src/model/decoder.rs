@@ -60,10 +60,7 @@ struct Saved {
 impl Decoder {
     /// Loads a Hugging Face folder: `config.json` and safetensors, whose names and shapes are checked before anything is read.
     pub fn load(dir: &Path, compute: ComputeDtype, purpose: Purpose) -> Result<Self> {
-        let path = dir.join("config.json");
-        let config = std::fs::read_to_string(&path).with_context(|| format!("cannot read `{}`", path.display()))?;
-        let config = serde_json::from_str(&config).with_context(|| format!("`{}` is not valid JSON", path.display()))?;
-        let description = family::describe(&config).with_context(|| format!("in `{}`", path.display()))?;
+        let description = family::describe_folder(dir)?;
         let checkpoint = Checkpoint::open(dir)?;
         family::check_weights(&description, &checkpoint)
             .with_context(|| format!("the weights in `{}` do not fit its config.json", dir.display()))?;
