@@ -1,4 +1,70 @@
-//! `mpo`: Multilingual reward gaP Optimization (arXiv 2505.16869) in one binary.
+//! `mpo` fine-tunes chat models with Multilingual reward gaP Optimization (arXiv 2505.16869). This page is the guide to its code.
+//!
+//! # What is computed
+//!
+//! A row of data is a parallel pair: prompt `x`, chosen (safe) answer `y_w` and rejected (unsafe) answer `y_l`, once in the dominant language
+//! `d` and once in a target language `t`. With the length-normalised reward gap
+//!
+//! ```text
+//! RG(π, x, y_w, y_l) = log π(y_w | x) / |y_w|  -  log π(y_l | x) / |y_l|
+//! ```
+//!
+//! the loss over a batch of rows is
+//!
+//! ```text
+//! L  = L1 + λ L2
+//! L1 = mean over rows of ( β RG(policy, target pair) - RG(reference, dominant pair) )²      objective::mpo
+//! L2 = mean over dominant sequences of || h(policy) - h(reference) ||²                      objective::retention
+//! ```
+//!
+//! where `h` is the hidden state after the final norm. The reference is the checkpoint that training starts from, frozen: its part of the
+//! loss never changes, so it is computed once and is a column of the data from then on ([`reference`](mod@reference)).
+//!
+//! # `mpo train`, in reading order
+//!
+//! ```text
+//! TOML + --set                   config      -> RunConfig, every problem of it at once; resolved, it stands beside the weights
+//! folder, org/name, https        hub         -> local files
+//! file                           data        -> Vec<ParallelPair> -> chat template, tokenizer -> Vec<EncodedPair> -> PackedBatch
+//! checkpoint                     model       -> Decoder, the policy
+//! policy, before its first step  reference   -> RG_d and h_d of every distinct dominant pair, cached by content
+//! PackedBatch                    train::step -> hidden states -> log-probabilities, pooled states -> objective -> gradients
+//! gradients                      train       -> clip, AdamW, checkpoint, metrics.jsonl
+//! ```
+//!
+//! [`train::run`] is the loop, on one screen; [`train::step`] is one optimizer batch; [`objective`] is the paper.
+//!
+//! # The engine
+//!
+//! The decoder does not use candle's autograd: candle is tensor, device and dtype, and a block is `forward(x) -> (y, saved)` and
+//! `backward(saved, dy) -> dx`, with weight gradients added into buffers that the parameters own. So activation checkpointing is calling the
+//! forward again, a frozen weight costs no product, accumulation is a matrix product that adds, and the order of every sum is fixed.
+//! [`ops`] says how an op reaches the values of candle tensors, and why that way. One [`model::description`] covers all families.
+//!
+//! What is not computed: padding (sequences are packed, [`data::batch`]), a shared prompt twice (chosen and rejected answer are two branches
+//! behind one prompt), the head on the dominant side, logits away from the answers, logits of more than a chunk ([`ops::log_prob`]), scores
+//! of more than a block of queries ([`ops::attention`]), and the reference during training.
+//!
+//! # Invariants
+//!
+//! - [`objective`] never sees a model, a tokenizer, a device or a file. [`model`] knows nothing of training, [`ops`] nothing of models.
+//! - A run is a function of (resolved configuration, data, weights, seed). On one kind of CPU it repeats bit for bit, whatever the number of
+//!   threads and however often it was killed and resumed. No clock, no hash order, no split that depends on the number of threads.
+//! - Up to 1e-6, relative, it does not matter how rows are ordered in a batch, cut into micro-batches, or share prompts.
+//! - A sequence's forward does not depend on what it is packed with, bit for bit. At step 0 retention is therefore exactly 0, which is tested
+//!   in every run.
+//! - Every op has its backward in its file, checked in f64 by finite differences; the engine as a whole is checked against a slow model on
+//!   candle's autograd and against PyTorch (`tests/it/golden.rs`, `tests/oracle`).
+//! - No tensor of `[tokens, vocabulary]` of a whole batch exists.
+//! - No default value stands in two places.
+//! - A file that a reader may meet is whole: it is written under another name, synced, and renamed. Nothing is unpickled; weights are
+//!   safetensors.
+//! - Only [`command`] prints data; talk goes to stderr.
+//!
+//! # Adding to it
+//!
+//! One file and one match arm each: a model family ([`model::family`]), an objective ([`objective`]), a data format ([`data`]), a subcommand
+//! ([`command`]). The README walks through a family and a loss.
 
 #![allow(non_snake_case)] // tensors carry their shape as a suffix: N packed tokens, D hidden size, V vocabulary
 

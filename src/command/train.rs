@@ -14,7 +14,6 @@ use crate::train::{interrupt, resume, start};
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::path::Path;
 use std::process::ExitCode;
 
 /// Runs `mpo train`; without `--config` and `--resume` the caller has said what to do.
@@ -96,7 +95,7 @@ fn describe(plan: &Plan) -> Result<String> {
     let loader = Loader::new(&dominant_numbers(&plan.train), &plan.config.train)?;
     let n_steps = loader.n_steps(&plan.config.train)?;
     writeln!(text, "Model      {} ({}, {} parameters)", plan.model_dir.display(), plan.description.model_type, plan.n_parameters)?;
-    let reference = plan.reference_dir.as_deref().map_or("the model itself".into(), |dir: &Path| dir.display().to_string());
+    let reference = plan.config.reference.path.as_deref().unwrap_or("the model itself");
     writeln!(text, "Reference  {reference}")?;
     writeln!(text, "Data       {} training rows ({}), {} held out", plan.train.len(), languages(&plan.train), plan.held_out.len())?;
     for report in [Some(&plan.encoding), plan.eval_encoding.as_ref()].into_iter().flatten() {

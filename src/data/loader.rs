@@ -4,27 +4,14 @@
 //! no generator state need saving. The generator is SplitMix64 (Steele, Lea & Flood, 2014) in ten lines of our own: the shuffles of
 //! `rand` may change between its releases, and a resumed run must not depend on the release it was started with.
 //!
-//! With `group_by_dominant` the unit of shuffling is the group of rows that share a dominant pair, else the single row. A unit is never
-//! split over micro-batches.
+//! With `group_by_dominant` the unit of shuffling is the group of rows that share a dominant pair, else the single row. A unit is never split:
+//! the step computes a batch's dominant pairs once each, and cuts into micro-batches only what no rows share.
 
 use crate::config::TrainConfig;
 use crate::data::encode::EncodedPair;
 use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
-
-/// The rows of one optimizer step, as indices into the training rows, in the pieces that are computed together.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Batch {
-    pub micro_batches: Vec<Vec<usize>>,
-}
-
-impl Batch {
-    /// All rows of the step, in order.
-    pub fn rows(&self) -> Vec<usize> {
-        self.micro_batches.concat()
-    }
-}
 
 /// Where a loader stands: everything that `restore` needs, and what it was made for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,7 +30,6 @@ pub struct Loader {
     units: Vec<Vec<usize>>,
     n_rows: usize,
     batch_size: usize,
-    micro_batch_size: usize,
     shuffle: bool,
     seed: u64,
     epoch: u64,
@@ -54,26 +40,23 @@ pub struct Loader {
 
 impl Loader {
     /// `dominant_of[row]` numbers the distinct dominant pair of each row (see [`dominant_numbers`]); it is used with
-    /// `group_by_dominant` only. Fails on an empty data set, and where a group is larger than a micro-batch.
+    /// `group_by_dominant` only. Fails on an empty data set, and where a group is larger than a batch.
     pub fn new(dominant_of: &[usize], config: &TrainConfig) -> Result<Self> {
         ensure!(!dominant_of.is_empty(), "there are no rows to train on");
-        ensure!(config.batch_size > 0 && config.micro_batch_size > 0, "`train.batch_size` and `train.micro_batch_size` must be at least 1");
+        ensure!(config.batch_size > 0, "`train.batch_size` must be at least 1");
         let units = if config.group_by_dominant { grouped(dominant_of) } else { (0..dominant_of.len()).map(|row| vec![row]).collect() };
-        let micro_batch_size = config.micro_batch_size.min(config.batch_size);
         let largest = units.iter().map(Vec::len).max().unwrap_or(0);
-        if largest > micro_batch_size {
+        if largest > config.batch_size {
             bail!(
-                "`train.group_by_dominant` keeps rows that share a dominant pair together, and {largest} rows share one, but a micro-batch \
-                 holds {micro_batch_size}: set `train.batch_size` and `train.micro_batch_size` to at least {largest} (they are {} and {})",
-                config.batch_size,
-                config.micro_batch_size
+                "`train.group_by_dominant` keeps rows that share a dominant pair in one batch, and {largest} rows share one, but a batch holds {}: \
+                 set `train.batch_size` to at least {largest}",
+                config.batch_size
             );
         }
         let mut loader = Self {
             units,
             n_rows: dominant_of.len(),
             batch_size: config.batch_size,
-            micro_batch_size,
             shuffle: config.shuffle,
             seed: config.seed,
             epoch: 0,
@@ -98,10 +81,10 @@ impl Loader {
         }
     }
 
-    /// The next step's rows. The last batch of an epoch holds what is left; no batch spans two epochs.
-    pub fn next_batch(&mut self) -> Batch {
+    /// The next step's rows, as indices into the training rows. The last batch of an epoch holds what is left; no batch spans two epochs.
+    pub fn next_batch(&mut self) -> Vec<usize> {
         let end = self.end_of_batch(&self.order, self.position);
-        let batch = self.batch(&self.order[self.position..end]);
+        let batch = self.order[self.position..end].iter().flat_map(|&unit| &self.units[unit]).copied().collect();
         self.position = end;
         if end == self.order.len() {
             self.epoch += 1;
@@ -169,17 +152,6 @@ impl Loader {
             n_rows <= self.batch_size
         };
         position + order[position..].iter().take_while(fits).count()
-    }
-
-    fn batch(&self, units: &[usize]) -> Batch {
-        let mut micro_batches: Vec<Vec<usize>> = Vec::new();
-        for unit in units.iter().map(|unit| &self.units[*unit]) {
-            match micro_batches.last_mut() {
-                Some(last) if last.len() + unit.len() <= self.micro_batch_size => last.extend(unit),
-                _ => micro_batches.push(unit.clone()),
-            }
-        }
-        Batch { micro_batches }
     }
 }
 
@@ -276,17 +248,17 @@ impl Generator {
 mod tests {
     use super::*;
 
-    fn config(batch_size: usize, micro_batch_size: usize) -> TrainConfig {
-        TrainConfig { epochs: Some(2.0), batch_size, micro_batch_size, seed: 7, ..Default::default() }
+    fn config(batch_size: usize) -> TrainConfig {
+        TrainConfig { epochs: Some(2.0), batch_size, seed: 7, ..Default::default() }
     }
 
-    fn epoch(loader: &mut Loader) -> Vec<Batch> {
+    fn epoch(loader: &mut Loader) -> Vec<Vec<usize>> {
         let epoch = loader.state().epoch;
         std::iter::from_fn(|| (loader.state().epoch == epoch).then(|| loader.next_batch())).collect()
     }
 
-    fn sorted(batches: &[Batch]) -> Vec<usize> {
-        let mut rows: Vec<usize> = batches.iter().flat_map(Batch::rows).collect();
+    fn sorted(batches: &[Vec<usize>]) -> Vec<usize> {
+        let mut rows = batches.concat();
         rows.sort_unstable();
         rows
     }
@@ -301,32 +273,31 @@ mod tests {
 
     #[test]
     fn every_epoch_holds_every_row_once_in_its_own_order() {
-        let mut loader = Loader::new(&[0; 10], &config(4, 2)).unwrap();
+        let mut loader = Loader::new(&[0; 10], &config(4)).unwrap();
         let (first, second) = (epoch(&mut loader), epoch(&mut loader));
         assert_eq!(sorted(&first), (0..10).collect::<Vec<_>>());
         assert_eq!(sorted(&second), (0..10).collect::<Vec<_>>());
         assert_ne!(first, second);
-        let sizes: Vec<Vec<usize>> = first.iter().map(|b| b.micro_batches.iter().map(Vec::len).collect()).collect();
-        assert_eq!(sizes, [vec![2, 2], vec![2, 2], vec![2]], "the last partial batch is kept");
+        assert_eq!(first.iter().map(Vec::len).collect::<Vec<_>>(), [4, 4, 2], "the last partial batch is kept");
     }
 
     #[test]
     fn the_order_depends_on_the_seed_and_on_nothing_else() {
         let rows = |seed| {
-            let mut loader = Loader::new(&[0; 50], &TrainConfig { seed, ..config(50, 50) }).unwrap();
-            loader.next_batch().rows()
+            let mut loader = Loader::new(&[0; 50], &TrainConfig { seed, ..config(50) }).unwrap();
+            loader.next_batch()
         };
         assert_eq!(rows(1), rows(1));
         assert_ne!(rows(1), rows(2));
-        let mut in_order = Loader::new(&[0; 5], &TrainConfig { shuffle: false, ..config(5, 5) }).unwrap();
-        assert_eq!(in_order.next_batch().rows(), [0, 1, 2, 3, 4]);
+        let mut in_order = Loader::new(&[0; 5], &TrainConfig { shuffle: false, ..config(5) }).unwrap();
+        assert_eq!(in_order.next_batch(), [0, 1, 2, 3, 4]);
     }
 
     #[test]
     fn resumes_at_every_batch() {
-        let mut loader = Loader::new(&[0; 11], &config(3, 3)).unwrap();
+        let mut loader = Loader::new(&[0; 11], &config(3)).unwrap();
         for _ in 0..12 {
-            let mut resumed = Loader::new(&[0; 11], &config(3, 3)).unwrap();
+            let mut resumed = Loader::new(&[0; 11], &config(3)).unwrap();
             resumed.restore(&loader.state()).unwrap();
             assert_eq!(resumed.epochs(), loader.epochs());
             assert_eq!(resumed.next_batch(), loader.next_batch());
@@ -336,30 +307,30 @@ mod tests {
 
     #[test]
     fn a_state_of_other_data_is_refused() {
-        let state = Loader::new(&[0; 11], &config(3, 3)).unwrap().state();
-        let error = Loader::new(&[0; 10], &config(3, 3)).unwrap().restore(&state).unwrap_err().to_string();
+        let state = Loader::new(&[0; 11], &config(3)).unwrap().state();
+        let error = Loader::new(&[0; 10], &config(3)).unwrap().restore(&state).unwrap_err().to_string();
         assert!(error.contains("11 rows") && error.contains("10 rows"), "{error}");
     }
 
     #[test]
     fn groups_are_never_split() {
         let dominant_of = [0, 1, 2, 0, 1, 2, 0, 1, 3];
-        let grouped = TrainConfig { group_by_dominant: true, ..config(6, 3) };
+        let grouped = TrainConfig { group_by_dominant: true, ..config(5) };
         let mut loader = Loader::new(&dominant_of, &grouped).unwrap();
         for _ in 0..3 {
             let batches = epoch(&mut loader);
             assert_eq!(sorted(&batches), (0..9).collect::<Vec<_>>());
             for group in 0..4 {
-                let holders = batches.iter().flat_map(|b| &b.micro_batches).filter(|m| m.iter().any(|row| dominant_of[*row] == group));
+                let holders = batches.iter().filter(|batch| batch.iter().any(|row| dominant_of[*row] == group));
                 assert_eq!(holders.count(), 1, "group {group} in {batches:?}");
             }
-            assert!(batches.iter().all(|b| b.rows().len() <= 6 && b.micro_batches.iter().all(|m| m.len() <= 3)));
+            assert!(batches.iter().all(|batch| batch.len() <= 5));
         }
     }
 
     #[test]
-    fn a_micro_batch_smaller_than_a_group_is_refused_with_the_numbers() {
-        let grouped = TrainConfig { group_by_dominant: true, ..config(6, 2) };
+    fn a_batch_smaller_than_a_group_is_refused_with_the_numbers() {
+        let grouped = TrainConfig { group_by_dominant: true, ..config(2) };
         let error = Loader::new(&[0, 0, 0, 1], &grouped).unwrap_err().to_string();
         assert!(error.contains("3 rows share one") && error.contains("holds 2"), "{error}");
     }
@@ -370,18 +341,18 @@ mod tests {
         for (n_rows, batch_size, epochs, expected) in
             [(600, 1, 2.0, 1200), (10, 4, 2.0, 6), (10, 4, 0.5, 2), (10, 4, 1.5, 5), (30, 1, 0.1, 3), (48, 6, 5.0, 40)]
         {
-            let config = TrainConfig { epochs: Some(epochs), ..config(batch_size, 1) };
+            let config = TrainConfig { epochs: Some(epochs), ..config(batch_size) };
             let loader = Loader::new(&vec![0; n_rows], &config).unwrap();
             assert_eq!(loader.n_steps(&config).unwrap(), expected, "{n_rows} rows, batch {batch_size}, {epochs} epochs");
         }
-        let config = TrainConfig { epochs: None, max_steps: Some(17), ..config(4, 4) };
+        let config = TrainConfig { epochs: None, max_steps: Some(17), ..config(4) };
         assert_eq!(Loader::new(&[0; 10], &config).unwrap().n_steps(&config).unwrap(), 17);
     }
 
     #[test]
     fn steps_of_grouped_epochs_are_those_that_come() {
         let dominant_of: Vec<usize> = (0..40).map(|row| row * row % 13).collect();
-        let config = TrainConfig { group_by_dominant: true, epochs: Some(3.0), ..config(9, 9) };
+        let config = TrainConfig { group_by_dominant: true, epochs: Some(3.0), ..config(9) };
         let mut loader = Loader::new(&dominant_of, &config).unwrap();
         let n_steps = loader.n_steps(&config).unwrap();
         let n_batches: usize = (0..3).map(|_| epoch(&mut loader).len()).sum();

@@ -24,7 +24,7 @@ pub struct Plan {
     pub config: RunConfig,
     /// The folder that the policy, its tokenizer and its template are read from.
     pub model_dir: PathBuf,
-    /// The folder of the reference, where it is not the model itself.
+    /// The folder of the reference, where it is not the model itself; a run that goes on has kept the scores and needs none.
     pub reference_dir: Option<PathBuf>,
     pub description: DecoderDescription,
     pub n_parameters: usize,
@@ -53,9 +53,9 @@ impl Plan {
         };
         let (description, weights) = inspect_model(&model_dir)?;
         let (n_parameters, disk) = (weights.n_parameters(), checkpoint_bytes(&config, &weights));
-        let reference_dir = match &config.reference.path {
-            Some(path) => Some(hub::resolve_model(path, config.reference.revision.as_deref())?.dir),
-            None => None,
+        let reference_dir = match (&config.reference.path, checkpoint) {
+            (Some(path), None) => Some(hub::resolve_model(path, config.reference.revision.as_deref())?.dir),
+            (None, _) | (_, Some(_)) => None,
         };
         if let Some(dir) = &reference_dir {
             let (reference, _) = inspect_model(dir)?;

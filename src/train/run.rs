@@ -10,7 +10,7 @@ use super::measure::{Measured, Measurement};
 use super::metrics::{StepLine, add_languages, add_measurement, add_trends};
 use super::optimizer::AdamW;
 use super::schedule::Schedule;
-use super::signs::{Progress, trends};
+use super::signs::{Position, trends};
 use super::step::{BatchOutcome, Gradients, StepSettings};
 use super::summary::Summary;
 use crate::config::{RetentionKind, RunConfig};
@@ -110,7 +110,7 @@ impl Run {
     /// One optimizer step over one batch. Loss or gradient that is not finite makes no update, but loader and schedule advance.
     fn step(&mut self, mut more: Map<String, Value>) -> Result<StepLine> {
         let lr = self.schedule.lr(self.state.step);
-        let rows: Vec<&EncodedPair> = self.loader.next_batch().rows().into_iter().map(|row| &self.train[row]).collect();
+        let rows: Vec<&EncodedPair> = self.loader.next_batch().into_iter().map(|row| &self.train[row]).collect();
         if let Some(look) = self.look_at_terms() {
             let [mpo, retention] = term_norms(&self.policy, &rows, &self.reference, &self.settings)?;
             more.extend([("grad_norm_mpo".into(), mpo.into()), ("grad_norm_retention".into(), retention.into())]);
@@ -141,8 +141,8 @@ impl Run {
         let measured = Measurement::of_batch(&rows, &outcome, self.config.objective.beta)?;
         add_languages(&mut more, "", &measured);
         let Measurement { losses, all, .. } = measured;
-        let progress = self.progress();
-        self.state.signs.judge_step(progress, losses.mpo, self.config.retention.weight * losses.retention);
+        let position = self.position();
+        self.state.signs.judge_step(position, losses.mpo, self.config.retention.weight * losses.retention);
         Ok(StepLine {
             step: self.state.step,
             epoch: self.loader.epochs(),
@@ -231,12 +231,12 @@ impl Run {
     }
 
     fn judge_languages(&mut self, now: &Measurement) {
-        let progress = self.progress();
-        self.state.signs.judge_languages(&self.config.signs, self.config.objective.beta, progress, &self.state.start.train, now);
+        let position = self.position();
+        self.state.signs.judge_languages(&self.config.signs, self.config.objective.beta, position, &self.state.start.train, now);
     }
 
-    fn progress(&self) -> Progress {
-        Progress { step: self.state.step, n_steps: self.n_steps }
+    fn position(&self) -> Position {
+        Position { step: self.state.step, n_steps: self.n_steps }
     }
 
     fn probe_rows(&self) -> Vec<&EncodedPair> {

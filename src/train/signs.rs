@@ -64,7 +64,7 @@ pub struct Signs {
 
 /// Where in the run something was measured.
 #[derive(Debug, Clone, Copy)]
-pub struct Progress {
+pub struct Position {
     /// Steps taken.
     pub step: usize,
     /// Steps of the whole run.
@@ -130,7 +130,7 @@ impl Signs {
     }
 
     /// `start` and `now` were measured on the same rows.
-    pub fn judge_languages(&mut self, thresholds: &SignsConfig, beta: f64, at: Progress, start: &Measurement, now: &Measurement) {
+    pub fn judge_languages(&mut self, thresholds: &SignsConfig, beta: f64, at: Position, start: &Measurement, now: &Measurement) {
         let share_of_run = at.step as f64 / at.n_steps as f64;
         for (lang, trend) in trends(start, now, beta) {
             let Trend { grew, fell, closed } = trend;
@@ -157,7 +157,7 @@ impl Signs {
 
     /// `mpo` and the weighted `retention` of the step that was just taken. Judged when a quarter of the run is over, from the third on: the
     /// first always grows, because retention starts at exactly 0.
-    pub fn judge_step(&mut self, at: Progress, mpo: f64, retention: f64) {
+    pub fn judge_step(&mut self, at: Position, mpo: f64, retention: f64) {
         let index = ((at.step - 1) * N_QUARTERS / at.n_steps).min(N_QUARTERS - 1);
         let quarter = &mut self.quarters[index];
         if mpo.is_finite() && retention.is_finite() {
@@ -217,7 +217,7 @@ mod tests {
     use super::*;
     use crate::train::measure::{Losses, RowMeasure};
 
-    const HALF: Progress = Progress { step: 50, n_steps: 100 };
+    const HALF: Position = Position { step: 50, n_steps: 100 };
 
     fn measured(gap: f64, chosen_per_token: f64) -> Measurement {
         let row = RowMeasure {
@@ -272,7 +272,7 @@ mod tests {
         let thresholds = SignsConfig::default();
         let mut signs = Signs::default();
         let mut judge =
-            |step| signs.judge_languages(&thresholds, 1.0, Progress { step, n_steps: 100 }, &measured(0.0, -1.0), &measured(0.01, -1.0));
+            |step| signs.judge_languages(&thresholds, 1.0, Position { step, n_steps: 100 }, &measured(0.0, -1.0), &measured(0.01, -1.0));
         judge(24);
         judge(25);
         judge(100);
@@ -291,7 +291,7 @@ mod tests {
         let run = |retention: &dyn Fn(usize) -> f64, mpo: &dyn Fn(usize) -> f64| {
             let mut signs = Signs::default();
             for step in 1..=40 {
-                signs.judge_step(Progress { step, n_steps: 40 }, mpo(step), retention(step));
+                signs.judge_step(Position { step, n_steps: 40 }, mpo(step), retention(step));
             }
             signs.found
         };

@@ -37,12 +37,12 @@ pub fn start(plan: Plan, found: Option<Found>) -> Result<Run> {
     folder::remove_leftovers(&dir)?;
     let config_text = config.to_toml()?;
     write_atomically(&dir.join("config.toml"), config_text.as_bytes())?;
-    let starts_as_reference = reference_dir.is_none();
+    let starts_as_reference = config.reference.path.is_none();
 
     let scorer = Scorer { config: &config, dir: &dir, pad_token };
     let dominant: Vec<&EncodedPreference> = distinct_dominant(&train.iter().chain(&held_out).collect::<Vec<_>>());
     let early = match (&found, &reference_dir) {
-        (Some(_), reference_dir) => Some(scorer.reopen(&dominant, reference_dir.as_deref())?),
+        (Some(_), _) => Some(scorer.reopen(&dominant)?),
         (None, Some(reference_dir)) => Some(scorer.score_folder(reference_dir, &dominant)?),
         (None, None) => None,
     };
@@ -133,18 +133,18 @@ impl Scorer<'_> {
         self.dir.join("reference")
     }
 
-    /// The scores that the run kept; where they are not all there, the frozen model is scored again.
-    fn reopen(&self, pairs: &[&EncodedPreference], reference_dir: Option<&Path>) -> Result<FrozenScores> {
-        match FrozenScores::open(&self.folder(), pairs, KeptStates::of(&self.config.retention)) {
+    /// The scores that the run kept; where they are not all there, the frozen model is found again and scores what is missing.
+    fn reopen(&self, pairs: &[&EncodedPreference]) -> Result<FrozenScores> {
+        let RunConfig { model, reference, retention, .. } = self.config;
+        match FrozenScores::open(&self.folder(), pairs, KeptStates::of(retention)) {
             Ok(scores) => Ok(scores),
             Err(error) => {
                 say(&format!("scoring the reference again: {error:#}"));
-                let model = &self.config.model;
-                let folder = match reference_dir {
-                    Some(folder) => folder.to_path_buf(),
-                    None => hub::resolve_model(&model.path, model.revision.as_deref())?.dir,
+                let (path, revision) = match &reference.path {
+                    Some(path) => (path, &reference.revision),
+                    None => (&model.path, &model.revision),
                 };
-                self.score_folder(&folder, pairs)
+                self.score_folder(&hub::resolve_model(path, revision.as_deref())?.dir, pairs)
             }
         }
     }

@@ -4,6 +4,7 @@ use super::log::{self, Totals};
 use super::measure::{Measured, Measurement};
 use super::run::Run;
 use super::signs::Sign;
+use crate::config::RetentionKind;
 use crate::files::write_atomically;
 use anyhow::Result;
 use serde::Serialize;
@@ -33,8 +34,11 @@ pub struct Summary {
     pub written: Written,
     /// The command to try next.
     pub next: String,
+    /// From a dominant gap to the target gap that the loss asks for.
     #[serde(skip)]
     goal_factor: f64,
+    #[serde(skip)]
+    has_retention: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -81,6 +85,7 @@ impl Summary {
             written,
             next,
             goal_factor: 1.0 / run.config.objective.beta,
+            has_retention: run.config.retention.kind != RetentionKind::None,
         })
     }
 
@@ -88,7 +93,7 @@ impl Summary {
         write_atomically(&self.written.summary, format!("{}\n", serde_json::to_string_pretty(self)?).as_bytes())
     }
 
-    /// The summary as text; `width` columns or fewer are not guaranteed, but lines are short.
+    /// The summary for people.
     pub fn text(&self) -> String {
         let mut text = String::new();
         // Writing to a String cannot fail.
@@ -142,7 +147,9 @@ impl Summary {
             writeln!(out, "  {name:<26}{before:>10.3}{after:>10.3}{goal}")
         };
         line("loss", before.losses.loss, after.losses.loss, None)?;
-        line("retention (unweighted)", before.losses.retention, after.losses.retention, None)?;
+        if self.has_retention {
+            line("retention (unweighted)", before.losses.retention, after.losses.retention, None)?;
+        }
         line("rows with a positive gap", before.all.accuracy, after.all.accuracy, None)?;
         for (lang, before) in &before.languages {
             let Some(after) = after.languages.get(lang) else { continue };

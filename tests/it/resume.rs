@@ -174,6 +174,36 @@ fn a_resume_needs_neither_the_model_nor_the_cache() {
 }
 
 #[test]
+fn scores_of_another_reference_are_kept_with_the_run() {
+    let work = Workplace::new();
+    // The reference is the trained model of an earlier run.
+    work.train("other", &["train.max_steps=4"]);
+    work.train("whole", &["reference.path=./other/final"]);
+    let retention = |run: &str| metrics(&work.path(run))[0]["retention"].as_f64().unwrap();
+    assert!(retention("whole") > 0.0, "policy and reference differ from the start");
+
+    let mut child = work
+        .command(&["train", "--config", "run.toml", "--set", "output.dir=killed", "--set", "reference.path=./other/final"])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let run = work.path("killed");
+    let begun = Instant::now();
+    while !run.join("checkpoint-000004").exists() && child.try_wait().unwrap().is_none() {
+        assert!(begun.elapsed() < LONG);
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    // Already gone where it was faster than we looked; then there is nothing to kill, and nothing to go on with.
+    let _ = child.kill();
+    child.wait().unwrap();
+    std::fs::remove_dir_all(work.path("other")).unwrap();
+    std::fs::remove_dir_all(work.path("cache/reference")).unwrap();
+    let output = work.mpo(&["train", "--resume", "killed"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_same_run(&work.path("whole"), &run);
+}
+
+#[test]
 fn a_changed_configuration_is_refused_with_the_difference() {
     let work = Workplace::new();
     work.train("run", &["train.max_steps=3"]);

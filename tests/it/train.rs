@@ -227,10 +227,71 @@ fn a_folder_that_holds_something_is_refused() {
     assert_eq!(names(&work.path("out")), ["mine.txt"]);
 }
 
+/// The built-in training rows.
+pub(crate) fn rows(work: &Workplace) -> Vec<Value> {
+    work.mpo(&["train", "--config", "run.toml", "--set", "output.dir=dry", "--dry-run"]);
+    let cached = std::fs::read_dir(work.path("cache/builtin")).unwrap().next().unwrap().unwrap().path();
+    let text = std::fs::read_to_string(cached.join("train.jsonl")).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+pub(crate) fn write_rows(path: &Path, rows: &[Value]) {
+    let lines: Vec<String> = rows.iter().map(Value::to_string).collect();
+    std::fs::write(path, lines.join("\n")).unwrap();
+}
+
+/// Exchanges the answers of the dominant pair: supervision that prefers what it should not.
+fn swap_dominant(row: &mut Value) {
+    let dominant = row["dominant"].as_object_mut().unwrap();
+    let (chosen, rejected) = (dominant["chosen"].take(), dominant["rejected"].take());
+    dominant.insert("chosen".into(), rejected);
+    dominant.insert("rejected".into(), chosen);
+}
+
+#[test]
+fn failure_signs_are_said_once_and_stand_in_the_summary() {
+    let work = Workplace::new();
+    let mut rows = rows(&work);
+    rows.iter_mut().for_each(swap_dominant);
+    write_rows(&work.path("swapped.jsonl"), &rows);
+    let output = work.train("swapped", &["data.path=swapped.jsonl"]);
+    let said = stderr(&output);
+    assert!(said.contains("6 of 6 dominant pairs: the reference prefers the unsafe answer"), "{said}");
+    let signs = |run: &str| -> Vec<String> {
+        let summary: Value = serde_json::from_slice(&std::fs::read(work.path(run).join("summary.json")).unwrap()).unwrap();
+        summary["failure_signs"].as_array().unwrap().iter().map(|sign| sign["kind"].as_str().unwrap().to_owned()).collect()
+    };
+    assert!(signs("swapped").contains(&"bad_supervision".into()) && signs("swapped").contains(&"overshoot".into()));
+    assert_eq!(number(&metrics(&work.path("swapped"))[0], "bad_supervision"), 1.0);
+
+    // A learning rate at which nothing happens: every language stagnates, each is named once, and retention has nothing to hold back.
+    let output = work.train("still", &["optimizer.lr=1e-12"]);
+    assert_eq!(stderr(&output).matches("sign: sw: 0 % of the gap closed after 25 % of the steps").count(), 1, "{}", stderr(&output));
+    assert_eq!(signs("still"), [&["stagnation"; 6][..], &["gradient_imbalance"]].concat());
+    assert!(metrics(&work.path("still"))[3].get("gap_closed/sw").is_some());
+}
+
+#[test]
+fn rows_with_a_small_dominant_gap_are_dropped_and_named() {
+    let work = Workplace::new();
+    let mut rows = rows(&work);
+    let (ids, half) = (rows.iter().map(|row| row["id"].as_str().unwrap().to_owned()).collect::<Vec<_>>(), rows.len() / 2);
+    rows[..half].iter_mut().for_each(swap_dominant);
+    write_rows(&work.path("half.jsonl"), &rows);
+    let overrides = ["data.path=half.jsonl", "data.min_dominant_gap=0", "eval.path=builtin:tiny/heldout", "train.epochs=1"];
+    let output = work.train("run", &overrides);
+    let said = stderr(&output);
+    assert!(said.contains(&format!("drops {half} of {} rows", rows.len())) && ids[..half].iter().all(|id| said.contains(id)), "{said}");
+    let lines = metrics(&work.path("run"));
+    assert_eq!((lines.len(), number(&lines[0], "bad_supervision")), ((rows.len() - half) / 2, 0.0));
+    let error = work.fails(&["train", "--config", "run.toml", "--set", "output.dir=none", "--set", "data.min_dominant_gap=1000"]);
+    assert!(error.contains("drops all"), "{error}");
+}
+
 #[test]
 fn groups_of_a_dominant_pair_are_computed_once() {
     let work = Workplace::new();
-    let sizes = ["train.batch_size=6", "train.micro_batch_size=6", "train.max_steps=6"];
+    let sizes = ["train.batch_size=6", "train.max_steps=6"];
     work.train("one", &[&sizes[..], &["train.group_by_dominant=true"]].concat());
     let grouped = metrics(&work.path("one"));
     work.train("two", &sizes);
