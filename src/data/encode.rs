@@ -133,25 +133,12 @@ impl Encoder {
         &self.tokenizer
     }
 
-    pub fn template(&self) -> &Template {
-        &self.template
-    }
-
-    /// The end-of-sequence token, which ends a turn in chat checkpoints.
-    pub fn eos_token(&self) -> Option<u32> {
-        self.eos
-    }
-
     /// What `mean_padded` pads with: the tokenizer's pad token, its end-of-turn token where there is none.
     pub fn pad_token(&self) -> Result<u32> {
         self.pad.or(self.eos).context("the tokenizer has neither a `pad_token` nor an `eos_token` to pad with")
     }
 
-    /// The tokens of a conversation up to where the assistant is to answer, with exactly one BOS where the tokenizer has one.
-    pub fn encode_prompt(&self, messages: &[Message]) -> Result<Vec<u32>> {
-        self.prompt_tokens(&self.template.render(messages, true)?)
-    }
-
+    /// The tokens of a rendered prompt, with exactly one BOS where the tokenizer has one.
     fn prompt_tokens(&self, text: &str) -> Result<Vec<u32>> {
         let mut tokens = self.tokens(text)?;
         // A template that renders BOS itself needs no other; one that does not relies on the tokenizer to add it.

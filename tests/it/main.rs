@@ -1,5 +1,6 @@
 //! All integration tests in one executable: each would link the whole engine again.
 
+mod architecture;
 mod cli;
 mod config;
 mod data;

@@ -22,7 +22,7 @@ use serde_json::Value;
 use std::path::Path;
 
 /// The `model_type`s that [`describe`] understands.
-pub const SUPPORTED: [&str; 6] = ["llama", "mistral", "gemma2", "gemma3_text", "qwen2", "qwen3"];
+const SUPPORTED: [&str; 6] = ["llama", "mistral", "gemma2", "gemma3_text", "qwen2", "qwen3"];
 
 /// Llama, Mistral and Qwen: one norm before attention, one before the MLP.
 const TWO_NORMS: BlockNorms =
