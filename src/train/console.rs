@@ -25,7 +25,7 @@ impl Console {
         if let Ok(style) = ProgressStyle::with_template("{bar:24} {pos}/{len} {elapsed} ETA {eta}  {msg}") {
             bar.set_style(style);
         }
-        // The steps of an earlier session say nothing about this one's speed.
+        // The steps before a resume say nothing about the speed of those after it.
         bar.reset_eta();
         Self { bar, is_terminal, n_steps, last_line: None }
     }

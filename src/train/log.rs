@@ -60,7 +60,7 @@ pub struct Totals {
     pub epochs: f64,
     pub tokens: u64,
     pub tokens_computed: u64,
-    /// Wall time of all steps, over all sessions of the run.
+    /// Wall time of all steps, over all starts of the run.
     pub seconds: f64,
     pub peak_rss_bytes: u64,
 }

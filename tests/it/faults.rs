@@ -1,14 +1,14 @@
 //! What goes wrong around a run: bad input that must be found before anything is written, a disk that is full or read-only, numbers that
 //! are not finite.
 
-use crate::train::{Workplace, metrics, stderr};
+use crate::train::{Sandbox, metrics, stderr};
 use mpo::model::weights::{self, SavedDtype, TensorToSave};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 
 /// A copy of the built-in model as a folder of its own, to damage.
-fn model(work: &Workplace, name: &str) -> PathBuf {
+fn model(work: &Sandbox, name: &str) -> PathBuf {
     let output = work.mpo(&["train", "--config", "run.toml", "--set", "output.dir=dry", "--dry-run"]);
     assert!(output.status.success(), "{}", stderr(&output));
     let cached = std::fs::read_dir(work.path("cache/builtin")).unwrap().next().unwrap().unwrap().path();
@@ -22,7 +22,7 @@ fn model(work: &Workplace, name: &str) -> PathBuf {
 }
 
 /// The error of a run with these overrides, which must leave no output.
-fn refused(work: &Workplace, overrides: &[&str]) -> String {
+fn refused(work: &Sandbox, overrides: &[&str]) -> String {
     let overrides: Vec<&str> = overrides.iter().flat_map(|set| ["--set", set]).collect();
     let error = work.fails(&[&["train", "--config", "run.toml", "--set", "output.dir=refused"][..], &overrides].concat());
     assert!(!work.path("refused").exists(), "something was written before this was found: {error}");
@@ -35,7 +35,7 @@ fn assert_says(error: &str, words: &[&str]) {
 
 #[test]
 fn bad_input_is_named_and_nothing_is_written() {
-    let work = Workplace::new();
+    let work = Sandbox::new();
     let rows = std::fs::read_to_string(model(&work, "whole").join("train.jsonl")).unwrap();
     let data = |name: &str, text: &str| {
         std::fs::write(work.path(name), text).unwrap();
@@ -57,7 +57,7 @@ fn bad_input_is_named_and_nothing_is_written() {
 
 #[test]
 fn damaged_models_are_named_and_nothing_is_written() {
-    let work = Workplace::new();
+    let work = Sandbox::new();
     let cut = model(&work, "cut");
     let weights = std::fs::read(cut.join("model.safetensors")).unwrap();
     std::fs::write(cut.join("model.safetensors"), &weights[..weights.len() / 2]).unwrap();
@@ -85,7 +85,7 @@ fn damaged_models_are_named_and_nothing_is_written() {
 
 #[test]
 fn a_read_only_place_is_a_clear_error() {
-    let work = Workplace::new();
+    let work = Sandbox::new();
     std::fs::create_dir(work.path("locked")).unwrap();
     std::fs::set_permissions(work.path("locked"), std::fs::Permissions::from_mode(0o555)).unwrap();
     // Permissions do not bind root: a file in the way stands for a place where nothing can be made.
@@ -113,7 +113,7 @@ fn with_file_limit(command: &mut std::process::Command, n_bytes: u64) {
 
 #[test]
 fn a_full_disk_leaves_the_last_checkpoint_and_the_run_goes_on_later() {
-    let work = Workplace::new();
+    let work = Sandbox::new();
     work.train("whole", &[]);
     work.train("run", &["train.max_steps=4"]);
     let arguments = ["train", "--resume", "run", "--set", "train.max_steps=12"];
@@ -132,7 +132,7 @@ fn a_full_disk_leaves_the_last_checkpoint_and_the_run_goes_on_later() {
 
 #[test]
 fn steps_that_are_not_finite_make_no_update_and_stop_the_run() {
-    let work = Workplace::new();
+    let work = Sandbox::new();
     // The first step ruins the weights; all later losses are not finite.
     let overrides =
         ["optimizer.lr=1e30", "optimizer.clip_norm=0", "schedule.kind=constant", "train.max_skipped_steps=3", "checkpoint.every_steps=1"];
@@ -184,7 +184,7 @@ fn poison(folder: &Path, tokens: &[u32]) {
 
 #[test]
 fn one_bad_row_is_named_skipped_and_survived() {
-    let work = Workplace::new();
+    let work = Sandbox::new();
     let folder = model(&work, "poisoned");
     let tokenizer = tokenizers::Tokenizer::from_file(folder.join("tokenizer.json")).unwrap();
     let rows = std::fs::read_to_string(folder.join("train.jsonl")).unwrap();

@@ -1,6 +1,6 @@
 //! A run that is stopped, however rudely, and resumed ends as if it had never been stopped, byte for byte.
 
-use crate::train::{Workplace, assert_same_run, metrics, stderr, timeless_metrics};
+use crate::train::{Sandbox, assert_same_run, metrics, stderr, timeless_metrics};
 use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
@@ -24,7 +24,7 @@ fn scatter(i: u64) -> u64 {
     (i + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(23).wrapping_mul(0xBF58_476D_1CE4_E5B9) >> 33
 }
 
-fn start(work: &Workplace, is_first: bool, threads: usize) -> Child {
+fn start(work: &Sandbox, is_first: bool, threads: usize) -> Child {
     let threads = format!("hardware.threads={threads}");
     let arguments = match is_first {
         true => vec!["train", "--config", "run.toml", "--set", "output.dir=killed", "--set", &threads],
@@ -71,7 +71,7 @@ fn kill_at(child: &mut Child, run: &Path, moment: Moment) -> bool {
 
 #[test]
 fn killed_at_random_moments_a_run_ends_as_if_never_stopped() {
-    let work = Workplace::new();
+    let work = Sandbox::new();
     let begun = Instant::now();
     work.train("whole", &["hardware.threads=1"]);
     let whole_ms = begun.elapsed().as_millis() as u64;
@@ -121,7 +121,7 @@ fn killed_at_random_moments_a_run_ends_as_if_never_stopped() {
 
 #[test]
 fn a_damaged_checkpoint_is_named_and_an_older_one_used() {
-    let work = Workplace::new();
+    let work = Sandbox::new();
     work.train("whole", &[]);
     work.train("run", &["train.max_steps=12"]);
     let run = work.path("run");
@@ -152,7 +152,7 @@ fn a_damaged_checkpoint_is_named_and_an_older_one_used() {
 
 #[test]
 fn a_resume_needs_neither_the_model_nor_the_cache() {
-    let work = Workplace::new();
+    let work = Sandbox::new();
     work.train("whole", &[]);
     work.train("run", &["train.max_steps=4"]);
     let cache = std::fs::read_dir(work.path("cache/builtin")).unwrap().next().unwrap().unwrap().path();
@@ -175,7 +175,7 @@ fn a_resume_needs_neither_the_model_nor_the_cache() {
 
 #[test]
 fn scores_of_another_reference_are_kept_with_the_run() {
-    let work = Workplace::new();
+    let work = Sandbox::new();
     // The reference is the trained model of an earlier run.
     work.train("other", &["train.max_steps=4"]);
     work.train("whole", &["reference.path=./other/final"]);
@@ -205,7 +205,7 @@ fn scores_of_another_reference_are_kept_with_the_run() {
 
 #[test]
 fn a_changed_configuration_is_refused_with_the_difference() {
-    let work = Workplace::new();
+    let work = Sandbox::new();
     work.train("run", &["train.max_steps=3"]);
     let error = work.fails(&["train", "--resume", "run", "--set", "optimizer.lr=1e-3"]);
     assert!(error.contains("`optimizer.lr`") && error.contains("0.0005") && error.contains("0.001"), "{error}");
@@ -222,7 +222,7 @@ fn a_changed_configuration_is_refused_with_the_difference() {
 
 #[test]
 fn other_data_under_the_same_name_is_refused() {
-    let work = Workplace::new();
+    let work = Sandbox::new();
     work.train("first", &["train.max_steps=3"]);
     let cache = std::fs::read_dir(work.path("cache/builtin")).unwrap().next().unwrap().unwrap().path();
     let rows = std::fs::read_to_string(cache.join("train.jsonl")).unwrap();
@@ -249,7 +249,7 @@ fn wait_for_line(child: &mut Child, run: &Path) {
 
 #[test]
 fn ctrl_c_saves_and_says_how_to_go_on() {
-    let work = Workplace::new();
+    let work = Sandbox::new();
     work.train("whole", &[]);
     // No checkpoint is due before the last step: the one that appears is Ctrl-C's.
     let arguments = ["train", "--config", "run.toml", "--set", "output.dir=run", "--set", "checkpoint.every_steps=12"];
@@ -270,7 +270,7 @@ fn ctrl_c_saves_and_says_how_to_go_on() {
 
 #[test]
 fn a_second_ctrl_c_stops_at_once_and_loses_nothing() {
-    let work = Workplace::new();
+    let work = Sandbox::new();
     work.train("whole", &[]);
     let mut child = start(&work, true, 2);
     let run = work.path("killed");
@@ -287,7 +287,7 @@ fn a_second_ctrl_c_stops_at_once_and_loses_nothing() {
 
 #[test]
 fn two_processes_do_not_write_into_one_run() {
-    let work = Workplace::new();
+    let work = Sandbox::new();
     work.train("run", &["train.max_steps=3"]);
     let folder = std::fs::File::open(work.path("run")).unwrap();
     folder.lock().unwrap();

@@ -39,11 +39,11 @@ threads = 2
 "#;
 
 /// A folder for one test: configuration, cache and runs.
-pub(crate) struct Workplace {
+pub(crate) struct Sandbox {
     dir: tempfile::TempDir,
 }
 
-impl Workplace {
+impl Sandbox {
     pub fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("run.toml"), CONFIG).unwrap();
@@ -144,7 +144,7 @@ fn names(dir: &Path) -> Vec<String> {
 
 #[test]
 fn a_run_writes_what_it_promises() {
-    let work = Workplace::new();
+    let work = Sandbox::new();
     let output = work.train("out", &[]);
     let run = work.path("out");
     assert_eq!(
@@ -190,7 +190,7 @@ fn a_run_writes_what_it_promises() {
 
 #[test]
 fn one_two_and_three_threads_agree_bit_for_bit() {
-    let work = Workplace::new();
+    let work = Sandbox::new();
     for threads in ["1", "2", "3"] {
         work.train(threads, &[&format!("hardware.threads={threads}")]);
     }
@@ -200,7 +200,7 @@ fn one_two_and_three_threads_agree_bit_for_bit() {
 
 #[test]
 fn the_resolved_configuration_runs_again_with_the_same_result() {
-    let work = Workplace::new();
+    let work = Sandbox::new();
     work.train("one", &[]);
     let output = work.mpo(&["train", "--config", "one/config.toml", "--set", "output.dir=two"]);
     assert!(output.status.success(), "{}", stderr(&output));
@@ -209,7 +209,7 @@ fn the_resolved_configuration_runs_again_with_the_same_result() {
 
 #[test]
 fn a_dry_run_shows_the_first_row_and_writes_nothing() {
-    let work = Workplace::new();
+    let work = Sandbox::new();
     let output = work.mpo(&["train", "--config", "run.toml", "--set", "output.dir=out", "--dry-run"]);
     assert!(output.status.success(), "{}", stderr(&output));
     let shown = String::from_utf8(output.stdout).unwrap();
@@ -219,7 +219,7 @@ fn a_dry_run_shows_the_first_row_and_writes_nothing() {
 
 #[test]
 fn a_folder_that_holds_something_is_refused() {
-    let work = Workplace::new();
+    let work = Sandbox::new();
     std::fs::create_dir(work.path("out")).unwrap();
     std::fs::write(work.path("out/mine.txt"), "precious").unwrap();
     let error = work.fails(&["train", "--config", "run.toml", "--set", "output.dir=out"]);
@@ -228,7 +228,7 @@ fn a_folder_that_holds_something_is_refused() {
 }
 
 /// The built-in training rows.
-pub(crate) fn rows(work: &Workplace) -> Vec<Value> {
+pub(crate) fn rows(work: &Sandbox) -> Vec<Value> {
     work.mpo(&["train", "--config", "run.toml", "--set", "output.dir=dry", "--dry-run"]);
     let cached = std::fs::read_dir(work.path("cache/builtin")).unwrap().next().unwrap().unwrap().path();
     let text = std::fs::read_to_string(cached.join("train.jsonl")).unwrap();
@@ -250,7 +250,7 @@ fn swap_dominant(row: &mut Value) {
 
 #[test]
 fn failure_signs_are_said_once_and_stand_in_the_summary() {
-    let work = Workplace::new();
+    let work = Sandbox::new();
     let mut rows = rows(&work);
     rows.iter_mut().for_each(swap_dominant);
     write_rows(&work.path("swapped.jsonl"), &rows);
@@ -273,7 +273,7 @@ fn failure_signs_are_said_once_and_stand_in_the_summary() {
 
 #[test]
 fn rows_with_a_small_dominant_gap_are_dropped_and_named() {
-    let work = Workplace::new();
+    let work = Sandbox::new();
     let mut rows = rows(&work);
     let (ids, half) = (rows.iter().map(|row| row["id"].as_str().unwrap().to_owned()).collect::<Vec<_>>(), rows.len() / 2);
     rows[..half].iter_mut().for_each(swap_dominant);
@@ -290,7 +290,7 @@ fn rows_with_a_small_dominant_gap_are_dropped_and_named() {
 
 #[test]
 fn groups_of_a_dominant_pair_are_computed_once() {
-    let work = Workplace::new();
+    let work = Sandbox::new();
     let sizes = ["train.batch_size=6", "train.max_steps=6"];
     work.train("one", &[&sizes[..], &["train.group_by_dominant=true"]].concat());
     let grouped = metrics(&work.path("one"));
