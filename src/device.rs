@@ -94,10 +94,18 @@ pub fn gib(bytes: u64) -> String {
 /// Bytes that can still be allocated: the system's estimate, and what the container's limit leaves. `None` where neither is known.
 pub fn available_memory() -> Option<u64> {
     let system = fs::read_to_string("/proc/meminfo").ok().and_then(|text| kib_of(&text, "MemAvailable:"));
-    let number = |path: &str| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
-    let container =
-        number("/sys/fs/cgroup/memory.max").zip(number("/sys/fs/cgroup/memory.current")).map(|(max, used)| max.saturating_sub(used));
-    system.into_iter().chain(container).min()
+    system.into_iter().chain(container_memory(Path::new("/sys/fs/cgroup"))).min()
+}
+
+/// What the limit of a control group (version 2) leaves; `None` where there is none.
+fn container_memory(group: &Path) -> Option<u64> {
+    let text = |name: &str| fs::read_to_string(group.join(name)).ok();
+    let number = |name: &str| text(name)?.trim().parse::<u64>().ok();
+    // Cached files count as used: after a download that is most of it, and the system takes it back when it is needed.
+    let stat = text("memory.stat").unwrap_or_default();
+    let bytes_of = |key: &str| stat.lines().find_map(|line| line.strip_prefix(key)?.trim().parse::<u64>().ok()).unwrap_or(0);
+    let cached = bytes_of("active_file ") + bytes_of("inactive_file ");
+    Some(number("memory.max")?.saturating_sub(number("memory.current")?.saturating_sub(cached)))
 }
 
 /// Bytes that may still be written where `path` is, or would be made. `None` where the system does not say.
@@ -166,6 +174,20 @@ mod tests {
         }
         need.check_against(Some(200 << 30)).unwrap();
         need.check_against(None).unwrap();
+    }
+
+    #[test]
+    fn cached_files_do_not_count_against_a_containers_limit() {
+        let group = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| fs::write(group.path().join(name), text).unwrap();
+        assert_eq!(container_memory(group.path()), None);
+        write("memory.max", "max\n");
+        write("memory.current", "900\n");
+        assert_eq!(container_memory(group.path()), None, "no limit");
+        write("memory.max", "1000\n");
+        assert_eq!(container_memory(group.path()), Some(100));
+        write("memory.stat", "anon 100\nfile 800\ninactive_file 500\nactive_file 250\nworkingset_refault_file 7\n");
+        assert_eq!(container_memory(group.path()), Some(850));
     }
 
     #[test]

@@ -1,9 +1,18 @@
-//! A progress bar on stderr for work whose length is known; work that is over within a second shows none.
+//! What a person sees of work under way, on stderr: a line now and then, and a bar that is gone when the work is done.
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{BinaryBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
+/// Work that is over sooner shows no bar.
 const HIDDEN_FOR: Duration = Duration::from_secs(1);
+/// A download of more bytes is announced where there is no terminal to show a bar.
+const WORTH_A_LINE: u64 = 16 << 20;
+
+/// Writes a line to stderr. Where nobody reads any more, there is nobody to tell: `eprintln!` would panic.
+pub fn say(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
 
 /// Advances by units of work; gone from the terminal when dropped. Nothing is drawn where stderr is not a terminal.
 pub struct Progress {
@@ -14,8 +23,25 @@ pub struct Progress {
 impl Progress {
     /// `what` stands before the bar, `n_units` is the whole length.
     pub fn new(what: &'static str, n_units: usize) -> Self {
-        let bar = ProgressBar::with_draw_target(Some(n_units as u64), ProgressDrawTarget::hidden()).with_message(what);
-        if let Ok(style) = ProgressStyle::with_template("{msg} {bar:30} {percent}% {elapsed} ETA {eta}") {
+        Self::hidden(what, Some(n_units as u64), "{msg} {bar:30} {percent}% {elapsed} ETA {eta}")
+    }
+
+    /// A download in bytes that goes on from byte `start`; `n_bytes` is the whole file's size where it is known.
+    pub fn download(label: &str, start: u64, n_bytes: Option<u64>) -> Self {
+        if !std::io::stderr().is_terminal() && n_bytes.is_none_or(|n_bytes| n_bytes > WORTH_A_LINE) {
+            let size = n_bytes.map_or_else(|| "unknown size".to_owned(), |n_bytes| BinaryBytes(n_bytes).to_string());
+            say(&format!("downloading {label} ({size})"));
+        }
+        let template = "{msg} {wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}";
+        let progress = Self::hidden(label, n_bytes, template);
+        progress.bar.set_position(start);
+        progress.bar.reset_eta();
+        progress
+    }
+
+    fn hidden(what: &str, length: Option<u64>, template: &str) -> Self {
+        let bar = ProgressBar::with_draw_target(length, ProgressDrawTarget::hidden()).with_message(what.to_owned());
+        if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style);
         }
         Self { bar, started: Instant::now() }

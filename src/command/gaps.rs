@@ -7,9 +7,9 @@ use crate::data::encode::{EncodeReport, Encoded, EncodedPair, EncodedPreference,
 use crate::files::write_atomically;
 use crate::gaps::{self, RowGaps, Under};
 use crate::model::decoder::{Decoder, Purpose};
+use crate::progress::say;
 use crate::reference::{Folders, FrozenScores, Provenance, shared_folder};
 use crate::scoring::KeptStates;
-use crate::train::console::say;
 use crate::{data, device, hub};
 use anyhow::{Context, Result};
 use std::path::Path;

@@ -18,6 +18,7 @@ mod variants;
 
 pub use load::{Argument, load, load_for_scoring, parse};
 pub use paths::is_hub_id;
+pub(crate) use paths::{BUILTIN_TEMPLATES, CHECKPOINT_TEMPLATE};
 pub use problems::{ConfigError, Problem};
 pub use resume::{Change, check_resume, diff, may_change_on_resume};
 pub use variants::*;

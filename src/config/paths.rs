@@ -20,10 +20,12 @@ pub(crate) fn is_address(path: &str) -> bool {
     path.contains("://")
 }
 
-/// Whether `path` is a hub id: it has the form `name/name`, and nothing of that name exists here.
+/// Whether `path` is a hub id: it has the form `name/name`, and nothing of that name exists here. A name has letters, digits, `-`, `_` and
+/// `.`, and begins with a letter, a digit or `_`.
 pub fn is_hub_id(path: &str) -> bool {
-    let is_name = |part: &str| {
-        !part.is_empty() && !part.starts_with('.') && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
+    let is_name = |name: &str| {
+        name.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_')
+            && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
     };
     matches!(path.split_once('/'), Some((owner, name)) if is_name(owner) && is_name(name)) && !Path::new(path).exists()
 }
@@ -65,10 +67,13 @@ mod tests {
 
     #[test]
     fn a_hub_id_is_two_names_and_no_folder() {
-        assert!(is_hub_id("google/gemma-2-9b-it") && is_hub_id("Qwen/Qwen2.5-7B-Instruct"));
-        for path in ["./models/tiny", "models", "../tiny", "/models/tiny", "a/b/c", "~/models", "a/", "https://a.b/c", "builtin:tiny"] {
+        for id in ["google/gemma-2-9b-it", "Qwen/Qwen2.5-7B-Instruct", "a/b", "_x/y.z_1"] {
+            assert!(is_hub_id(id), "{id}");
+        }
+        for path in ["gpt2", "./a", "../a", "a/../b", "/a/b", "a/b/c", "a/", "/a", "~/a", "a b/c", "a/.b", "-a/b", "C:\\x/y"] {
             assert!(!is_hub_id(path), "{path}");
         }
+        assert!(!is_hub_id("https://a.b/c") && !is_hub_id("builtin:tiny"));
         // Tests run in the package's folder: this one exists.
         assert!(!is_hub_id("src/config"));
     }

@@ -49,6 +49,11 @@ impl ConfigError {
         Self { problems }
     }
 
+    /// A problem that shows only when the data is known.
+    pub(crate) fn with_data(message: String) -> Self {
+        Self::new(vec![Problem { place: Place::Nowhere { origin: "with this data".into() }, message }])
+    }
+
     /// In reading order, at least one.
     pub fn problems(&self) -> &[Problem] {
         &self.problems

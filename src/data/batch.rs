@@ -105,8 +105,7 @@ impl PackedBatch {
     /// [`padded_length`] of the longer one.
     pub fn push_pair(&mut self, pair: &EncodedPreference, layout: &Layout) -> PairSpans {
         let responses = [&pair.chosen.tokens, &pair.rejected.tokens].map(Vec::as_slice);
-        let longest = pair.prompt.len() + responses[0].len().max(responses[1].len());
-        let padding = layout.pad_token.map(|token| (token, padded_length(longest)));
+        let padding = layout.pad_token.map(|token| (token, padded_length(pair.longest_sequence())));
         let mut spans = self.push_padded_responses(&pair.prompt, &responses, layout.sharing, padding);
         let rejected = spans.remove(1);
         PairSpans { chosen: spans.remove(0), rejected }

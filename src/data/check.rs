@@ -255,9 +255,10 @@ fn check_encodings(pairs: &[ParallelPair], encoded: &[anyhow::Result<EncodedPair
 }
 
 fn check_gaps(pairs: &[ParallelPair], gaps: &[f64], first_of_dominant: &[bool], bad_share: f64, findings: &mut Findings) {
-    let distinct = pairs.iter().zip(gaps).zip(first_of_dominant).filter(|(_, is_first)| **is_first).map(|(row, _)| row);
-    let n_distinct = first_of_dominant.iter().filter(|is_first| **is_first).count();
-    let negative: Vec<_> = distinct.filter(|(_, gap)| **gap < 0.0).map(|(pair, _)| pair.id.clone()).collect();
+    let is_counted = |((_, gap), is_first): &((_, &f64), &bool)| **is_first && !gap.is_nan();
+    let scored: Vec<_> = pairs.iter().zip(gaps).zip(first_of_dominant).filter(is_counted).map(|(row, _)| row).collect();
+    let n_distinct = scored.len();
+    let negative: Vec<_> = scored.into_iter().filter(|(_, gap)| **gap < 0.0).map(|(pair, _)| pair.id.clone()).collect();
     let share = negative.len() as f64 / n_distinct.max(1) as f64;
     let severity = if share > bad_share { Severity::Wrong } else { Severity::WorthKnowing };
     let detail = format!("{} of {n_distinct} dominant pairs, {:.0} %", negative.len(), 100.0 * share);

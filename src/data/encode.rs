@@ -32,6 +32,11 @@ pub struct EncodedPreference {
 }
 
 impl EncodedPreference {
+    /// Tokens of both sequences with their prompt once, as they are packed.
+    pub fn n_packed(&self) -> usize {
+        self.prompt.len() + self.chosen.tokens.len() + self.rejected.tokens.len()
+    }
+
     /// Tokens of the longer of its two sequences, prompt and response.
     pub fn longest_sequence(&self) -> usize {
         self.prompt.len() + self.chosen.tokens.len().max(self.rejected.tokens.len())
@@ -76,8 +81,9 @@ pub struct EncodeReport {
 pub struct Encoder {
     tokenizer: Tokenizer,
     template: Template,
-    /// The token to put in front of a prompt that does not begin with it.
-    missing_bos: Option<u32>,
+    bos: Option<u32>,
+    /// Whether `bos` is put in front of a prompt that does not begin with it.
+    adds_bos: bool,
     eos: Option<u32>,
     pad: Option<u32>,
     end_of_response: EndOfResponse,
@@ -113,7 +119,8 @@ impl Encoder {
         Ok(Self {
             template: Template::resolve(&config.template, folder, &tokens)?,
             tokenizer,
-            missing_bos: bos.filter(|_| adds_bos),
+            bos,
+            adds_bos,
             eos,
             pad,
             end_of_response: config.end_of_response,
@@ -126,30 +133,22 @@ impl Encoder {
         &self.tokenizer
     }
 
-    pub fn template(&self) -> &Template {
-        &self.template
-    }
-
-    /// The end-of-sequence token, which ends a turn in chat checkpoints.
-    pub fn eos_token(&self) -> Option<u32> {
-        self.eos
-    }
-
     /// What `mean_padded` pads with: the tokenizer's pad token, its end-of-turn token where there is none.
     pub fn pad_token(&self) -> Result<u32> {
         self.pad.or(self.eos).context("the tokenizer has neither a `pad_token` nor an `eos_token` to pad with")
     }
 
-    /// The tokens of a conversation up to where the assistant is to answer, with exactly one BOS where the tokenizer has one.
-    pub fn encode_prompt(&self, messages: &[Message]) -> Result<Vec<u32>> {
-        self.prompt_tokens(&self.template.render(messages, true)?)
-    }
-
+    /// The tokens of a rendered prompt, with exactly one BOS where the tokenizer has one.
     fn prompt_tokens(&self, text: &str) -> Result<Vec<u32>> {
         let mut tokens = self.tokens(text)?;
         // A template that renders BOS itself needs no other; one that does not relies on the tokenizer to add it.
-        if let Some(bos) = self.missing_bos.filter(|bos| tokens.first() != Some(bos)) {
+        if let Some(bos) = self.bos.filter(|bos| self.adds_bos && tokens.first() != Some(bos)) {
             tokens.insert(0, bos);
+        }
+        if let (Some(bos), [first, second, ..]) = (self.bos, tokens.as_slice())
+            && [*first, *second] == [bos, bos]
+        {
+            bail!("the chat template begins a prompt with two beginning-of-sequence tokens; the model was trained with one");
         }
         // The first response token is predicted from the last prompt token, so there must be one.
         if tokens.is_empty() {

@@ -7,7 +7,7 @@
 //! With `group_by_dominant` the unit of shuffling is the group of rows that share a dominant pair, else the single row. A unit is never split:
 //! the step computes a batch's dominant pairs once each, and cuts into micro-batches only what no rows share.
 
-use crate::config::TrainConfig;
+use crate::config::{ConfigError, TrainConfig};
 use crate::data::encode::EncodedPair;
 use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
@@ -47,11 +47,12 @@ impl Loader {
         let units = if config.group_by_dominant { grouped(dominant_of) } else { (0..dominant_of.len()).map(|row| vec![row]).collect() };
         let largest = units.iter().map(Vec::len).max().unwrap_or(0);
         if largest > config.batch_size {
-            bail!(
+            let problem = ConfigError::with_data(format!(
                 "`train.group_by_dominant` keeps rows that share a dominant pair in one batch, and {largest} rows share one, but a batch holds {}: \
                  set `train.batch_size` to at least {largest}",
                 config.batch_size
-            );
+            ));
+            return Err(problem.into());
         }
         let mut loader = Self {
             units,
@@ -331,7 +332,9 @@ mod tests {
     #[test]
     fn a_batch_smaller_than_a_group_is_refused_with_the_numbers() {
         let grouped = TrainConfig { group_by_dominant: true, ..config(2) };
-        let error = Loader::new(&[0, 0, 0, 1], &grouped).unwrap_err().to_string();
+        let error = Loader::new(&[0, 0, 0, 1], &grouped).unwrap_err();
+        assert!(error.is::<ConfigError>(), "status 2, as for any other problem of the configuration");
+        let error = error.to_string();
         assert!(error.contains("3 rows share one") && error.contains("holds 2"), "{error}");
     }
 

@@ -7,7 +7,7 @@
 pub mod batch;
 pub mod check;
 pub mod encode;
-pub mod language;
+mod language;
 mod llamafactory;
 pub mod loader;
 pub mod pair;
@@ -15,7 +15,7 @@ mod parallel;
 mod rows;
 pub mod template;
 pub mod tokenizer_config;
-pub mod truncate;
+mod truncate;
 
 use crate::config::{DataConfig, DataFormat};
 use anyhow::{Context, Result, bail};

@@ -47,6 +47,11 @@ fn read_array(text: &str) -> Vec<RawRow> {
         line += count_lines(&text.as_bytes()[position..position + skipped]);
         position += skipped;
         if text[position..].starts_with(']') {
+            let behind = text[position + 1..].trim_start();
+            if !behind.is_empty() {
+                let line = 1 + count_lines(&text.as_bytes()[..text.len() - behind.len()]);
+                rows.push(RawRow { line, value: Err("the array of rows ends before this line, but the file goes on".into()) });
+            }
             return rows;
         }
         let mut values = serde_json::Deserializer::from_str(&text[position..]).into_iter::<Value>();
@@ -112,11 +117,11 @@ impl<'a> Fields<'a> {
         value.as_str().with_context(|| format!("key `{}` must be a string, but is {}", self.path(key), kind(value)))
     }
 
-    /// A language code, empty where the row gives none: it is detected later.
+    /// A language code in lower case (`zh-cn`), empty where the row gives none: it is detected later.
     pub fn language(&self, key: &str) -> Result<String> {
         match self.object.get(key) {
             None | Some(Value::Null) => Ok(String::new()),
-            Some(_) => Ok(self.text(key)?.trim().to_owned()),
+            Some(_) => Ok(self.text(key)?.trim().to_ascii_lowercase()),
         }
     }
 

@@ -8,6 +8,7 @@ mod globals;
 
 use super::pair::{Message, Role};
 use super::tokenizer_config::TokenizerConfig;
+use crate::config::{BUILTIN_TEMPLATES, CHECKPOINT_TEMPLATE};
 use anyhow::{Context, Result, anyhow, bail};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, Value, context};
@@ -26,7 +27,7 @@ impl Template {
     ///
     /// `folder` is the checkpoint's. Its `chat_template.jinja` wins over the template in `tokenizer_config.json`, as in transformers.
     pub fn resolve(choice: &str, folder: &Path, config: &TokenizerConfig) -> Result<Self> {
-        if choice == "checkpoint" {
+        if choice == CHECKPOINT_TEMPLATE {
             let file = folder.join("chat_template.jinja");
             if file.exists() {
                 return Self::from_file(&file, config);
@@ -46,7 +47,10 @@ impl Template {
         if Path::new(choice).is_file() {
             return Self::from_file(Path::new(choice), config);
         }
-        bail!("`data.template` is `{choice}`: it must be `checkpoint`, {}, or the path of a Jinja file that exists", builtin_names())
+        bail!(
+            "`data.template` is `{choice}`: it must be `{CHECKPOINT_TEMPLATE}`, {}, or the path of a Jinja file that exists",
+            builtin_names()
+        )
     }
 
     fn from_file(path: &Path, config: &TokenizerConfig) -> Result<Self> {
@@ -91,5 +95,5 @@ fn role_name(role: Role) -> &'static str {
 }
 
 fn builtin_names() -> String {
-    builtin::BUILTIN.map(|(name, _)| format!("`{name}`")).join(", ")
+    BUILTIN_TEMPLATES.map(|name| format!("`{name}`")).join(", ")
 }

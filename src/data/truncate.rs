@@ -27,17 +27,13 @@ pub fn fit(preference: &mut EncodedPreference, max_tokens: usize, policy: OnOver
     if n_tokens <= max_tokens {
         return Fit::Whole;
     }
-    let before = total(preference);
+    let before = preference.n_packed();
     let fits = match policy {
         OnOverlong::Truncate => cut_responses(preference, max_tokens),
         OnOverlong::Released => cut_as_released(preference, max_tokens),
         OnOverlong::Drop | OnOverlong::Error => false,
     };
-    if fits { Fit::Cut { n_lost: before - total(preference) } } else { Fit::Overlong { n_tokens } }
-}
-
-fn total(preference: &EncodedPreference) -> usize {
-    preference.prompt.len() + preference.chosen.tokens.len() + preference.rejected.tokens.len()
+    if fits { Fit::Cut { n_lost: before - preference.n_packed() } } else { Fit::Overlong { n_tokens } }
 }
 
 fn cut_responses(preference: &mut EncodedPreference, max_tokens: usize) -> bool {

@@ -6,6 +6,7 @@ use super::transfer::{Client, Failure, Request};
 use super::{Source, builtin, refuse_revision};
 use crate::config::DataConfig;
 use crate::digest::{contents_of, hex};
+use crate::progress::say;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
@@ -57,7 +58,7 @@ fn verify(file: &Path, expected: Option<&str>) -> Result<()> {
         file.display()
     );
     if RELEASED.contains(&actual.as_str()) {
-        eprintln!("{RELEASED_LICENCE}");
+        say(RELEASED_LICENCE);
     }
     Ok(())
 }
@@ -97,7 +98,7 @@ fn download(environment: &Environment, url: &str, sha256: Option<&str>) -> Resul
         Failure::Other(error) => error,
     })?;
     if sha256.is_none() {
-        eprintln!("hint: `sha256 = \"{digest}\"` under [data] makes sure that every run gets this file");
+        say(&format!("hint: `sha256 = \"{digest}\"` under [data] makes sure that every run gets this file"));
     }
     Ok(file)
 }

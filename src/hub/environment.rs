@@ -11,7 +11,7 @@ const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
 /// Everything outside the configuration that decides where files come from.
 #[derive(Debug, Clone)]
 pub struct Environment {
-    /// `HF_HUB_CACHE`, else `HF_HOME/hub`: shared with transformers.
+    /// `HF_HUB_CACHE`, else `HF_HOME/hub` (by default in the user's cache folder): shared with transformers.
     pub hub_cache: PathBuf,
     /// `MPO_CACHE`, else `mpo` in the user's cache folder.
     pub mpo_cache: PathBuf,
@@ -61,18 +61,16 @@ impl Environment {
         let is_on = |name| text(name).is_some_and(|value| matches!(value.to_ascii_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE"));
 
         let user_cache = user_cache_dir(&path);
-        let no_home = |name: &str| format!("cannot tell where the user's cache folder is; set {name} to a folder");
         let mpo_cache = match path("MPO_CACHE") {
             Some(cache) => cache,
-            None => user_cache.context(no_home("MPO_CACHE"))?.join("mpo"),
+            None => user_cache.context("cannot tell where the user's cache folder is; set MPO_CACHE to a folder")?.join("mpo"),
         };
         // huggingface_hub uses ~/.cache on every system.
         let unix_cache = path("XDG_CACHE_HOME").or_else(|| home(&path).map(|home| home.join(".cache")));
         let hub_home = path("HF_HOME").or_else(|| unix_cache.map(|cache| cache.join("huggingface")));
-        let hub_cache = match path("HF_HUB_CACHE") {
-            Some(cache) => cache,
-            None => hub_home.as_ref().context(no_home("HF_HOME"))?.join("hub"),
-        };
+        let in_home = || hub_home.as_ref().map(|home| home.join("hub"));
+        // Without a home folder, as services often are, everything lies in our own cache.
+        let hub_cache = path("HF_HUB_CACHE").or_else(in_home).unwrap_or_else(|| mpo_cache.join("huggingface/hub"));
         let token_file = path("HF_TOKEN_PATH").or_else(|| hub_home.map(|home| home.join("token")));
         let token = text("HF_TOKEN").as_deref().and_then(Token::new).or_else(|| token_file.and_then(|file| read_token(&file)));
         let endpoint = text("HF_ENDPOINT").unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned());
@@ -145,5 +143,6 @@ mod tests {
     fn no_home_names_the_variable_to_set() {
         let error = Environment::from_variables(&|_| None).unwrap_err().to_string();
         assert!(error.contains("MPO_CACHE"), "{error}");
+        assert_eq!(environment(&[("MPO_CACHE", "/mpo")]).hub_cache, Path::new("/mpo/huggingface/hub"), "and that is enough");
     }
 }

@@ -11,7 +11,7 @@ mod transfer;
 
 pub use environment::{Environment, Token};
 
-use crate::config::DataConfig;
+use crate::config::{DataConfig, is_hub_id};
 use anyhow::{Context, Result, bail, ensure};
 use repository::Repository;
 use std::path::{Path, PathBuf};
@@ -104,33 +104,9 @@ impl<'a> Source<'a> {
     }
 }
 
-/// `org/name`, each of letters, digits, `-`, `_` and `.`, not beginning with a dot.
-fn is_hub_id(path: &str) -> bool {
-    let is_name = |name: &str| {
-        name.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_')
-            && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
-    };
-    path.split_once('/').is_some_and(|(org, name)| is_name(org) && is_name(name))
-}
-
 fn refuse_revision(path: &str, revision: Option<&str>) -> Result<()> {
     if let Some(revision) = revision {
         bail!("revision `{revision}` has no effect: `{path}` is not on the hub; remove it");
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn hub_ids_have_two_names() {
-        for id in ["google/gemma-2-9b-it", "a/b", "HuggingFaceTB/SmolLM2-135M-Instruct", "_x/y.z_1"] {
-            assert!(is_hub_id(id), "{id}");
-        }
-        for path in ["gpt2", "./a", "../a", "a/../b", "/a/b", "a/b/c", "a/", "/a", "~/a", "a b/c", "a/.b", "C:\\x/y"] {
-            assert!(!is_hub_id(path), "{path}");
-        }
-    }
 }

@@ -6,15 +6,13 @@
 
 use super::environment::Environment;
 use super::transfer::{Client, Failure, Request};
+use crate::model::weights::{INDEX_FILE, SINGLE_FILE, shard_files};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-
-const SINGLE_FILE: &str = "model.safetensors";
-const INDEX_FILE: &str = "model.safetensors.index.json";
 
 pub(super) struct Repository<'a> {
     environment: &'a Environment,
@@ -152,8 +150,7 @@ impl<'a> Repository<'a> {
              another revision (`refs/pr/1`)",
             self.id
         );
-        let shards = shards(&index).with_context(|| format!("`{}` is not a safetensors index", index.display()))?;
-        shards
+        shard_files(&index)?
             .iter()
             .map(|shard| {
                 find(shard).with_context(|| format!("the index of `{}` names the shard `{shard}`, which the repository lacks", self.id))
@@ -272,21 +269,7 @@ fn has_model(dir: &Path) -> bool {
 
 fn has_weights(dir: &Path) -> bool {
     let has_all = |shards: BTreeSet<String>| !shards.is_empty() && shards.iter().all(|shard| dir.join(shard).is_file());
-    dir.join(SINGLE_FILE).is_file() || shards(&dir.join(INDEX_FILE)).is_ok_and(has_all)
-}
-
-/// The shard files that an index names.
-fn shards(index: &Path) -> Result<BTreeSet<String>> {
-    #[derive(Deserialize)]
-    struct Index {
-        weight_map: BTreeMap<String, String>,
-    }
-    let index: Index = serde_json::from_slice(&fs::read(index)?)?;
-    let shards: BTreeSet<String> = index.weight_map.into_values().collect();
-    for shard in &shards {
-        ensure!(is_plain_file(shard) && shard.ends_with(".safetensors"), "`{shard}` is not the name of a safetensors file");
-    }
-    Ok(shards)
+    dir.join(SINGLE_FILE).is_file() || shard_files(&dir.join(INDEX_FILE)).is_ok_and(has_all)
 }
 
 /// A file at the top of a repository.

@@ -5,8 +5,8 @@
 
 use super::environment::{Environment, Token};
 use crate::digest::{contents_of, hex};
+use crate::progress::Progress;
 use anyhow::{Context, anyhow};
-use indicatif::{BinaryBytes, ProgressBar, ProgressStyle};
 use sha2::{Digest, Sha256};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
@@ -20,7 +20,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(60);
 const ATTEMPTS: u32 = 5;
 const BUFFER_BYTES: usize = 1 << 20;
-const WORTH_A_LINE: u64 = 16 << 20;
 
 /// What to fetch, and what is known about it beforehand.
 pub(super) struct Request<'a> {
@@ -173,10 +172,8 @@ impl Client {
         let mut hash = Sha256::new();
         hash_rest(file, &mut hash).context("cannot read the partial file")?;
 
-        let bar = progress_bar(request.label, start, n_bytes);
-        let received = copy(&mut response.body_mut().as_reader(), file, &mut hash, &bar);
-        bar.finish_and_clear();
-        let received = start + received?;
+        let progress = Progress::download(request.label, start, n_bytes);
+        let received = start + copy(&mut response.body_mut().as_reader(), file, &mut hash, &progress)?;
         match n_bytes {
             Some(n_bytes) if received < n_bytes => {
                 Err(Failure::Broken(format!("the transfer broke off after {received} of {n_bytes} bytes")))
@@ -211,7 +208,7 @@ fn header<'a>(response: &'a http::Response<Body>, name: &str) -> Option<&'a str>
 }
 
 /// Copies all of `body` to the end of `file`; the number of bytes.
-fn copy(body: &mut impl Read, file: &mut File, hash: &mut Sha256, bar: &ProgressBar) -> Result<u64, Failure> {
+fn copy(body: &mut impl Read, file: &mut File, hash: &mut Sha256, progress: &Progress) -> Result<u64, Failure> {
     let mut buffer = vec![0; BUFFER_BYTES];
     let mut total = 0;
     loop {
@@ -223,7 +220,7 @@ fn copy(body: &mut impl Read, file: &mut File, hash: &mut Sha256, bar: &Progress
         };
         file.write_all(&buffer[..n]).context("cannot write the partial file; is the disk full?")?;
         hash.update(&buffer[..n]);
-        bar.inc(n as u64);
+        progress.advance(n);
         total += n as u64;
     }
 }
@@ -237,23 +234,4 @@ fn hash_rest(file: &mut File, hash: &mut Sha256) -> io::Result<()> {
             n => hash.update(&buffer[..n]),
         }
     }
-}
-
-/// On standard error; where that is not a terminal, one line for a file that takes a while.
-fn progress_bar(label: &str, start: u64, n_bytes: Option<u64>) -> ProgressBar {
-    let bar = match n_bytes {
-        Some(n_bytes) => ProgressBar::new(n_bytes),
-        None => ProgressBar::no_length(),
-    };
-    if let Ok(style) = ProgressStyle::with_template("{msg} {wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}") {
-        bar.set_style(style);
-    }
-    bar.set_message(label.to_owned());
-    bar.set_position(start);
-    bar.reset_eta();
-    if bar.is_hidden() && n_bytes.is_none_or(|n_bytes| n_bytes > WORTH_A_LINE) {
-        let size = n_bytes.map_or_else(|| "unknown size".to_owned(), |n_bytes| BinaryBytes(n_bytes).to_string());
-        eprintln!("downloading {label} ({size})");
-    }
-    bar
 }

@@ -60,10 +60,7 @@ struct Saved {
 impl Decoder {
     /// Loads a Hugging Face folder: `config.json` and safetensors, whose names and shapes are checked before anything is read.
     pub fn load(dir: &Path, compute: ComputeDtype, purpose: Purpose) -> Result<Self> {
-        let path = dir.join("config.json");
-        let config = std::fs::read_to_string(&path).with_context(|| format!("cannot read `{}`", path.display()))?;
-        let config = serde_json::from_str(&config).with_context(|| format!("`{}` is not valid JSON", path.display()))?;
-        let description = family::describe(&config).with_context(|| format!("in `{}`", path.display()))?;
+        let description = family::describe_folder(dir)?;
         let checkpoint = Checkpoint::open(dir)?;
         family::check_weights(&description, &checkpoint)
             .with_context(|| format!("the weights in `{}` do not fit its config.json", dir.display()))?;
@@ -111,6 +108,7 @@ impl Decoder {
     /// N packed tokens to final-norm hidden states `[N, D]`.
     pub fn forward(&self, batch: &PackedBatch, keep: Keep) -> Result<Forward> {
         ensure!(batch.n_tokens() > 0, "a batch without tokens");
+        self.check_padding(batch)?;
         let ropes: Vec<_> = self.description.ropes.iter().map(|rope| RopeTable::new(&rope.inverse_frequencies, &batch.positions)).collect();
         let layout = Layout { segments: &batch.segments, ropes: &ropes };
         let mut x = embedding::forward(&self.embeddings.value, &batch.tokens, self.embedding_scale())?;
@@ -132,6 +130,21 @@ impl Decoder {
             last_r,
         });
         Ok(Forward { hidden_ND, saved })
+    }
+
+    /// Attention over no key at all has no value: frameworks return zeros, NaN or a mean over everything, depending on the kernel.
+    fn check_padding(&self, batch: &PackedBatch) -> Result<()> {
+        let Some(window) = self.description.layers.iter().filter_map(|layer| layer.window).min() else { return Ok(()) };
+        for segment in batch.segments.iter().filter(|segment| !segment.sees_itself) {
+            // The last of n padding rows sees the positions above its own minus the window; the first n of these are padding.
+            ensure!(
+                segment.rows.len() < window,
+                "`retention.pooling` = \"mean_padded\" is not defined here: {} positions of padding follow a sequence, and this model's sliding \
+                 window of {window} reaches no token from the last of them; choose another pooling, or drop rows with answers of such unequal length",
+                segment.rows.len()
+            );
+        }
+        Ok(())
     }
 
     /// Adds to all gradient buffers, from the gradient of the final-norm hidden states `[N, D]`. Takes the saved activations and frees

@@ -1,20 +1,7 @@
 //! What a decoder is made of: one description covers Llama, Qwen and Gemma; a family file fills it from `config.json`.
 
-/// How the weight of an RMS norm acts.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum NormStyle {
-    /// `x / rms(x) * w`
-    Plain,
-    /// `x / rms(x) * (1 + w)` (Gemma)
-    OnePlus,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Activation {
-    Silu,
-    GeluTanh,
-    Gelu,
-}
+pub use crate::ops::activation::Activation;
+pub use crate::ops::rms_norm::NormStyle;
 
 /// Names, within `model.layers.N.`, of the norms around attention and MLP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

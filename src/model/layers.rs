@@ -2,7 +2,7 @@
 //!
 //! Projections with the same input are one fused matrix, so that one product computes them all; the checkpoint's tensors are bands of its rows.
 
-use super::description::DecoderDescription;
+use super::description::{DecoderDescription, NormStyle};
 use super::parameter::Parameter;
 use super::weights::Checkpoint;
 use crate::config::ComputeDtype;
@@ -79,7 +79,7 @@ impl Builder<'_> {
 
 /// `y = x Wᵀ + b`
 #[derive(Debug)]
-pub struct Linear {
+pub(super) struct Linear {
     weight: Tensor,
     weight_gradient: Option<Tensor>,
     bias: Option<Tensor>,
@@ -107,11 +107,11 @@ impl Linear {
 
 /// RMS norm over rows or over the heads of a row.
 #[derive(Debug)]
-pub struct Norm {
+pub(super) struct Norm {
     weight: Tensor,
     gradient: Option<Tensor>,
     eps: f64,
-    style: super::description::NormStyle,
+    style: NormStyle,
 }
 
 impl Norm {

@@ -1,9 +1,9 @@
 //! The decoder, its blocks and its weights; one small file per family. Knows nothing of training.
 
-pub mod block;
+mod block;
 pub mod decoder;
 pub mod description;
 pub mod family;
-pub mod layers;
+mod layers;
 pub mod parameter;
 pub mod weights;

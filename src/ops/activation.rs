@@ -2,10 +2,17 @@
 
 use super::real::vectorized;
 use super::{Real, read, rows_per_task, tensor};
-use crate::model::description::Activation;
 use anyhow::Result;
 use candle_core::Tensor;
 use rayon::prelude::*;
+
+/// What the gate goes through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    Silu,
+    GeluTanh,
+    Gelu,
+}
 
 /// `gate_up [N, 2F]` to `[N, F]`.
 pub fn forward(gate_up: &Tensor, activation: Activation) -> Result<Tensor> {

@@ -268,11 +268,10 @@ impl Attention {
                 multiply(&mut d_scores[first..], block.n_keys, Write::Overwrite, T::ONE, d_out_block, values_t, Threads::One);
                 first += keys.len();
             }
-            let row_of =
-                |values: &'_ [T], row: usize| -> Range<usize> { (row * width + head * hd).min(values.len())..row * width + head * hd + hd };
+            let columns = |row: usize| row * width + head * hd..row * width + head * hd + hd;
             vectorized(|| {
                 for (i, row) in block.rows.clone().enumerate() {
-                    let delta = dot(&d_out[row_of(d_out, row)], &out[row_of(out, row)]);
+                    let delta = dot(&d_out[columns(row)], &out[columns(row)]);
                     let keys = i * block.n_keys..(i + 1) * block.n_keys;
                     self.softmax_backward_row(
                         &mut probabilities[keys.clone()],

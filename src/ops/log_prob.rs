@@ -232,19 +232,8 @@ mod tests {
                 assert!((fast - loss(&hidden, &weight, soft_cap)).abs() < 1e-5);
                 let (dh, dw) = (tensor(vec![0.0; n * d], &[n, d]).unwrap(), tensor(vec![0.0; v * d], &[v, d]).unwrap());
                 head.backward_in_chunks(&h, &w, &targets(), &gradients, &dh, Some(&dw), chunk).unwrap();
-                for (what, gradient, at) in
-                    [("hidden", read(&dh).unwrap().to_vec(), &hidden), ("weight", read(&dw).unwrap().to_vec(), &weight)]
-                {
-                    for i in 0..at.len() {
-                        let moved = |step: f64| {
-                            let mut at = at.clone();
-                            at[i] += step;
-                            if what == "hidden" { loss(&at, &weight, soft_cap) } else { loss(&hidden, &at, soft_cap) }
-                        };
-                        let numeric = (moved(1e-6) - moved(-1e-6)) / 2e-6;
-                        assert!((numeric - f64::from(gradient[i])).abs() < 1e-5, "{what}[{i}]");
-                    }
-                }
+                check::gradient_of_f32("hidden", &hidden, &read(&dh).unwrap(), |h| loss(h, &weight, soft_cap));
+                check::gradient_of_f32("weight", &weight, &read(&dw).unwrap(), |w| loss(&hidden, w, soft_cap));
             }
         }
     }
@@ -265,17 +254,8 @@ mod tests {
             let logits = head.logits(&h, &w).unwrap();
             let dw = tensor(vec![0.0; v * d], &[v, d]).unwrap();
             let dh = head.logits_backward(&h, &w, &logits, check::to_f32(&gradient), Some(&dw)).unwrap();
-            for (what, gradient, at) in [("hidden", dh, &hidden), ("weight", read(&dw).unwrap().to_vec(), &weight)] {
-                for i in 0..at.len() {
-                    let moved = |step: f64| {
-                        let mut at = at.clone();
-                        at[i] += step;
-                        if what == "hidden" { loss(&at, &weight) } else { loss(&hidden, &at) }
-                    };
-                    let numeric = (moved(1e-6) - moved(-1e-6)) / 2e-6;
-                    assert!((numeric - f64::from(gradient[i])).abs() < 1e-5, "cap {soft_cap:?}, {what}[{i}]");
-                }
-            }
+            check::gradient_of_f32("hidden", &hidden, &dh, |h| loss(h, &weight));
+            check::gradient_of_f32("weight", &weight, &read(&dw).unwrap(), |w| loss(&hidden, w));
         }
     }
 

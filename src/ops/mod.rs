@@ -14,10 +14,10 @@
 pub mod activation;
 pub mod attention;
 pub mod embedding;
-pub mod gemm;
+mod gemm;
 pub mod linear;
 pub mod log_prob;
-pub mod real;
+mod real;
 pub mod rms_norm;
 pub mod rope;
 
@@ -121,6 +121,21 @@ pub(crate) mod check {
                 "{what}[{i}]: analytic {}, numeric {numeric}, scale {scale}",
                 gradient[i]
             );
+        }
+    }
+
+    /// Asserts that an f32 gradient is the derivative of the f64 `loss`: to 1e-5, what f32 leaves of values near 1.
+    pub fn gradient_of_f32(what: &str, at: &[f64], gradient: &[f32], loss: impl Fn(&[f64]) -> f64) {
+        assert_eq!(at.len(), gradient.len(), "{what}");
+        let mut moved = at.to_vec();
+        for (i, &gradient) in gradient.iter().enumerate() {
+            let mut loss_at = |value: f64| {
+                moved[i] = value;
+                loss(&moved)
+            };
+            let numeric = (loss_at(at[i] + 1e-6) - loss_at(at[i] - 1e-6)) / 2e-6;
+            moved[i] = at[i];
+            assert!((numeric - f64::from(gradient)).abs() < 1e-5, "{what}[{i}]: analytic {gradient}, numeric {numeric}");
         }
     }
 

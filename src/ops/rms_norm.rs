@@ -5,13 +5,21 @@
 
 use super::real::{dot, vectorized};
 use super::{Real, read, rows_per_task, tensor, update};
-use crate::model::description::NormStyle;
 use anyhow::Result;
 use candle_core::Tensor;
 use rayon::prelude::*;
 
 /// Rows whose part of `dg` is summed as one: fixed, so that the order of the sum is.
 const ROWS_PER_PARTIAL_SUM: usize = 64;
+
+/// How the weight of a norm acts.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum NormStyle {
+    /// `x / rms(x) * w`
+    Plain,
+    /// `x / rms(x) * (1 + w)` (Gemma)
+    OnePlus,
+}
 
 /// Which columns of a row are normed: `n_heads` runs of `head_dim` values each, from column `first` on. A whole row is one run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

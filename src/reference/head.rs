@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 const WEIGHT: &str = "lm_head.weight";
@@ -48,13 +49,12 @@ impl FrozenHead {
         let saved = SavedHead { vocab_size: self.vocab_size()?, soft_cap: self.head.soft_cap, sha256: tensor_digest(&self.weight)? };
         let temporary = run.join(format!(".head.{}.tmp", std::process::id()));
         let replace = || -> Result<()> {
+            // A run that was killed here may have had this process's number: in a container it often is the same.
+            remove_if_there(&temporary)?;
             fs::create_dir_all(&temporary)?;
             let (shape, values) = (self.weight.dims(), ops::read(&self.weight)?);
             weights::save(&temporary, &[TensorToSave { name: WEIGHT, shape, values: &values, dtype: SavedDtype::F32 }], u64::MAX)?;
-            fs::remove_dir_all(folder(run)).or_else(|error| match error.kind() {
-                std::io::ErrorKind::NotFound => Ok(()),
-                _ => Err(error),
-            })?;
+            remove_if_there(&folder(run))?;
             Ok(fs::rename(&temporary, folder(run))?)
         };
         replace()
@@ -75,4 +75,8 @@ impl FrozenHead {
 
 fn folder(run: &Path) -> PathBuf {
     run.join("head")
+}
+
+fn remove_if_there(folder: &Path) -> std::io::Result<()> {
+    fs::remove_dir_all(folder).or_else(|error| if error.kind() == ErrorKind::NotFound { Ok(()) } else { Err(error) })
 }

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 /// Raised by whoever changes a bit of what a forward computes: older entries are then scored anew.
-pub const ENGINE_VERSION: u32 = 1;
+const ENGINE_VERSION: u32 = 1;
 
 const MEAN_PADDED: KeptStates = KeptStates::Pooled(Pooling::MeanPadded);
 

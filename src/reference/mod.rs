@@ -9,7 +9,7 @@ mod head;
 mod key;
 
 pub use head::FrozenHead;
-pub use key::{ENGINE_VERSION, Provenance, weights_digest};
+pub use key::{Provenance, weights_digest};
 
 use crate::data::encode::EncodedPreference;
 use crate::files::write_atomically;
@@ -93,10 +93,10 @@ impl FrozenScores {
             }
         }
         report.n_scored = missing.len();
-        let progress = Progress::new("reference scores", missing.iter().map(|pair| n_tokens(pair)).sum());
+        let progress = Progress::new("reference scores", missing.iter().map(|pair| pair.n_packed()).sum());
         for packed in split_by_tokens(&missing) {
             scores.compute(model, packed, &mut report)?;
-            progress.advance(packed.iter().map(|pair| n_tokens(pair)).sum());
+            progress.advance(packed.iter().map(|pair| pair.n_packed()).sum());
         }
         Ok((scores, report))
     }
@@ -220,20 +220,15 @@ pub fn shared_folder() -> Option<PathBuf> {
     Some(Environment::from_process().ok()?.mpo_cache.join("reference"))
 }
 
-/// Packed tokens of a pair whose responses share their prompt.
-fn n_tokens(pair: &EncodedPreference) -> usize {
-    pair.prompt.len() + pair.chosen.tokens.len() + pair.rejected.tokens.len()
-}
-
 /// Cuts `pairs` into runs of at most [`TOKENS_PER_FORWARD`] tokens; a longer pair stands alone.
 fn split_by_tokens<'a, 'b>(pairs: &'b [&'a EncodedPreference]) -> Vec<&'b [&'a EncodedPreference]> {
     let mut runs = Vec::new();
     let (mut start, mut n_packed) = (0, 0);
     for (index, pair) in pairs.iter().enumerate() {
-        n_packed += n_tokens(pair);
+        n_packed += pair.n_packed();
         if n_packed > TOKENS_PER_FORWARD && index > start {
             runs.push(&pairs[start..index]);
-            (start, n_packed) = (index, n_tokens(pair));
+            (start, n_packed) = (index, pair.n_packed());
         }
     }
     if start < pairs.len() {
@@ -257,7 +252,7 @@ mod tests {
         let pairs = [1000, 1000, 48, 1, 5000, 3, 3].map(|n| pair(n.max(3)));
         let pairs: Vec<&EncodedPreference> = pairs.iter().collect();
         let sizes: Vec<Vec<usize>> =
-            split_by_tokens(&pairs).iter().map(|packed| packed.iter().map(|pair| n_tokens(pair)).collect()).collect();
+            split_by_tokens(&pairs).iter().map(|packed| packed.iter().map(|pair| pair.n_packed()).collect()).collect();
         assert_eq!(sizes, [vec![1000, 1000, 48], vec![3], vec![5000], vec![3, 3]]);
     }
 }

@@ -99,7 +99,7 @@ fn languages_are_read_where_given_and_detected_elsewhere() {
     given["annotator"] = json!({"anything": "else"});
     let pairs = load_text(&lines(&[llamafactory_row(), given]), &DataConfig::default()).unwrap();
     let langs: Vec<_> = pairs.iter().map(|pair| (pair.dominant.lang.as_str(), pair.target.lang.as_str())).collect();
-    assert_eq!(langs, [("en", "ja"), ("en", "ja-JP")]);
+    assert_eq!(langs, [("en", "ja"), ("en", "ja-jp")], "in lower case, as `data.languages` has them");
 
     // The dominant language is whatever stands under that key.
     let mut swapped = parallel_row();
@@ -168,6 +168,10 @@ fn rows_of_an_array_have_lines_too() {
         let error = refusal(cut, &DataConfig::default());
         assert!(error.contains("not valid JSON: EOF while parsing"), "{error}");
     }
+    // Two files joined into one: the second half must not vanish.
+    let error = refusal(&format!("{array}\n{array}"), &DataConfig::default());
+    let line = 1 + array.lines().count();
+    assert!(error.contains(&format!("rows.jsonl:{line}: row 2: not valid JSON: the array of rows ends before this line")), "{error}");
     let row = llamafactory_row().to_string();
     let error = refusal(&format!("[{row},\n {}]", row.replacen(':', "", 1)), &DataConfig::default());
     let column = 1 + row.find(':').unwrap() + 1;
@@ -317,6 +321,7 @@ fn lengths_and_limits_are_those_of_the_encoder() {
     let finding = negative.findings.iter().find(|finding| finding.kind == FindingKind::NegativeGap).unwrap();
     assert_eq!((finding.severity, finding.detail.as_deref()), (Severity::Wrong, Some("1 of 1 dominant pairs, 100 %")));
     assert_eq!(found(&report(OnOverlong::Truncate, Some(&[0.5, 0.5])), FindingKind::NegativeGap), [""; 0]);
+    assert_eq!(found(&report(OnOverlong::Truncate, Some(&[f64::NAN, f64::NAN])), FindingKind::NegativeGap), [""; 0], "not scored");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! All integration tests in one executable: each would link the whole engine again.
 
+mod architecture;
 mod candle_transformers;
 mod cli;
 mod config;

@@ -213,3 +213,33 @@ fn the_digest_of_weights_sees_every_weight_and_not_the_threads() {
     other_rope["rope_theta"] = serde_json::json!(500000.0);
     assert_ne!(weights_digest(&model(&other_rope, 1)).unwrap(), digest);
 }
+
+#[test]
+fn padding_beyond_a_sliding_window_is_refused() {
+    let policy = model(&gemma2(64, VOCABULARY), 1);
+    let config = config(RetentionKind::Hidden, Pooling::MeanPadded);
+    let mut row = rows(1, 60, VOCABULARY, 3).remove(0);
+    // Windows of 8 tokens: after 9 + 16 tokens, filled up to 32, the last row of padding still sees one.
+    row.dominant.prompt.truncate(9);
+    row.dominant.chosen.tokens = vec![7; 16];
+    row.dominant.rejected.tokens = vec![8; 16];
+    let provenance = provenance(&policy, &config);
+    FrozenScores::score(&policy, &[&row.dominant], provenance.clone(), Folders::default()).unwrap();
+    row.dominant.rejected.tokens.pop();
+    let error = FrozenScores::score(&policy, &[&row.dominant], provenance, Folders::default()).unwrap_err().to_string();
+    assert!(error.contains("mean_padded") && error.contains("8 positions of padding") && error.contains("window of 8"), "{error}");
+}
+
+#[test]
+fn a_head_that_was_being_written_when_the_run_was_killed_is_written_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let policy = model(&llama(64, VOCABULARY), 1);
+    let (rows, config) = (rows(2, 40, VOCABULARY, 3), config(RetentionKind::Kl, Pooling::Last));
+    let leftover = dir.path().join(format!(".head.{}.tmp", std::process::id()));
+    fs::create_dir(&leftover).unwrap();
+    fs::write(leftover.join("model.safetensors"), "half").unwrap();
+    scores_in(Folders { run: Some(dir.path().to_owned()), shared: None }, &policy, &rows, &config);
+    assert!(!leftover.exists());
+    let pairs: Vec<_> = rows.iter().map(|row| &row.dominant).collect();
+    FrozenScores::open(dir.path(), &pairs, KeptStates::of(&config.retention)).unwrap().head().unwrap();
+}

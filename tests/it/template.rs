@@ -308,7 +308,6 @@ fn the_response_is_all_that_follows_the_prompt() {
     assert_eq!(encoded.target.chosen.n_end_tokens, 2);
     // An answer that ends as the turn does keeps its own newline.
     assert_eq!(encoded.target.rejected.tokens, [bytes(&encoder, "La"), vec![END], newline].concat());
-    assert_eq!(encoder.encode_prompt(&[user("Hi")]).unwrap(), encoded.target.prompt);
     assert_eq!(encoder.pad_token().unwrap(), PAD);
     assert_eq!(
         encoder.marked(&encoded.target).unwrap(),
@@ -376,6 +375,9 @@ fn there_is_exactly_one_bos() {
         assert_eq!(encoded.target.prompt, [vec![BOS; n_bos], bytes(&encoder, "Hi")].concat());
         assert_eq!(encoded.target.chosen.tokens, bytes(&encoder, "Ndiyo."));
     }
+    let folder = byte_tokenizer(&config(), Some(&format!("{{{{ bos_token }}}}{with_bos}")));
+    let error = format!("{:#}", Encoder::new(folder.path(), &DataConfig::default()).unwrap().tokenize(&pair("Ndiyo.", "La")).unwrap_err());
+    assert!(error.contains("two beginning-of-sequence tokens"), "{error}");
 }
 
 #[test]

@@ -19,9 +19,10 @@ use super::description::{BlockNorms, DecoderDescription, LayerDescription};
 use anyhow::{Context, Result, bail, ensure};
 use config::Config;
 use serde_json::Value;
+use std::path::Path;
 
 /// The `model_type`s that [`describe`] understands.
-pub const SUPPORTED: [&str; 6] = ["llama", "mistral", "gemma2", "gemma3_text", "qwen2", "qwen3"];
+const SUPPORTED: [&str; 6] = ["llama", "mistral", "gemma2", "gemma3_text", "qwen2", "qwen3"];
 
 /// Llama, Mistral and Qwen: one norm before attention, one before the MLP.
 const TWO_NORMS: BlockNorms =
@@ -34,6 +35,17 @@ const FOUR_NORMS: BlockNorms = BlockNorms {
     before_mlp: "pre_feedforward_layernorm",
     after_mlp: Some("post_feedforward_layernorm"),
 };
+
+/// Describes the decoder of the model folder `dir`.
+///
+/// # Errors
+/// As [`describe`], and a `config.json` that cannot be read.
+pub fn describe_folder(dir: &Path) -> Result<DecoderDescription> {
+    let path = dir.join("config.json");
+    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read `{}`", path.display()))?;
+    let config = serde_json::from_str(&text).with_context(|| format!("`{}` is not valid JSON", path.display()))?;
+    describe(&config).with_context(|| format!("in `{}`", path.display()))
+}
 
 /// Describes the decoder of a parsed `config.json`.
 ///

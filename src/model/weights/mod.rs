@@ -5,7 +5,7 @@
 mod read;
 mod write;
 
-pub use read::Checkpoint;
+pub use read::{Checkpoint, INDEX_FILE, SINGLE_FILE, shard_files};
 pub use write::{SavedFile, TensorToSave, save};
 
 use std::fmt;

@@ -3,28 +3,25 @@
 //! Everything that can be wrong with the files is found when the folder is opened or checked, before a value is used.
 
 use super::SavedDtype;
-use crate::digest::hex;
 use anyhow::{Context, Result, bail, ensure};
 use half::slice::HalfFloatSliceExt;
 use memmap2::Mmap;
 use rayon::prelude::*;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Metadata, SafeTensorError};
-use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-pub(super) const SINGLE_FILE: &str = "model.safetensors";
-pub(super) const INDEX_FILE: &str = "model.safetensors.index.json";
+/// A model's weights in one file.
+pub const SINGLE_FILE: &str = "model.safetensors";
+/// The list of the shards that hold a model's weights.
+pub const INDEX_FILE: &str = "model.safetensors.index.json";
 
 /// Elements that one task widens; small enough that the chunks of a large matrix keep every core busy.
 const WIDEN_CHUNK: usize = 1 << 18;
-/// Bytes whose digest is computed on its own, so that hashing uses every core. Part of the definition of `content_sha256`.
-const HASH_CHUNK_BYTES: usize = 4 << 20;
-
 /// The weights in a model folder, mapped and not yet read.
 #[derive(Debug)]
 pub struct Checkpoint {
@@ -199,29 +196,6 @@ impl Checkpoint {
         self.tensors.values().map(|tensor| tensor.bytes.len() / tensor.dtype.n_bytes()).sum()
     }
 
-    /// Bytes of all tensors as saved.
-    pub fn byte_size(&self) -> u64 {
-        self.tensors.values().map(|tensor| tensor.bytes.len() as u64).sum()
-    }
-
-    /// SHA-256 (hex) of names, types, shapes and data: the same however the tensors are spread over files, and whatever else is in them.
-    ///
-    /// A hash of the digests of 4 MiB chunks, so that all cores take part.
-    pub fn content_sha256(&self) -> String {
-        let chunks: Vec<&[u8]> = self.tensors.values().flat_map(|tensor| self.bytes(tensor).chunks(HASH_CHUNK_BYTES)).collect();
-        let digests: Vec<_> = chunks.par_iter().map(Sha256::digest).collect();
-        let mut hash = Sha256::new();
-        let mut digests = digests.iter();
-        for (name, tensor) in &self.tensors {
-            // The header fixes how many digests follow, so no two checkpoints feed the hash the same bytes.
-            hash.update(format!("{}:{name} {} {:?}\n", name.len(), tensor.dtype, tensor.shape));
-            for digest in digests.by_ref().take(tensor.bytes.len().div_ceil(HASH_CHUNK_BYTES)) {
-                hash.update(digest);
-            }
-        }
-        hex(&hash.finalize())
-    }
-
     fn tensor(&self, name: &str) -> Result<&SavedTensor> {
         self.tensors.get(name).with_context(|| format!("`{}` has no tensor `{name}`", self.dir.display()))
     }
@@ -310,6 +284,14 @@ fn describe_wrong_size(file: &[u8]) -> anyhow::Error {
     }
 }
 
+/// The shard files that the index at `path` names.
+///
+/// # Errors
+/// Anything but plain safetensors files beside the index.
+pub fn shard_files(path: &Path) -> Result<BTreeSet<String>> {
+    Ok(read_index(path)?.into_values().collect())
+}
+
 /// Tensor name to shard file name.
 fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
     #[derive(serde::Deserialize)]
@@ -320,7 +302,7 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
     let index: Index = serde_json::from_str(&text).with_context(|| format!("`{}` is not a safetensors index", path.display()))?;
     for (name, file) in &index.weight_map {
         // A shard is a plain safetensors file beside the index: nothing else is ever opened, here or elsewhere on the disk.
-        let is_plain = file.ends_with(".safetensors") && Path::new(file).file_name().is_some_and(|plain| plain == file.as_str());
+        let is_plain = file.ends_with(".safetensors") && !file.starts_with('.') && !file.contains(['/', '\\', ':']);
         ensure!(is_plain, "`{}` places `{name}` in `{file}`; only `*.safetensors` files in the same folder are read", path.display());
     }
     Ok(index.weight_map)
