@@ -158,7 +158,7 @@ impl Decoder {
             dx = block.backward(saved, dx, &layout)?;
         }
         match &self.embeddings.gradient {
-            Some(gradient) => embedding::backward(&dx, &saved.tokens, self.embedding_scale(), gradient),
+            Some(gradient) => embedding::backward(&dx, &saved.tokens, self.embedding_scale(), self.description.padding_token, gradient),
             None => Ok(()),
         }
     }

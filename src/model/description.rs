@@ -56,6 +56,9 @@ pub struct DecoderDescription {
     /// Embeddings are multiplied by this (Gemma: sqrt of the hidden size).
     pub embedding_scale: Option<f64>,
     pub tied_embeddings: bool,
+    /// The token whose embedding gets no gradient from the input side, as `padding_idx` of PyTorch's `nn.Embedding`, to which transformers
+    /// passes `pad_token_id`. Training equals PyTorch's only so where that token is read: as padding, or as SmolLM2's end of turn.
+    pub padding_token: Option<u32>,
     pub ropes: Vec<Rope>,
     pub layers: Vec<LayerDescription>,
 }

@@ -20,12 +20,12 @@ pub fn forward(table: &Tensor, tokens: &[u32], scale: f32) -> Result<Tensor> {
     tensor(rows, &[tokens.len(), width])
 }
 
-/// Adds `scale * dy`'s rows to the rows of `table_gradient [V, D]` that they came from.
-pub fn backward(dy: &Tensor, tokens: &[u32], scale: f32, table_gradient: &Tensor) -> Result<()> {
+/// Adds `scale * dy`'s rows to the rows of `table_gradient [V, D]` that they came from; `padding_token`'s row gets nothing.
+pub fn backward(dy: &Tensor, tokens: &[u32], scale: f32, padding_token: Option<u32>, table_gradient: &Tensor) -> Result<()> {
     let width = dy.dim(1)?;
     let dy = read(dy)?;
     update(table_gradient, |table: &mut [f32]| {
-        for (row, &token) in dy.chunks(width).zip(tokens) {
+        for (row, &token) in dy.chunks(width).zip(tokens).filter(|(_, token)| Some(**token) != padding_token) {
             let into = &mut table[token as usize * width..][..width];
             into.iter_mut().zip(row).for_each(|(t, &r)| *t += r * scale);
         }
@@ -42,8 +42,10 @@ mod tests {
         let y = forward(&table, &[2, 0, 2], 2.0).unwrap();
         assert_eq!(y.to_vec2::<f32>().unwrap(), [[10., 12.], [2., 4.], [10., 12.]]);
         let gradient = tensor(vec![1f32; 6], &[3, 2]).unwrap();
-        backward(&y, &[2, 0, 2], 0.5, &gradient).unwrap();
+        backward(&y, &[2, 0, 2], 0.5, None, &gradient).unwrap();
         assert_eq!(gradient.to_vec2::<f32>().unwrap(), [[2., 3.], [1., 1.], [11., 13.]]);
+        backward(&y, &[2, 0, 2], 0.5, Some(2), &gradient).unwrap();
+        assert_eq!(gradient.to_vec2::<f32>().unwrap(), [[3., 5.], [1., 1.], [11., 13.]]);
     }
 
     #[test]

@@ -44,6 +44,18 @@ fn assert_close(actual: &[f32], expected: &[f64]) {
     }
 }
 
+/// What transformers gives to `nn.Embedding` as `padding_idx`, Gemma's own default included.
+#[test]
+fn the_padding_token_is_that_of_transformers() {
+    let padding = |model_type, keys| described(&config(model_type, keys)).padding_token;
+    assert_eq!(padding("llama", json!({})), None);
+    assert_eq!(padding("llama", json!({"pad_token_id": 2})), Some(2));
+    assert_eq!(padding("llama", json!({"pad_token_id": -1})), Some(95));
+    assert_eq!(padding("gemma2", json!({})), Some(0));
+    assert_eq!(padding("gemma2", json!({"pad_token_id": null})), None);
+    assert!(refusal(&config("qwen2", json!({"pad_token_id": "<pad>"}))).contains("`pad_token_id` should be a whole number"));
+}
+
 #[test]
 fn llama_in_both_styles_is_one_description() {
     let scaling = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,

@@ -106,7 +106,7 @@ FAMILIES = {
         config=_config(
             "llama", "LlamaForCausalLM", vocab_size=272, hidden_size=32, intermediate_size=56, num_hidden_layers=2, num_attention_heads=4,
             num_key_value_heads=2, head_dim=8, hidden_act="silu", rms_norm_eps=1e-5, rope_theta=300.0, rope_scaling=_LLAMA3_SCALING,
-            attention_bias=False, mlp_bias=False, tie_word_embeddings=False,
+            attention_bias=False, mlp_bias=False, pad_token_id=0, tie_word_embeddings=False,
         ),
         forgotten={
             "rope scaling": {"rope_scaling": None},
@@ -197,7 +197,7 @@ FAMILIES = {
         config=_config(
             "qwen2", "Qwen2ForCausalLM", vocab_size=264, hidden_size=40, intermediate_size=60, num_hidden_layers=2, num_attention_heads=4,
             num_key_value_heads=2, hidden_act="silu", rms_norm_eps=1e-6, rope_theta=1000.0, use_sliding_window=False, sliding_window=8,
-            max_window_layers=0, tie_word_embeddings=True,
+            max_window_layers=0, pad_token_id=0, tie_word_embeddings=True,
         ),
         forgotten={
             "attention bias": _zero("q_proj.bias", "k_proj.bias", "v_proj.bias"),

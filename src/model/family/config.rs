@@ -25,6 +25,7 @@ pub(super) struct Defaults {
     pub head_dim: Option<usize>,
     pub max_positions: usize,
     pub tied_embeddings: bool,
+    pub pad_token_id: Option<u32>,
     /// The name of the key, which differs between families, and its default.
     pub activation: (&'static str, &'static str),
 }
@@ -134,9 +135,21 @@ impl<'a> Config<'a> {
             logit_soft_cap: None,
             embedding_scale: None,
             tied_embeddings: self.flag("tie_word_embeddings", defaults.tied_embeddings)?,
+            padding_token: self.padding_token(size("vocab_size", defaults.vocab_size)?, defaults.pad_token_id)?,
             ropes: Vec::new(),
             layers: uniform_layers(size("num_hidden_layers", defaults.n_layers)?, None),
         })
+    }
+
+    /// `pad_token_id`; a negative one (some Llama 1 and 2 checkpoints have -1) counts from the end, as `nn.Embedding` takes it.
+    fn padding_token(&self, vocab_size: usize, default: Option<u32>) -> Result<Option<u32>> {
+        if !self.keys.contains_key("pad_token_id") {
+            return Ok(default);
+        }
+        let Some(value) = self.get("pad_token_id") else { return Ok(None) };
+        let id = value.as_i64().with_context(|| format!("`pad_token_id` should be a whole number, is {value}"))?;
+        let from_start = if id < 0 { id + vocab_size as i64 } else { id };
+        Ok(u32::try_from(from_start).ok())
     }
 
     fn activation(&self, (key, default): (&str, &str)) -> Result<Activation> {

@@ -15,6 +15,7 @@ const DEFAULTS: Defaults = Defaults {
     head_dim: Some(256),
     max_positions: 8192,
     tied_embeddings: true,
+    pad_token_id: Some(0),
     activation: ("hidden_activation", "gelu_pytorch_tanh"),
 };
 

@@ -16,6 +16,7 @@ const DEFAULTS: Defaults = Defaults {
     head_dim: Some(256),
     max_positions: 131_072,
     tied_embeddings: true,
+    pad_token_id: Some(0),
     activation: ("hidden_activation", "gelu_pytorch_tanh"),
 };
 

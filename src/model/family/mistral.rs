@@ -15,6 +15,7 @@ const DEFAULTS: Defaults = Defaults {
     head_dim: None,
     max_positions: 4096 * 32,
     tied_embeddings: false,
+    pad_token_id: None,
     activation: ("hidden_act", "silu"),
 };
 

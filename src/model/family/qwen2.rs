@@ -14,6 +14,7 @@ const DEFAULTS: Defaults = Defaults {
     head_dim: None,
     max_positions: 32_768,
     tied_embeddings: false,
+    pad_token_id: None,
     activation: ("hidden_act", "silu"),
 };
 

@@ -15,6 +15,7 @@ const DEFAULTS: Defaults = Defaults {
     head_dim: Some(128),
     max_positions: 32_768,
     tied_embeddings: false,
+    pad_token_id: None,
     activation: ("hidden_act", "silu"),
 };
 
