@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 /// Training rows that the run is measured on, in all; see [`probe_rows`].
 const N_PROBE_ROWS: usize = 48;
 
-/// The first rows of each target language, as many of each, at most [`N_PROBE_ROWS`] together (at least one of each). Measuring them three
+/// The first rows of each target language, as many of each, at most `N_PROBE_ROWS` together (at least one of each). Measuring them three
 /// times costs a few percent of a run; measuring every training row would cost an epoch's forward passes each time.
 pub fn probe_rows(rows: &[EncodedPair]) -> Vec<usize> {
     let mut n_of_language: BTreeMap<&str, usize> = rows.iter().map(|row| (row.target.lang.as_str(), 0)).collect();

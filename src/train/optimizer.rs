@@ -1,9 +1,11 @@
 //! AdamW as in PyTorch (Loshchilov & Hutter, arXiv 1711.05101), with moments that a checkpoint can hold.
 //!
-//!     w   <- w (1 - lr * weight_decay)            matrices only, as in transformers
-//!     m   <- m + (1 - beta1) (g - m)
-//!     v   <- beta2 v + (1 - beta2) g^2
-//!     w   <- w - lr / (1 - beta1^t) * m / ( sqrt(v) / sqrt(1 - beta2^t) + eps )
+//! ```text
+//! w   <- w (1 - lr * weight_decay)            matrices only, as in transformers
+//! m   <- m + (1 - beta1) (g - m)
+//! v   <- beta2 v + (1 - beta2) g^2
+//! w   <- w - lr / (1 - beta1^t) * m / ( sqrt(v) / sqrt(1 - beta2^t) + eps )
+//! ```
 //!
 //! Everything is f32; the scalars are formed in f64 and rounded once. The clip factor scales `g` as it is read, so that gradients
 //! are walked once less. Elements are independent: the result is the same bit for bit at any number of threads.
