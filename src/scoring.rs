@@ -7,7 +7,7 @@ use crate::config::{Pooling, RetentionConfig, RetentionKind};
 use crate::data::batch::{Layout, PackedBatch, PairSpans, PromptSharing, SequenceSpan};
 use crate::data::encode::EncodedPreference;
 use crate::model::decoder::{Decoder, Keep, TokenTarget};
-use crate::objective::retention::{pool, pooled_rows};
+use crate::objective::retention::pool;
 use crate::objective::{PairScores, ResponseScore};
 use crate::ops;
 use anyhow::{Result, ensure};
@@ -45,7 +45,7 @@ impl KeptStates {
     pub fn select(self, hidden_ND: &[f32], hidden_size: usize, span: &SequenceSpan, n_end_tokens: usize) -> Vec<f32> {
         match self {
             Self::Nothing => Vec::new(),
-            Self::Pooled(pooling) => pool(hidden_ND, hidden_size, &pooled_rows(pooling, span, n_end_tokens)),
+            Self::Pooled(pooling) => pool(hidden_ND, hidden_size, &span.pooled_rows(pooling, n_end_tokens)),
             Self::Predicting => span.predicting_rows().flat_map(|row| &hidden_ND[row * hidden_size..][..hidden_size]).copied().collect(),
         }
     }
@@ -57,6 +57,13 @@ pub struct ScoredSequence {
     pub score: ResponseScore,
     /// Final-norm states, `[1, D]` or `[response tokens, D]` as [`KeptStates`] says, f32.
     pub states: Vec<f32>,
+}
+
+impl ScoredSequence {
+    /// Whether a loss can be made of it.
+    pub fn is_finite(&self) -> bool {
+        self.score.log_prob.is_finite() && self.states.iter().all(|value| value.is_finite())
+    }
 }
 
 /// Both sequences of a preference pair under the frozen model.

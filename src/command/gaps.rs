@@ -98,11 +98,6 @@ pub(super) fn score_pairs(folder: &Path, pairs: &[&EncodedPreference], config: &
     let folders = Folders { run: None, shared: shared_folder() };
     let (scores, report) =
         FrozenScores::score(&model, pairs, provenance, folders).with_context(|| format!("under `{}`", folder.display()))?;
-    for damaged in &report.damaged {
-        say(&format!("a damaged score was computed again: {damaged}"));
-    }
-    if let Some(error) = &report.cache_error {
-        say(&format!("scores are not kept for the next run: {error}"));
-    }
+    report.say();
     Ok(scores)
 }

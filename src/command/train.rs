@@ -65,7 +65,11 @@ fn train(plan: Plan, found: Option<Found>) -> Result<ExitCode> {
     }
     interrupt::listen()?;
     say(&starting(&plan, found.as_ref()));
-    match start::start(plan, found)?.train()? {
+    let Some(run) = start::start(plan, found)? else {
+        say(&format!("Stopped while the reference was being scored.\nGo on with: mpo train --resume {}", out.display()));
+        return Ok(ExitCode::from(interrupt::EXIT_CODE));
+    };
+    match run.train()? {
         Ending::Finished(summary) => {
             say(&format!("\n{}", summary.text()));
             Ok(ExitCode::SUCCESS)

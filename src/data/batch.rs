@@ -4,6 +4,7 @@
 //! chosen and the rejected response share is computed once: two children of one parent. The released code's padding rows
 //! (`mean_padded`) are a child that sees its ancestors but not itself.
 
+use crate::config::Pooling;
 use crate::data::encode::EncodedPreference;
 use std::ops::Range;
 
@@ -42,6 +43,20 @@ impl SequenceSpan {
     /// The packed rows whose hidden states predict the response tokens, in order: the last prompt row, then all response rows but the last.
     pub fn predicting_rows(&self) -> impl Iterator<Item = usize> + '_ {
         std::iter::once(self.prompt.end - 1).chain(self.response.start..self.response.end - 1)
+    }
+
+    /// The packed rows whose hidden states retention averages, in order. `n_end_tokens` of the response's last tokens end the turn.
+    ///
+    /// A response without content has its end-of-turn right behind the prompt, so its "last content" token is the prompt's last.
+    pub fn pooled_rows(&self, pooling: Pooling, n_end_tokens: usize) -> Vec<usize> {
+        let sequence = || self.prompt.clone().chain(self.response.clone());
+        match pooling {
+            Pooling::Last => sequence().next_back().into_iter().collect(),
+            Pooling::LastContent => sequence().rev().nth(n_end_tokens.min(self.response.len())).into_iter().collect(),
+            Pooling::LastPrompt => self.prompt.clone().next_back().into_iter().collect(),
+            Pooling::Mean => sequence().collect(),
+            Pooling::MeanPadded => sequence().chain(self.padding.clone()).collect(),
+        }
     }
 }
 
@@ -160,6 +175,19 @@ mod tests {
         assert_eq!(spans.chosen, SequenceSpan { prompt: 0..3, response: 3..5, padding: 5..5 });
         assert_eq!(spans.rejected, SequenceSpan { prompt: 0..3, response: 5..11, padding: 11..11 });
         assert_eq!(spans.rejected.predicting_rows().collect::<Vec<_>>(), [2, 5, 6, 7, 8, 9]);
+    }
+
+    #[test]
+    fn each_pooling_takes_its_rows() {
+        // Another response stands between prompt and response.
+        let span = SequenceSpan { prompt: 0..4, response: 10..13, padding: 20..22 };
+        assert_eq!(span.pooled_rows(Pooling::Last, 1), [12]);
+        assert_eq!(span.pooled_rows(Pooling::LastContent, 0), [12]);
+        assert_eq!(span.pooled_rows(Pooling::LastContent, 2), [10]);
+        assert_eq!(span.pooled_rows(Pooling::LastContent, 3), [3], "no content: the token before the end-of-turn is the prompt's last");
+        assert_eq!(span.pooled_rows(Pooling::LastPrompt, 1), [3]);
+        assert_eq!(span.pooled_rows(Pooling::Mean, 1), [0, 1, 2, 3, 10, 11, 12]);
+        assert_eq!(span.pooled_rows(Pooling::MeanPadded, 1), [0, 1, 2, 3, 10, 11, 12, 20, 21]);
     }
 
     #[test]

@@ -72,6 +72,11 @@ pub fn resolve_model_in(environment: &Environment, path: &str, revision: Option<
     }
 }
 
+/// Whether `path` names a repository on the hub.
+pub fn is_on_hub(path: &str) -> bool {
+    matches!(Source::of(path), Ok(Source::Hub(_)))
+}
+
 /// What a path in a configuration stands for.
 enum Source<'a> {
     /// The part after `builtin:`.

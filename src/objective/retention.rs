@@ -4,26 +4,11 @@
 //! L2 = mean over the 2B dominant sequences (chosen and rejected) of B rows of || h(policy) - h(reference) ||^2
 //! ```
 //!
-//! h is the final-norm hidden state, pooled over some positions of the sequence; every [`Pooling`] is a mean over a set of rows, and only
-//! the set differs. [`Reduction::Sum`] is the formula as printed, [`Reduction::Mean`] divides by the hidden size, as the released code does.
+//! h is the final-norm hidden state, pooled over some positions of the sequence; every [`Pooling`](crate::config::Pooling) is a mean over a
+//! set of rows, and only the set differs ([`pooled_rows`](crate::data::batch::SequenceSpan::pooled_rows)). [`Reduction::Sum`] is the formula as printed, [`Reduction::Mean`] divides by the hidden size, as the released code does.
 //! The `kl` kind compares next-token distributions instead ([`kl_divergence`]).
 
-use crate::config::{Pooling, Reduction};
-use crate::data::batch::SequenceSpan;
-
-/// The packed rows whose hidden states are averaged into h, in order. `n_end_tokens` of the response's last tokens end the turn.
-///
-/// A response without content has its end-of-turn right behind the prompt, so its "last content" token is the prompt's last.
-pub fn pooled_rows(pooling: Pooling, span: &SequenceSpan, n_end_tokens: usize) -> Vec<usize> {
-    let sequence = || span.prompt.clone().chain(span.response.clone());
-    match pooling {
-        Pooling::Last => sequence().next_back().into_iter().collect(),
-        Pooling::LastContent => sequence().rev().nth(n_end_tokens.min(span.response.len())).into_iter().collect(),
-        Pooling::LastPrompt => span.prompt.clone().next_back().into_iter().collect(),
-        Pooling::Mean => sequence().collect(),
-        Pooling::MeanPadded => sequence().chain(span.padding.clone()).collect(),
-    }
-}
+use crate::config::Reduction;
 
 /// Mean of `rows` of `hidden_ND` (N rows of `hidden_size` values), summed in f64 in the order of `rows`.
 pub fn pool(hidden_ND: &[f32], hidden_size: usize, rows: &[usize]) -> Vec<f32> {
@@ -95,23 +80,6 @@ fn log_sum_exp(logits_V: &[f32]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Prompt rows 0..4, response rows 10..13 (another response stands between), padding 20..22.
-    fn span() -> SequenceSpan {
-        SequenceSpan { prompt: 0..4, response: 10..13, padding: 20..22 }
-    }
-
-    #[test]
-    fn each_pooling_takes_its_rows() {
-        let rows = |pooling, n_end_tokens| pooled_rows(pooling, &span(), n_end_tokens);
-        assert_eq!(rows(Pooling::Last, 1), [12]);
-        assert_eq!(rows(Pooling::LastContent, 0), [12]);
-        assert_eq!(rows(Pooling::LastContent, 2), [10]);
-        assert_eq!(rows(Pooling::LastContent, 3), [3], "no content: the token before the end-of-turn is the prompt's last");
-        assert_eq!(rows(Pooling::LastPrompt, 1), [3]);
-        assert_eq!(rows(Pooling::Mean, 1), [0, 1, 2, 3, 10, 11, 12]);
-        assert_eq!(rows(Pooling::MeanPadded, 1), [0, 1, 2, 3, 10, 11, 12, 20, 21]);
-    }
 
     #[test]
     fn pool_is_the_mean_and_its_backward_shares_the_gradient() {

@@ -16,7 +16,7 @@ use crate::files::write_atomically;
 use crate::hub::Environment;
 use crate::model::decoder::Decoder;
 use crate::objective::PairScores;
-use crate::progress::Progress;
+use crate::progress::{Progress, say};
 use crate::scoring::{self, KeptStates, ScoredPair, ScoredSequence};
 use anyhow::{Context, Result, bail, ensure};
 use head::SavedHead;
@@ -50,6 +50,20 @@ pub struct ScoringReport {
     pub damaged: Vec<String>,
     /// Why the shared cache could not be written, the first time that it failed.
     pub cache_error: Option<String>,
+    /// Not all pairs were scored: [`FrozenScores::score_until`] was told to stop.
+    pub was_stopped: bool,
+}
+
+impl ScoringReport {
+    /// Tells the person of what went wrong and was put right.
+    pub fn say(&self) {
+        for damaged in &self.damaged {
+            say(&format!("a damaged score was computed again: {damaged}"));
+        }
+        if let Some(error) = &self.cache_error {
+            say(&format!("scores are not kept for other runs: {error}"));
+        }
+    }
 }
 
 /// Scores of a set of preference pairs under one frozen model.
@@ -74,6 +88,17 @@ struct Manifest {
 impl FrozenScores {
     /// Reads the scores of `pairs` from `folders`, computes the missing ones with `model`, whose `provenance` it is, and writes them as they come.
     pub fn score(model: &Decoder, pairs: &[&EncodedPreference], provenance: Provenance, folders: Folders) -> Result<(Self, ScoringReport)> {
+        Self::score_until(&|| false, model, pairs, provenance, folders)
+    }
+
+    /// As [`Self::score`], but asks `stop` before each batch: what was scored until then is safe in `folders`, and found there next time.
+    pub fn score_until(
+        stop: &dyn Fn() -> bool,
+        model: &Decoder,
+        pairs: &[&EncodedPreference],
+        provenance: Provenance,
+        folders: Folders,
+    ) -> Result<(Self, ScoringReport)> {
         let head = (provenance.states == KeptStates::Predicting).then(|| FrozenHead::of(model)).transpose()?;
         let manifest = Manifest { provenance, hidden_size: model.description().hidden_size, head: None };
         let mut scores = Self { manifest, head, sequences: HashMap::new(), folders };
@@ -92,10 +117,14 @@ impl FrozenScores {
                 missing.push(pair);
             }
         }
-        report.n_scored = missing.len();
         let progress = Progress::new("reference scores", missing.iter().map(|pair| pair.n_packed()).sum());
         for packed in split_by_tokens(&missing) {
+            if stop() {
+                report.was_stopped = true;
+                break;
+            }
             scores.compute(model, packed, &mut report)?;
+            report.n_scored += packed.len();
             progress.advance(packed.iter().map(|pair| pair.n_packed()).sum());
         }
         Ok((scores, report))

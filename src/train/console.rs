@@ -1,8 +1,9 @@
 //! What a person sees of a run, on stderr: a progress bar where it is a terminal, now and then a line where it is not.
 
 use super::metrics::StepLine;
+use crate::progress::say;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 /// Without a terminal, a line at most this often, besides the first and the last step.
@@ -62,9 +63,4 @@ impl Console {
     pub fn finish(&self) {
         self.bar.finish_and_clear();
     }
-}
-
-/// Writes a line to stderr. Where nobody reads any more, there is nobody to tell.
-pub fn say(text: &str) {
-    let _ = writeln!(std::io::stderr(), "{text}");
 }

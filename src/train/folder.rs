@@ -6,7 +6,7 @@
 use crate::digest::{Contents, HashingWriter, contents_of};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::{Deserialize, Serialize};
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
@@ -108,20 +108,6 @@ pub fn publish(dir: &Path, fill: impl FnOnce(&mut FolderWriter) -> Result<()>) -
         let _ = fs::remove_dir_all(&partial);
     }
     result
-}
-
-/// Keeps every other process from locking `dir` for as long as the returned file is open; the system lets go when the process ends, however
-/// it ends.
-///
-/// # Errors
-/// When another process holds it.
-pub fn lock(dir: &Path) -> Result<File> {
-    let folder = File::open(dir).with_context(|| format!("cannot open the folder `{}`", dir.display()))?;
-    match folder.try_lock() {
-        Err(TryLockError::WouldBlock) => bail!("another `mpo` is at work in `{}`: wait for it, or stop it first", dir.display()),
-        // Some network file systems know no locks; then nothing is checked.
-        Ok(()) | Err(TryLockError::Error(_)) => Ok(folder),
-    }
 }
 
 /// Removes what an interrupted [`publish`] or atomic write left in `parent`.
@@ -244,15 +230,6 @@ mod tests {
         assert_eq!(error.unwrap_err().to_string(), "disk full");
         assert_eq!(fs::read(dir.join("a.txt")).unwrap(), b"hello");
         assert_eq!(fs::read_dir(run.path()).unwrap().count(), 1);
-    }
-
-    #[test]
-    fn a_folder_is_locked_once() {
-        let run = tempfile::tempdir().unwrap();
-        let held = lock(run.path()).unwrap();
-        assert!(lock(run.path()).unwrap_err().to_string().contains("another `mpo`"));
-        drop(held);
-        lock(run.path()).unwrap();
     }
 
     #[test]

@@ -1,6 +1,7 @@
-//! Ctrl-C, and the SIGTERM of a cluster that wants its machine back: the first asks the loop to stop after its step, the second ends the
-//! process at once.
+//! Ctrl-C, and the SIGTERM of a cluster that wants its machine back: the first asks for a stop as soon as what
+//! was begun is whole (a step, a batch of reference scores), the second ends the process at once.
 
+use crate::progress::say;
 use anyhow::{Context, Result};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -16,7 +17,7 @@ pub fn listen() -> Result<()> {
             // Everything that was written is whole: folders and files appear by renaming, lines in one piece.
             std::process::exit(EXIT_CODE.into());
         }
-        eprintln!("\nStopping after this step; Ctrl-C again stops at once.");
+        say("\nStopping when what was begun is done (a step, or a batch of scores); Ctrl-C again stops at once.");
     };
     match ctrlc::set_handler(on_interrupt) {
         // A second run in one process shares the first one's handler.

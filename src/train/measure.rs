@@ -51,6 +51,9 @@ pub struct Means {
     pub reward_gap_target: f64,
     #[serde(deserialize_with = "null_is_nan")]
     pub reward_gap_reference: f64,
+    /// What the loss wants beta times the target gap to be.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub reward_gap_wanted: f64,
     /// Share of rows with a positive target gap.
     pub accuracy: f64,
     /// Share of rows whose target gap exceeds what the loss asks for (beta RG_t > RG_d): it is pushed down.
@@ -71,6 +74,7 @@ impl Means {
             n_rows,
             reward_gap_target: mean(&|row| row.reward_gap_target),
             reward_gap_reference: mean(&|row| row.reward_gap_reference),
+            reward_gap_wanted: mean(&|row| row.reward_gap_wanted),
             accuracy: share(&|row| row.reward_gap_target > 0.0),
             overshoot: share(&|row| beta * row.reward_gap_target > row.reward_gap_wanted),
             chosen_per_token: mean(&|row| row.chosen_per_token),

@@ -6,6 +6,7 @@
 //! `checkpoint` and `folder` save, `resume` goes on, `summary` ends the run; `console` and `interrupt` face the person.
 
 pub mod checkpoint;
+pub mod claim;
 pub mod clip;
 pub mod console;
 pub mod evaluate;

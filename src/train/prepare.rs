@@ -4,8 +4,9 @@
 //! memory need was compared with what there is. `--dry-run` stops here.
 
 use super::checkpoint::Found;
-use crate::config::{DataConfig, DataFormat, EvalConfig, OutputDtype, RunConfig};
+use crate::config::{DataConfig, DataFormat, EvalConfig, OutputDtype, Pooling, RetentionConfig, RunConfig};
 use crate::data;
+use crate::data::batch::padded_length;
 use crate::data::encode::{EncodeReport, EncodedPair, EncodedPreference, Encoder};
 use crate::data::loader::{Loader, dominant_numbers, hold_out};
 use crate::device::{self, TrainingMemory};
@@ -14,9 +15,9 @@ use crate::hub;
 use crate::model::description::DecoderDescription;
 use crate::model::family;
 use crate::model::weights::{self, SavedDtype};
+use crate::scoring::KeptStates;
 use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
-use std::fs;
 use std::path::{Path, PathBuf};
 
 /// A run that may start.
@@ -47,6 +48,7 @@ impl Plan {
     /// Makes the plan of `config`; a run that goes on from a checkpoint needs nothing of the original model.
     pub fn new(config: RunConfig, checkpoint: Option<&Found>) -> Result<Self> {
         device::select(&config.hardware)?;
+        check_eval(&config)?;
         let model_dir = match checkpoint {
             Some(found) => found.dir.clone(),
             None => hub::resolve_model(&config.model.path, config.model.revision.as_deref())?.dir,
@@ -63,6 +65,7 @@ impl Plan {
         }
 
         let encoder = Encoder::new(&model_dir, &config.data)?;
+        let pad_token = pad_token(&encoder, &config.retention)?;
         let pairs = data::load(&hub::resolve_data(&config.data)?, &config.data)?;
         let (rows, encoding) = encoder.encode_all(&pairs)?;
         let (train, held_out, eval_encoding) = split(rows, &config, &encoder)?;
@@ -70,12 +73,12 @@ impl Plan {
         // Finds a group that no batch can hold; the loader of the run is made once it is known which rows stay.
         Loader::new(&dominant_numbers(&train), &config.train)?;
 
-        let n_tokens = largest_pass(&train) * config.train.micro_batch_size;
+        let n_tokens = largest_pass(&train, &config.retention) * config.train.micro_batch_size;
         let memory = TrainingMemory::estimate(&description, n_parameters as u64, config.model.dtype, n_tokens as u64);
         memory.check()?;
         Ok(Self {
-            pad_token: encoder.pad_token().unwrap_or(0),
-            data_sha256: digest(train.iter().chain(&held_out)),
+            data_sha256: digest([&train, &held_out]),
+            pad_token,
             config,
             model_dir,
             reference_dir,
@@ -107,10 +110,7 @@ fn checkpoint_bytes(config: &RunConfig, weights: &weights::Checkpoint) -> u64 {
 
 /// Reads `config.json` and the headers of the weights, and compares them.
 fn inspect_model(dir: &Path) -> Result<(DecoderDescription, weights::Checkpoint)> {
-    let path = dir.join("config.json");
-    let text = fs::read_to_string(&path).with_context(|| format!("cannot read `{}`", path.display()))?;
-    let config = serde_json::from_str(&text).with_context(|| format!("`{}` is not valid JSON", path.display()))?;
-    let description = family::describe(&config).with_context(|| format!("in `{}`", path.display()))?;
+    let description = family::describe_folder(dir)?;
     let weights = weights::Checkpoint::open(dir)?;
     family::check_weights(&description, &weights)?;
     Ok((description, weights))
@@ -122,6 +122,18 @@ fn check_reference(policy: &DecoderDescription, reference: &DecoderDescription) 
         [("vocab_size", policy.vocab_size, reference.vocab_size), ("hidden_size", policy.hidden_size, reference.hidden_size)]
     {
         ensure!(policy == reference, "the reference's `{what}` is {reference}, the model's is {policy}: they must be the same");
+    }
+    Ok(())
+}
+
+/// A data set on the hub is read by its split, and there is no key for the split of held-out rows: by `data.split` they would be training
+/// rows.
+fn check_eval(config: &RunConfig) -> Result<()> {
+    if let Some(id) = config.eval.path.as_deref().filter(|path| hub::is_on_hub(path)) {
+        bail!(
+            "`eval.path` is `{id}`, a data set on the hub, which does not say which of its files to measure on: give the file's address, \
+             `https://huggingface.co/datasets/{id}/resolve/main/FILE`, or a local file"
+        );
     }
     Ok(())
 }
@@ -180,23 +192,90 @@ fn check_tokens<'a>(rows: impl Iterator<Item = &'a EncodedPair>, description: &D
     Ok(())
 }
 
-/// Tokens of the largest pass over one preference pair: a prompt that both answers share, and padding if there is any.
-fn largest_pass(rows: &[EncodedPair]) -> usize {
-    let n_tokens = |pair: &EncodedPreference| pair.prompt.len() + pair.chosen.tokens.len() + pair.rejected.tokens.len();
-    rows.iter().flat_map(|row| [&row.dominant, &row.target]).map(n_tokens).max().unwrap_or(0)
+/// What `mean_padded` pads with. Nothing else pads, so that other runs need no such token.
+fn pad_token(encoder: &Encoder, retention: &RetentionConfig) -> Result<u32> {
+    match is_padded(retention) {
+        true => encoder.pad_token().context("`retention.pooling` is `mean_padded`"),
+        false => Ok(encoder.pad_token().unwrap_or_default()),
+    }
 }
 
-/// Of ids and tokens: what training depends on.
-fn digest<'a>(rows: impl Iterator<Item = &'a EncodedPair>) -> String {
+fn is_padded(retention: &RetentionConfig) -> bool {
+    KeptStates::of(retention) == KeptStates::Pooled(Pooling::MeanPadded)
+}
+
+/// Tokens of the largest pass over one preference pair that keeps states for a backward pass: a prompt that both answers share, and on the
+/// dominant side the padding of `mean_padded`. Held-out rows have no backward pass and keep next to nothing.
+fn largest_pass(rows: &[EncodedPair], retention: &RetentionConfig) -> usize {
+    let n_padding = |pair: &EncodedPreference| 2 * padded_length(pair.longest_sequence()) - pair.prompt.len() - pair.n_packed();
+    let n_dominant = |pair: &EncodedPreference| pair.n_packed() + if is_padded(retention) { n_padding(pair) } else { 0 };
+    rows.iter().map(|row| n_dominant(&row.dominant).max(row.target.n_packed())).max().unwrap_or(0)
+}
+
+/// Of everything in the rows that training depends on; every part behind its length, so that no two sets of rows read the same.
+fn digest(sets: [&[EncodedPair]; 2]) -> String {
     let mut hash = Sha256::new();
-    for row in rows {
-        hash.update(row.id.as_bytes());
-        for side in [&row.dominant, &row.target] {
-            for tokens in [&side.prompt, &side.chosen.tokens, &side.rejected.tokens] {
-                hash.update((tokens.len() as u64).to_le_bytes());
-                tokens.iter().for_each(|token| hash.update(token.to_le_bytes()));
+    let count = |hash: &mut Sha256, n: usize| hash.update((n as u64).to_le_bytes());
+    let text = |hash: &mut Sha256, text: &str| {
+        count(hash, text.len());
+        hash.update(text);
+    };
+    let tokens = |hash: &mut Sha256, tokens: &[u32]| {
+        count(hash, tokens.len());
+        tokens.iter().for_each(|token| hash.update(token.to_le_bytes()));
+    };
+    for rows in sets {
+        count(&mut hash, rows.len());
+        for row in rows {
+            text(&mut hash, &row.id);
+            for side in [&row.dominant, &row.target] {
+                text(&mut hash, &side.lang);
+                tokens(&mut hash, &side.prompt);
+                for response in [&side.chosen, &side.rejected] {
+                    tokens(&mut hash, &response.tokens);
+                    count(&mut hash, response.n_end_tokens);
+                }
             }
         }
     }
     hex(&hash.finalize())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::batch::PackedBatch;
+    use crate::data::encode::Response;
+
+    fn row(id: &str) -> EncodedPair {
+        let response = |n: usize| Response { tokens: vec![65; n], n_end_tokens: 1 };
+        let side = |lang: &str, n| EncodedPreference { lang: lang.into(), prompt: vec![65; 3], chosen: response(2), rejected: response(n) };
+        EncodedPair { id: id.into(), dominant: side("en", 6), target: side("sw", 9) }
+    }
+
+    #[test]
+    fn the_digest_tells_rows_apart() {
+        let changed = |change: &dyn Fn(&mut EncodedPair)| {
+            let mut row = row("a");
+            change(&mut row);
+            digest([&[row], &[]])
+        };
+        let same = changed(&|_| ());
+        assert_eq!(same, digest([&[row("a")], &[]]));
+        assert_ne!(same, changed(&|row| row.id.push('b')));
+        assert_ne!(same, changed(&|row| row.target.lang = "bn".into()));
+        assert_ne!(same, changed(&|row| row.dominant.chosen.n_end_tokens = 2));
+        assert_ne!(same, changed(&|row| row.target.prompt[0] = 66));
+        assert_ne!(same, digest([&[], &[row("a")]]), "held out, not trained on");
+    }
+
+    #[test]
+    fn the_largest_pass_is_as_long_as_it_will_be_packed() {
+        let last = RetentionConfig { pooling: Pooling::Last, ..RetentionConfig::default() };
+        let padded = RetentionConfig { pooling: Pooling::MeanPadded, ..RetentionConfig::default() };
+        assert_eq!(largest_pass(&[row("a")], &last), 3 + 2 + 9);
+        let mut batch = PackedBatch::default();
+        batch.push_pair(&row("a").dominant, &KeptStates::of(&padded).layout(0));
+        assert_eq!(largest_pass(&[row("a")], &padded), batch.n_tokens());
+    }
 }

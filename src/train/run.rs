@@ -1,6 +1,7 @@
 //! The run: its parts, and the loop around the step on one screen.
 
 use super::checkpoint::{self, Snapshot, SourceFiles, TrainerState};
+use super::claim::Claim;
 use super::clip::{clip_factor, gradient_norm};
 use super::console::Console;
 use super::evaluate::{PolicyIs, dominant_gaps, evaluate, measure, term_norms};
@@ -21,7 +22,6 @@ use crate::model::decoder::Decoder;
 use crate::reference::FrozenScores;
 use anyhow::{Result, bail};
 use serde_json::{Map, Value};
-use std::fs::File;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -54,8 +54,8 @@ pub struct Run {
     /// How many of the signs were said on this console.
     pub n_signs_said: usize,
     pub console: Console,
-    /// Keeps another process out of `dir`.
-    pub lock: File,
+    /// Keeps another process out of `dir`, and takes it away again where not even one step is taken.
+    pub claim: Claim,
 }
 
 /// How a run came to its end.
@@ -73,12 +73,14 @@ impl Run {
             let measured = self.measure_if_due()?;
             let line = self.step(measured)?;
             self.log.append(&line)?;
+            self.claim.keep();
             self.console.step(&line);
             self.announce_signs();
             self.stop_if_stuck()?;
             saved = if self.is_checkpoint_due() { Some(self.save()?) } else { None };
         }
         if self.state.step < self.n_steps {
+            self.claim.keep();
             let checkpoint = saved.map_or_else(|| self.save(), Ok)?;
             self.console.finish();
             return Ok(Ending::Interrupted(checkpoint));

@@ -87,7 +87,7 @@ pub fn trends(start: &Measurement, now: &Measurement, beta: f64) -> BTreeMap<Str
     let both = start.languages.iter().filter_map(|(lang, before)| Some((lang, before, now.languages.get(lang)?)));
     let trend = |before: &Means, after: &Means| {
         let grew = after.reward_gap_target - before.reward_gap_target;
-        let distance = before.reward_gap_reference / beta - before.reward_gap_target;
+        let distance = before.reward_gap_wanted / beta - before.reward_gap_target;
         let closed = (distance > 0.0).then_some(grew / distance);
         Trend { grew, fell: before.chosen_per_token - after.chosen_per_token, closed }
     };
@@ -95,17 +95,17 @@ pub fn trends(start: &Measurement, now: &Measurement, beta: f64) -> BTreeMap<Str
 }
 
 impl Signs {
-    /// `gaps` are the reference's reward gaps of the distinct dominant pairs.
-    pub fn judge_supervision(&mut self, thresholds: &SignsConfig, gaps: &[f64]) {
+    /// `gaps` are the reference's reward gaps of the distinct dominant pairs, of which `least` (`data.min_dominant_gap`) may drop some.
+    pub fn judge_supervision(&mut self, thresholds: &SignsConfig, gaps: &[f64], least: Option<f64>) {
         let n_bad = gaps.iter().filter(|gap| **gap < 0.0).count();
         let value = n_bad as f64 / gaps.len().max(1) as f64;
         self.bad_supervision = value;
         if value > thresholds.bad_supervision_share {
-            let message = format!(
-                "{n_bad} of {} dominant pairs: the reference prefers the unsafe answer; MPO would teach this to every target language \
-                 (`data.min_dominant_gap = 0` drops them)",
-                gaps.len()
-            );
+            let then = match least.filter(|least| *least >= 0.0) {
+                Some(least) => format!("`data.min_dominant_gap` = {least} drops them"),
+                None => "MPO would teach this to every target language (`data.min_dominant_gap = 0` drops them)".into(),
+            };
+            let message = format!("{n_bad} of {} dominant pairs: the reference prefers the unsafe answer; {then}", gaps.len());
             self.note(Sign {
                 kind: SignKind::BadSupervision,
                 lang: None,
@@ -200,9 +200,10 @@ impl Signs {
         }
     }
 
-    /// Keeps a sign unless the same one was seen before.
+    /// Keeps a sign unless the same one was seen before. A value that is not finite says that a loss was not, which has its own words; JSON,
+    /// and so the checkpoint, has no number for it.
     fn note(&mut self, sign: Sign) {
-        if !self.found.iter().any(|known| (known.kind, &known.lang) == (sign.kind, &sign.lang)) {
+        if sign.value.is_finite() && !self.found.iter().any(|known| (known.kind, &known.lang) == (sign.kind, &sign.lang)) {
             self.found.push(sign);
         }
     }
@@ -238,11 +239,14 @@ mod tests {
     #[test]
     fn bad_supervision_counts_pairs() {
         let mut signs = Signs::default();
-        signs.judge_supervision(&SignsConfig::default(), &[1.0, 0.5, -0.1, 0.2, -3.0]);
+        signs.judge_supervision(&SignsConfig::default(), &[1.0, 0.5, -0.1, 0.2, -3.0], None);
         assert_eq!(kinds(&signs), [SignKind::BadSupervision]);
-        assert!(signs.found[0].message.starts_with("2 of 5 dominant pairs"));
+        assert!(signs.found[0].message.starts_with("2 of 5 dominant pairs") && signs.found[0].message.contains("would teach this"));
+        let mut dropped = Signs::default();
+        dropped.judge_supervision(&SignsConfig::default(), &[-1.0], Some(0.25));
+        assert!(dropped.found[0].message.ends_with("`data.min_dominant_gap` = 0.25 drops them"), "{}", dropped.found[0].message);
         let mut fine = Signs::default();
-        fine.judge_supervision(&SignsConfig::default(), &[1.0; 10]);
+        fine.judge_supervision(&SignsConfig::default(), &[1.0; 10], None);
         assert!(fine.found.is_empty());
     }
 
@@ -299,6 +303,7 @@ mod tests {
         let found = run(&|step| 0.001 * (step * step) as f64, &falling);
         assert_eq!((found.len(), found[0].kind, found[0].step), (1, SignKind::RetentionGrows, 30));
         assert!(run(&|_| 0.5, &falling).is_empty(), "steady retention");
+        assert!(run(&|step| if step <= 20 { 0.0 } else { 0.5 }, &falling).iter().all(|sign| sign.value.is_finite()), "from nothing");
         assert!(run(&|step| 1e-9 * (step * step) as f64, &falling).is_empty(), "too small to matter");
         assert!(run(&|step| 0.001 * (step * step) as f64, &|_| 1.0).is_empty(), "the gap term does not fall");
     }
@@ -311,6 +316,41 @@ mod tests {
         assert!(signs.found.is_empty(), "a retention gradient of exactly 0 says that the policy has not moved");
         signs.judge_gradients(&SignsConfig::default(), 3, 1.0, 31.0);
         assert!(signs.found[0].message.contains("retention drowns the gap term"), "{}", signs.found[0].message);
+    }
+
+    #[test]
+    fn a_trend_is_measured_against_what_the_loss_wants() {
+        let measured = |gap: f64| {
+            let row = RowMeasure {
+                lang: "sw".into(),
+                reward_gap_target: gap,
+                reward_gap_reference: 1.0,
+                reward_gap_wanted: 4.0,
+                chosen_per_token: -1.0,
+                rejected_per_token: -1.0 - gap,
+            };
+            Measurement::new(Losses { loss: 1.0, mpo: 1.0, retention: 0.0 }, &[row], 2.0)
+        };
+        assert_eq!(trends(&measured(0.0), &measured(0.5), 2.0)["sw"].closed, Some(0.25));
+    }
+
+    #[test]
+    fn what_is_not_finite_is_no_sign_and_survives_a_checkpoint() {
+        let thresholds = SignsConfig::default();
+        for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            let mut signs = Signs::default();
+            signs.judge_supervision(&thresholds, &[bad], None);
+            signs.judge_start(&thresholds, &measured(bad, bad));
+            signs.judge_gradients(&thresholds, 1, bad, 1.0);
+            signs.judge_gradients(&thresholds, 1, 1.0, bad);
+            for (before, after) in [(0.0, bad), (bad, 0.0)] {
+                signs.judge_languages(&thresholds, 1.0, HALF, &measured(before, before), &measured(after, after));
+            }
+            (1..=8).for_each(|step| signs.judge_step(Position { step, n_steps: 8 }, bad, bad));
+            let json = serde_json::to_string(&signs).unwrap();
+            assert!(!json.contains("\":null"), "{json}");
+            assert_eq!(serde_json::from_str::<Signs>(&json).unwrap(), signs);
+        }
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! From a plan to a run that stands at its first step, or at the step of a checkpoint.
 
 use super::checkpoint::{self, Found, SourceFiles, TrainerState};
-use super::console::{Console, say};
+use super::claim::Claim;
+use super::console::Console;
 use super::evaluate::{PolicyIs, distinct_dominant, dominant_gaps, measure, probe_rows};
-use super::folder;
+use super::interrupt;
 use super::log::MetricsLog;
 use super::measure::Measured;
 use super::optimizer::AdamW;
@@ -18,23 +19,23 @@ use crate::data::loader::{Loader, LoaderState, dominant_numbers};
 use crate::files::write_atomically;
 use crate::hub;
 use crate::model::decoder::{Decoder, Purpose};
-use crate::reference::{Folders, FrozenScores, Provenance, shared_folder};
+use crate::progress::say;
+use crate::reference::{Folders, FrozenScores, Provenance, ScoringReport, shared_folder};
 use crate::scoring::KeptStates;
 use anyhow::{Context, Result, ensure};
-use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Makes the run folder and everything that a run is made of, and measures where it begins.
-pub fn start(plan: Plan, found: Option<Found>) -> Result<Run> {
+/// Makes the run folder and everything that a run is made of, and measures where it begins. A new folder is gone again on an error.
+///
+/// `None` where Ctrl-C was pressed while the reference was being scored: the run can go on from the scores that it has.
+pub fn start(plan: Plan, found: Option<Found>) -> Result<Option<Run>> {
     let Plan { config, model_dir, reference_dir, pad_token, train, held_out, data_sha256, .. } = plan;
     if let Some(found) = &found {
         let same = found.state.data_sha256 == data_sha256;
         ensure!(same, "the rows are not those that `{}` was trained on: did `{}` change?", found.dir.display(), config.data.path);
     }
     let dir = config.output.dir.clone();
-    fs::create_dir_all(&dir).with_context(|| format!("cannot make the folder `{}`", dir.display()))?;
-    let lock = folder::lock(&dir)?;
-    folder::remove_leftovers(&dir)?;
+    let mut claim = Claim::new(&dir)?;
     let config_text = config.to_toml()?;
     write_atomically(&dir.join("config.toml"), config_text.as_bytes())?;
     let starts_as_reference = config.reference.path.is_none();
@@ -47,11 +48,19 @@ pub fn start(plan: Plan, found: Option<Found>) -> Result<Run> {
         (None, None) => None,
     };
     let policy = Decoder::load(&model_dir, config.model.dtype, Purpose::Train)?;
-    let mut reference = match early {
+    let (mut reference, report) = match early {
         Some(reference) => reference,
         None => scorer.score(&policy, &dominant)?,
     };
+    if report.was_stopped {
+        claim.keep();
+        return Ok(None);
+    }
 
+    let train = drop_unscored(train, &reference)?;
+    let held_out = drop_unscored(held_out, &reference)?;
+    // The supervision is judged as it came, before the rows that `data.min_dominant_gap` finds too bad are gone.
+    let supervision = dominant_reference_gaps(&train, &reference, config.objective.gap)?;
     let train = drop_bad_supervision(train, &reference, &config)?;
     let mut loader = Loader::new(&dominant_numbers(&train), &config.train)?;
     let n_steps = loader.n_steps(&config.train)?;
@@ -77,10 +86,10 @@ pub fn start(plan: Plan, found: Option<Found>) -> Result<Run> {
             let on_held_out = if held_out.is_empty() { None } else { Some(measure(&held_out)?) };
             let dominant = dominant_gaps(&policy, &rows, &settings)?;
             let start = Measured { train: on_train, held_out: on_held_out, dominant };
-            first_state(start, loader.state(), data_sha256, &config, &dominant_reference_gaps(&train, &reference, config.objective.gap)?)
+            first_state(start, loader.state(), data_sha256, &config, &supervision)
         }
     };
-    Ok(Run {
+    Ok(Some(Run {
         schedule: Schedule::new(&config.schedule, config.optimizer.lr, n_steps),
         files: SourceFiles::read(&model_dir, config.output.dtype)?,
         log: MetricsLog::open(&dir.join("metrics.jsonl"), state.step)?,
@@ -100,13 +109,13 @@ pub fn start(plan: Plan, found: Option<Found>) -> Result<Run> {
         optimizer,
         loader,
         state,
-        lock,
-    })
+        claim,
+    }))
 }
 
 fn first_state(start: Measured, loader: LoaderState, data_sha256: String, config: &RunConfig, reference_gaps: &[f64]) -> TrainerState {
     let mut signs = Signs::default();
-    signs.judge_supervision(&config.signs, reference_gaps);
+    signs.judge_supervision(&config.signs, reference_gaps, config.data.min_dominant_gap);
     signs.judge_start(&config.signs, &start.train);
     TrainerState {
         version: TrainerState::VERSION,
@@ -134,10 +143,10 @@ impl Scorer<'_> {
     }
 
     /// The scores that the run kept; where they are not all there, the frozen model is found again and scores what is missing.
-    fn reopen(&self, pairs: &[&EncodedPreference]) -> Result<FrozenScores> {
+    fn reopen(&self, pairs: &[&EncodedPreference]) -> Result<(FrozenScores, ScoringReport)> {
         let RunConfig { model, reference, retention, .. } = self.config;
         match FrozenScores::open(&self.folder(), pairs, KeptStates::of(retention)) {
-            Ok(scores) => Ok(scores),
+            Ok(scores) => Ok((scores, ScoringReport::default())),
             Err(error) => {
                 say(&format!("scoring the reference again: {error:#}"));
                 let (path, revision) = match &reference.path {
@@ -150,29 +159,43 @@ impl Scorer<'_> {
     }
 
     /// Loads, scores and drops a model.
-    fn score_folder(&self, folder: &Path, pairs: &[&EncodedPreference]) -> Result<FrozenScores> {
+    fn score_folder(&self, folder: &Path, pairs: &[&EncodedPreference]) -> Result<(FrozenScores, ScoringReport)> {
         let model = Decoder::load(folder, self.config.model.dtype, Purpose::Inference).context("loading the reference")?;
         self.score(&model, pairs)
     }
 
-    fn score(&self, model: &Decoder, pairs: &[&EncodedPreference]) -> Result<FrozenScores> {
+    fn score(&self, model: &Decoder, pairs: &[&EncodedPreference]) -> Result<(FrozenScores, ScoringReport)> {
         let states = KeptStates::of(&self.config.retention);
         let provenance = Provenance::of(model, self.config.model.dtype, states, self.pad_token)?;
         let folders = Folders { run: Some(self.folder()), shared: shared_folder() };
-        let (scores, report) = FrozenScores::score(model, pairs, provenance, folders).context("scoring the reference")?;
-        for damaged in &report.damaged {
-            say(&format!("a damaged reference entry was scored again: {damaged}"));
-        }
-        if let Some(error) = &report.cache_error {
-            say(&format!("reference scores are not shared with other runs: {error}"));
-        }
-        Ok(scores)
+        let (scores, report) =
+            FrozenScores::score_until(&interrupt::requested, model, pairs, provenance, folders).context("scoring the reference")?;
+        report.say();
+        Ok((scores, report))
     }
 }
 
 /// The reference's gaps on the distinct dominant pairs of `rows`.
 fn dominant_reference_gaps(rows: &[EncodedPair], reference: &FrozenScores, gap: Gap) -> Result<Vec<f64>> {
     distinct_dominant(&rows.iter().collect::<Vec<_>>()).into_iter().map(|pair| Ok(reference.pair_scores(pair)?.reward_gap(gap))).collect()
+}
+
+/// Leaves out rows whose dominant pair the reference has no finite score for, and names them: no batch with such a row has a loss.
+fn drop_unscored(rows: Vec<EncodedPair>, reference: &FrozenScores) -> Result<Vec<EncodedPair>> {
+    let n_rows = rows.len();
+    let mut kept = Vec::with_capacity(n_rows);
+    let mut dropped = Vec::new();
+    for row in rows {
+        let is_finite = reference.pair(&row.dominant)?.iter().all(|sequence| sequence.is_finite());
+        if is_finite { kept.push(row) } else { dropped.push(row.id) }
+    }
+    if !dropped.is_empty() {
+        let (n, ids) = (dropped.len(), dropped.join(", "));
+        let what = format!("{n} of {n_rows} rows have a dominant pair whose reference scores are not finite: {ids}");
+        ensure!(!kept.is_empty(), "{what}\nhint: the reference's weights may be damaged, or `model.dtype` too narrow for them");
+        say(&format!("warning: {what}; nothing can be learned from them, so they are left out"));
+    }
+    Ok(kept)
 }
 
 /// Applies `data.min_dominant_gap`, and says how many rows it took.

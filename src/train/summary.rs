@@ -153,7 +153,7 @@ impl Summary {
         line("rows with a positive gap", before.all.accuracy, after.all.accuracy, None)?;
         for (lang, before) in &before.languages {
             let Some(after) = after.languages.get(lang) else { continue };
-            let goal = before.reward_gap_reference * self.goal_factor;
+            let goal = before.reward_gap_wanted * self.goal_factor;
             line(&format!("reward gap {lang}"), before.reward_gap_target, after.reward_gap_target, Some(goal))?;
         }
         let dominant = BTreeMap::iter(&self.before.dominant).filter(|_| with_dominant);

@@ -3,6 +3,7 @@
 
 use crate::train::{Sandbox, metrics, stderr};
 use mpo::model::weights::{self, SavedDtype, TensorToSave};
+use serde_json::Value;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -65,7 +66,7 @@ fn damaged_models_are_named_and_nothing_is_written() {
 
     let wide = model(&work, "wide");
     let config = std::fs::read_to_string(wide.join("config.json")).unwrap();
-    let mut config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    let mut config: Value = serde_json::from_str(&config).unwrap();
     config["intermediate_size"] = 999.into();
     std::fs::write(wide.join("config.json"), config.to_string()).unwrap();
     assert_says(&refused(&work, &["model.path=./wide"]), &["mlp", "999"]);
@@ -156,7 +157,7 @@ fn steps_that_are_not_finite_make_no_update_and_stop_the_run() {
 /// The model with weights that are not numbers in the embeddings of `tokens`, untied so that other tokens do not feel it.
 fn poison(folder: &Path, tokens: &[u32]) {
     let config = std::fs::read_to_string(folder.join("config.json")).unwrap();
-    let mut config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    let mut config: Value = serde_json::from_str(&config).unwrap();
     config["tie_word_embeddings"] = false.into();
     std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
     let source = weights::Checkpoint::open(folder).unwrap();
@@ -186,17 +187,8 @@ fn poison(folder: &Path, tokens: &[u32]) {
 fn one_bad_row_is_named_skipped_and_survived() {
     let work = Sandbox::new();
     let folder = model(&work, "poisoned");
-    let tokenizer = tokenizers::Tokenizer::from_file(folder.join("tokenizer.json")).unwrap();
-    let rows = std::fs::read_to_string(folder.join("train.jsonl")).unwrap();
-    let tokens_of = |text: &str| tokenizer.encode(text, false).unwrap().get_ids().to_vec();
-    // A token of the Bengali row that occurs in no other row: as whole files, so that every context is covered.
-    let lines: Vec<&str> = rows.lines().collect();
-    let bad = lines.iter().position(|line| line.contains("\"en-umbrella/bn\"")).unwrap();
-    let response = serde_json::from_str::<serde_json::Value>(lines[bad]).unwrap()["target"]["chosen"].as_str().unwrap().to_owned();
-    let others: Vec<u32> = lines.iter().enumerate().filter(|(i, _)| *i != bad).flat_map(|(_, line)| all_tokens(line, &tokens_of)).collect();
-    let own: Vec<u32> = tokens_of(&response).into_iter().filter(|token| !others.contains(token)).collect();
-    assert!(!own.is_empty(), "the row has a token of its own");
-    poison(&folder, &own);
+    // A token of the Bengali row that occurs in no other row, as whole lines, so that every context is covered.
+    poison(&folder, &own_tokens(&folder, |id| id == "en-umbrella/bn", "target"));
 
     work.train(
         "run",
@@ -215,10 +207,63 @@ fn one_bad_row_is_named_skipped_and_survived() {
     assert!(lines.last().unwrap()["loss"].as_f64().unwrap().is_finite());
 }
 
+/// Tokens of the chosen answer on `side` of the first row that `is_bad`, which stand in no row that is not.
+fn own_tokens(folder: &Path, is_bad: impl Fn(&str) -> bool, side: &str) -> Vec<u32> {
+    let tokenizer = tokenizers::Tokenizer::from_file(folder.join("tokenizer.json")).unwrap();
+    let tokens_of = |text: &str| tokenizer.encode(text, false).unwrap().get_ids().to_vec();
+    let text = std::fs::read_to_string(folder.join("train.jsonl")).unwrap();
+    let rows: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let (bad, good): (Vec<&Value>, Vec<&Value>) = rows.iter().partition(|row| is_bad(row["id"].as_str().unwrap()));
+    let others: Vec<u32> = good.iter().flat_map(|row| all_tokens(row, &tokens_of)).collect();
+    let own: Vec<u32> = tokens_of(bad[0][side]["chosen"].as_str().unwrap()).into_iter().filter(|token| !others.contains(token)).collect();
+    assert!(!own.is_empty(), "the row has a token of its own");
+    own
+}
+
 /// Tokens of every text of a row.
-fn all_tokens(line: &str, tokens_of: &dyn Fn(&str) -> Vec<u32>) -> Vec<u32> {
-    let row: serde_json::Value = serde_json::from_str(line).unwrap();
+fn all_tokens(row: &Value, tokens_of: &dyn Fn(&str) -> Vec<u32>) -> Vec<u32> {
     let sides = ["dominant", "target"].map(|side| row[side].clone());
     let texts = sides.iter().flat_map(|side| [&side["prompt"][0]["content"], &side["chosen"], &side["rejected"]]);
     texts.flat_map(|text| tokens_of(text.as_str().unwrap())).collect()
+}
+
+#[test]
+fn rows_that_the_reference_has_no_score_for_are_left_out_and_named() {
+    let work = Sandbox::new();
+    let folder = model(&work, "poisoned");
+    poison(&folder, &own_tokens(&folder, |id| id.starts_with("en-umbrella/"), "dominant"));
+    let output = work.train("run", &["model.path=./poisoned", "eval.path=builtin:tiny/heldout", "train.epochs=1"]);
+    let said = stderr(&output);
+    assert_says(&said, &["6 of 48 rows", "reference scores are not finite", "en-umbrella/bn", "en-umbrella/zh"]);
+    let lines = metrics(&work.path("run"));
+    assert_eq!(lines.len(), 21);
+    assert!(lines.iter().all(|line| line.get("skipped_rows").is_none() && line["loss"].as_f64().unwrap().is_finite()));
+    assert_eq!(
+        work.mpo(&["train", "--resume", "run", "--set", "train.epochs=2"]).status.code(),
+        Some(0),
+        "the same rows are left out again"
+    );
+
+    // The special tokens, which every prompt has.
+    let folder = model(&work, "ruined");
+    poison(&folder, &(0..8).collect::<Vec<_>>());
+    assert_says(&refused(&work, &["model.path=./ruined"]), &["not finite", "hint: the reference's weights may be damaged"]);
+}
+
+#[test]
+fn what_cannot_be_done_is_refused_by_name() {
+    let work = Sandbox::new();
+    assert_says(&refused(&work, &["eval.path=org/name"]), &["eval.path", "org/name", "resolve/main/FILE"]);
+
+    // A tokenizer without a token to pad with is in nobody's way but that of `mean_padded`.
+    let folder = model(&work, "padless");
+    let path = folder.join("tokenizer_config.json");
+    let mut config: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    ["pad_token", "eos_token"].iter().for_each(|key| drop(config.as_object_mut().unwrap().remove(*key)));
+    std::fs::write(&path, config.to_string()).unwrap();
+    let _ = std::fs::remove_file(folder.join("special_tokens_map.json"));
+    let padless = ["model.path=./padless", "train.max_steps=3"];
+    let padded = ["retention.kind=hidden", "retention.pooling=mean_padded", "train.micro_batch_size=1"];
+    assert_says(&refused(&work, &[&padless[..], &padded].concat()), &["mean_padded", "neither a `pad_token` nor an `eos_token`"]);
+    work.train("run", &padless);
 }

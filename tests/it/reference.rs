@@ -6,6 +6,7 @@ use mpo::data::encode::EncodedPair;
 use mpo::reference::{Folders, FrozenScores, weights_digest};
 use mpo::scoring::KeptStates;
 use mpo::train::step::{Gradients, StepSettings, evaluate_batch, evaluate_first_batch};
+use std::cell::Cell;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -242,4 +243,21 @@ fn a_head_that_was_being_written_when_the_run_was_killed_is_written_anew() {
     assert!(!leftover.exists());
     let pairs: Vec<_> = rows.iter().map(|row| &row.dominant).collect();
     FrozenScores::open(dir.path(), &pairs, KeptStates::of(&config.retention)).unwrap().head().unwrap();
+}
+
+#[test]
+fn scoring_stops_between_batches_and_goes_on_where_it_stopped() {
+    let model = model(&llama(32, 48), 3);
+    let rows = rows(40, 60, 48, 4);
+    let pairs: Vec<_> = rows.iter().map(|row| &row.dominant).collect();
+    let config = RunConfig::default();
+    let run = tempfile::tempdir().unwrap();
+    let folders = || Folders { run: Some(run.path().to_owned()), shared: None };
+    let is_asked_again = Cell::new(false);
+    let stop = || is_asked_again.replace(true);
+    let (_, first) = FrozenScores::score_until(&stop, &model, &pairs, provenance(&model, &config), folders()).unwrap();
+    assert!(first.was_stopped && first.n_scored > 0 && first.n_scored < first.n_pairs, "{first:?}");
+    let (_, second) = FrozenScores::score(&model, &pairs, provenance(&model, &config), folders()).unwrap();
+    assert!(!second.was_stopped);
+    assert_eq!((first.n_scored + second.n_scored, first.n_pairs), (second.n_pairs, second.n_pairs));
 }

@@ -269,6 +269,27 @@ fn ctrl_c_saves_and_says_how_to_go_on() {
 }
 
 #[test]
+fn ctrl_c_before_the_first_step_keeps_the_run() {
+    let work = Sandbox::new();
+    work.train("whole", &[]);
+    let mut child = start(&work, true, 2);
+    let (run, started) = (work.path("killed"), Instant::now());
+    while !run.join("config.toml").exists() {
+        assert!(child.try_wait().unwrap().is_none() && started.elapsed() < LONG, "the run never began");
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    interrupt(&child);
+    let output = child.wait_with_output().unwrap();
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(130), "{said}");
+    assert!(said.contains("Stopping when what was begun is done") && said.contains("Go on with: mpo train --resume"), "{said}");
+
+    let output = work.mpo(&["train", "--resume", "killed"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_same_run(&work.path("whole"), &run);
+}
+
+#[test]
 fn a_second_ctrl_c_stops_at_once_and_loses_nothing() {
     let work = Sandbox::new();
     work.train("whole", &[]);

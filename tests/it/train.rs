@@ -283,9 +283,15 @@ fn rows_with_a_small_dominant_gap_are_dropped_and_named() {
     let said = stderr(&output);
     assert!(said.contains(&format!("drops {half} of {} rows", rows.len())) && ids[..half].iter().all(|id| said.contains(id)), "{said}");
     let lines = metrics(&work.path("run"));
-    assert_eq!((lines.len(), number(&lines[0], "bad_supervision")), ((rows.len() - half) / 2, 0.0));
+    assert_eq!(
+        (lines.len(), number(&lines[0], "bad_supervision")),
+        ((rows.len() - half) / 2, 0.5),
+        "the supervision is judged before rows are dropped"
+    );
     let error = work.fails(&["train", "--config", "run.toml", "--set", "output.dir=none", "--set", "data.min_dominant_gap=1000"]);
     assert!(error.contains("drops all"), "{error}");
+    assert!(!work.path("none").exists(), "what comes to nothing leaves nothing");
+    work.train("none", &overrides);
 }
 
 #[test]

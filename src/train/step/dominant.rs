@@ -109,7 +109,7 @@ impl Step<'_> {
                 value[sequence] = match self.settings.retention.kind {
                     RetentionKind::None => 0.0,
                     RetentionKind::Hidden => {
-                        let rows = retention::pooled_rows(self.settings.retention.pooling, span, n_end_tokens[sequence]);
+                        let rows = span.pooled_rows(self.settings.retention.pooling, n_end_tokens[sequence]);
                         self.hidden_retention(&hidden_ND, &rows, frozen, scale, &mut d_hidden_ND)
                     }
                     RetentionKind::Kl => {
