@@ -138,7 +138,8 @@ pub struct CheckArgs {
 #[command(after_help = "\
 Examples:
   mpo gaps --model builtin:tiny --data builtin:tiny
-  mpo gaps --model runs/first/final --reference meta-llama/Llama-3.1-8B-Instruct --config llama31.toml --out gaps.jsonl
+  mpo gaps --config runs/first/config.toml --model runs/first/final
+  mpo gaps --model runs/first/final --reference org/name --data my.jsonl --out gaps.jsonl
 
 The table goes to stdout. Rows keep the file's order and none is dropped.")]
 pub struct GapsArgs {

@@ -9,7 +9,7 @@ mod train;
 
 use crate::cli::{Cli, Command};
 use crate::config::ConfigError;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Parser;
 use std::io::{ErrorKind, IsTerminal, Write};
 use std::process::ExitCode;
@@ -68,7 +68,7 @@ pub(crate) fn print(text: &str) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Err(StdoutClosed.into()),
-        other => Ok(other?),
+        other => other.context("cannot write to stdout"),
     }
 }
 

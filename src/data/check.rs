@@ -103,6 +103,16 @@ pub struct CheckReport {
     /// Wrong ones first.
     pub findings: Vec<Finding>,
     pub max_tokens: usize,
+    /// What the reference thinks of the dominant pairs; `None` where it was not asked.
+    pub supervision: Option<Supervision>,
+}
+
+/// Distinct dominant pairs that the reference scored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Supervision {
+    pub n_pairs: usize,
+    /// Those on which it prefers the rejected response.
+    pub n_negative: usize,
 }
 
 impl CheckReport {
@@ -131,9 +141,8 @@ pub fn check(input: &CheckInput) -> CheckReport {
     if let Some(encoded) = input.encoded {
         check_encodings(pairs, encoded, input, &mut findings);
     }
-    if let Some(gaps) = input.dominant_gaps {
-        check_gaps(pairs, gaps, &first_of_dominant, input.bad_supervision_share, &mut findings);
-    }
+    let supervision =
+        input.dominant_gaps.map(|gaps| check_gaps(pairs, gaps, &first_of_dominant, input.bad_supervision_share, &mut findings));
     let distinct = pairs.iter().zip(&first_of_dominant).filter(|(_, is_first)| **is_first).map(|(pair, _)| pair);
     CheckReport {
         n_rows: pairs.len(),
@@ -142,6 +151,7 @@ pub fn check(input: &CheckInput) -> CheckReport {
         lengths: input.encoded.map_or(Vec::new(), |encoded| lengths(encoded, &first_of_dominant)),
         findings: findings.sorted(),
         max_tokens: input.max_tokens,
+        supervision,
     }
 }
 
@@ -254,17 +264,19 @@ fn check_encodings(pairs: &[ParallelPair], encoded: &[anyhow::Result<EncodedPair
     }
 }
 
-fn check_gaps(pairs: &[ParallelPair], gaps: &[f64], first_of_dominant: &[bool], bad_share: f64, findings: &mut Findings) {
+fn check_gaps(pairs: &[ParallelPair], gaps: &[f64], first_of_dominant: &[bool], bad_share: f64, findings: &mut Findings) -> Supervision {
     let is_counted = |((_, gap), is_first): &((_, &f64), &bool)| **is_first && !gap.is_nan();
     let scored: Vec<_> = pairs.iter().zip(gaps).zip(first_of_dominant).filter(is_counted).map(|(row, _)| row).collect();
-    let n_distinct = scored.len();
+    let n_pairs = scored.len();
     let negative: Vec<_> = scored.into_iter().filter(|(_, gap)| **gap < 0.0).map(|(pair, _)| pair.id.clone()).collect();
-    let share = negative.len() as f64 / n_distinct.max(1) as f64;
+    let supervision = Supervision { n_pairs, n_negative: negative.len() };
+    let share = negative.len() as f64 / n_pairs.max(1) as f64;
     let severity = if share > bad_share { Severity::Wrong } else { Severity::WorthKnowing };
-    let detail = format!("{} of {n_distinct} dominant pairs, {:.0} %", negative.len(), 100.0 * share);
+    let detail = format!("{} of {n_pairs} dominant pairs, {:.0} %", negative.len(), 100.0 * share);
     for id in negative {
         findings.add(FindingKind::NegativeGap, severity, id, Some(detail.clone()));
     }
+    supervision
 }
 
 /// For each pair, whether it is the first with its texts.

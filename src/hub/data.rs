@@ -28,7 +28,7 @@ pub(super) fn resolve(environment: &Environment, data: &DataConfig) -> Result<Pa
         ensure!(is_sha256, "`{sha256}` is not a sha256: it has 64 hexadecimal digits");
     }
     let revision = data.revision.as_deref();
-    let file = match Source::of(path)? {
+    let file = match Source::of("data set", path)? {
         Source::Builtin(name) => {
             refuse_revision(path, revision)?;
             builtin_file(environment, name, &data.split)?

@@ -51,7 +51,7 @@ pub fn resolve_data_in(environment: &Environment, data: &DataConfig) -> Result<P
 
 /// [`resolve_model`] with caches, token and endpoint given rather than taken from the process.
 pub fn resolve_model_in(environment: &Environment, path: &str, revision: Option<&str>) -> Result<ModelFiles> {
-    match Source::of(path)? {
+    match Source::of("model", path)? {
         Source::Builtin(name) => {
             refuse_revision(path, revision)?;
             let dir = builtin::folder(&environment.mpo_cache, name)?;
@@ -74,7 +74,7 @@ pub fn resolve_model_in(environment: &Environment, path: &str, revision: Option<
 
 /// Whether `path` names a repository on the hub.
 pub fn is_on_hub(path: &str) -> bool {
-    matches!(Source::of(path), Ok(Source::Hub(_)))
+    matches!(Source::of("data set", path), Ok(Source::Hub(_)))
 }
 
 /// What a path in a configuration stands for.
@@ -90,8 +90,9 @@ enum Source<'a> {
 }
 
 impl<'a> Source<'a> {
-    fn of(path: &'a str) -> Result<Self> {
-        ensure!(!path.is_empty(), "the path is empty");
+    /// `what` is the thing that is looked for, for the error.
+    fn of(what: &str, path: &'a str) -> Result<Self> {
+        ensure!(!path.is_empty(), "the path of the {what} is empty");
         if let Some(name) = path.strip_prefix("builtin:") {
             return Ok(Source::Builtin(name));
         }
@@ -105,7 +106,7 @@ impl<'a> Source<'a> {
             return Ok(Source::Hub(path));
         }
         let hint = if path.starts_with('~') { "; `~` is not expanded, write the whole path" } else { "" };
-        bail!("`{path}` does not exist here, and it is not of the form `org/name` that a hub id has{hint}")
+        bail!("the {what} `{path}` does not exist here, and it is not of the form `org/name` that a hub id has{hint}")
     }
 }
 

@@ -23,7 +23,7 @@ impl Console {
         let is_terminal = std::io::stderr().is_terminal();
         let target = if is_terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let bar = ProgressBar::with_draw_target(Some(n_steps as u64), target).with_position(n_taken as u64);
-        if let Ok(style) = ProgressStyle::with_template("{bar:24} {pos}/{len} {elapsed} ETA {eta}  {msg}") {
+        if let Ok(style) = ProgressStyle::with_template("{bar:24} {pos}/{len} {elapsed} ETA {eta}  {wide_msg}") {
             bar.set_style(style);
         }
         // The steps before a resume say nothing about the speed of those after it.
@@ -34,10 +34,10 @@ impl Console {
     /// Shows a step that was taken.
     pub fn step(&mut self, line: &StepLine) {
         self.bar.set_position(line.step as u64);
-        let numbers = format!(
-            "loss {:.4}  gap {:+.3} (goal {:+.3})  lr {:.2e}",
-            line.loss, line.reward_gap_target, line.reward_gap_reference, line.lr
-        );
+        // A warm-up begins with no rate at all, and `0.00e0` is no way to write that.
+        let lr = if line.lr == 0.0 { "0".into() } else { format!("{:.2e}", line.lr) };
+        let numbers =
+            format!("loss {:.4}  gap {:+.3} (goal {:+.3})  lr {lr}", line.loss, line.reward_gap_target, line.reward_gap_reference);
         if self.is_terminal {
             self.bar.set_message(numbers);
             return;

@@ -24,6 +24,7 @@ pub struct Resumed {
 pub fn open(out: &Path, source: Option<&str>, overrides: &[String]) -> Result<Resumed> {
     let out = std::path::absolute(out).with_context(|| format!("`{}` cannot be made absolute", out.display()))?;
     let path = out.join("config.toml");
+    ensure!(out.is_dir(), "there is no run to go on with: the folder `{}` does not exist", out.display());
     ensure!(path.is_file(), "`{}` has no `config.toml`: it is not the folder of a run that was started", out.display());
     let text = fs::read_to_string(&path).with_context(|| format!("cannot read `{}`", path.display()))?;
     let scan = checkpoint::scan(&out)?;
@@ -54,8 +55,9 @@ fn summary_steps(out: &Path) -> Option<usize> {
 /// Refuses a folder that already holds something.
 pub fn check_is_new(out: &Path) -> Result<()> {
     let is_run = out.join("config.toml").is_file();
-    let hint = if is_run { format!("; go on with it: `mpo train --resume {}`", out.display()) } else { String::new() };
-    let is_taken = out.is_file() || out.read_dir().is_ok_and(|mut entries| entries.next().is_some());
+    let hint = if is_run { format!(", or go on with that run: `mpo train --resume {}`", out.display()) } else { String::new() };
+    ensure!(!out.is_file(), "`{}` is a file, and a run needs a folder\nhint: choose another `output.dir`", out.display());
+    let is_taken = out.read_dir().is_ok_and(|mut entries| entries.next().is_some());
     ensure!(!is_taken, "`{}` exists and is not empty\nhint: choose another `output.dir`{hint}", out.display());
     Ok(())
 }

@@ -217,6 +217,9 @@ fn a_changed_configuration_is_refused_with_the_difference() {
     assert!(error.contains("`optimizer.weight_decay`"), "an edit of the run's own config.toml is a change too: {error}");
 
     let error = work.fails(&["train", "--resume", "nowhere"]);
+    assert!(error.contains("no run to go on with") && error.contains("nowhere` does not exist"), "{error}");
+    std::fs::create_dir(work.path("empty")).unwrap();
+    let error = work.fails(&["train", "--resume", "empty"]);
     assert!(error.contains("no `config.toml`"), "{error}");
 }
 

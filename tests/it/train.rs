@@ -225,6 +225,10 @@ fn a_folder_that_holds_something_is_refused() {
     let error = work.fails(&["train", "--config", "run.toml", "--set", "output.dir=out"]);
     assert!(error.contains("exists and is not empty"), "{error}");
     assert_eq!(names(&work.path("out")), ["mine.txt"]);
+    let error = work.fails(&["train", "--config", "run.toml", "--set", "output.dir=out/mine.txt"]);
+    assert!(error.contains("is a file, and a run needs a folder"), "{error}");
+    let error = work.fails(&["train", "--resume", "nowhere"]);
+    assert!(error.contains("nowhere` does not exist"), "{error}");
 }
 
 /// The built-in training rows.

@@ -1,6 +1,6 @@
 //! The report as text, for a terminal of 100 columns or more.
 
-use super::{CheckReport, Finding, FindingKind, LanguageCount, Percentiles, Severity};
+use super::{CheckReport, Finding, FindingKind, LanguageCount, Percentiles, Severity, Supervision};
 use std::fmt;
 
 /// Row ids printed per finding; the rest is a number.
@@ -38,6 +38,9 @@ impl fmt::Display for CheckReport {
         writeln!(f, "  target    {}", counts(&self.target))?;
         if !self.lengths.is_empty() {
             self.write_lengths(f)?;
+        }
+        if let Some(Supervision { n_pairs, n_negative }) = self.supervision {
+            writeln!(f, "\nThe reference prefers the rejected response on {n_negative} of {n_pairs} dominant pairs.")?;
         }
         for (severity, title) in [(Severity::Wrong, "Wrong"), (Severity::WorthKnowing, "Worth knowing")] {
             let findings: Vec<_> = self.findings.iter().filter(|finding| finding.severity == severity).collect();
