@@ -53,13 +53,15 @@
 //! - Up to 1e-6, relative, it does not matter how rows are ordered in a batch, cut into micro-batches, or share prompts.
 //! - A sequence's forward does not depend on what it is packed with, bit for bit. At step 0 retention is therefore exactly 0, which is tested
 //!   in every run.
-//! - Every op has its backward in its file, checked in f64 by finite differences; the engine as a whole is checked against a slow model on
-//!   candle's autograd and against PyTorch (`tests/it/golden.rs`, `tests/oracle`).
+//! - Every op has its backward in its file, checked in f64 by finite differences. The engine as a whole is checked entry by entry against a slow
+//!   decoder on candle's autograd (`tests/it/slow.rs`), against candle-transformers, and against PyTorch (`tests/it/golden.rs`, `tests/oracle`).
 //! - No tensor of `[tokens, vocabulary]` of a whole batch exists.
 //! - No default value stands in two places.
 //! - A file that a reader may meet is whole: it is written under another name, synced, and renamed. Nothing is unpickled; weights are
 //!   safetensors.
-//! - Only [`command`] prints data; talk goes to stderr.
+//! - Only [`command`] writes to stdout, and only data; talk goes to stderr.
+//!
+//! `tests/it/architecture.rs` reads which module uses which off the code.
 //!
 //! # Adding to it
 //!
