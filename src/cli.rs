@@ -94,7 +94,7 @@ pub struct TrainArgs {
     /// Go on with the run in this folder, from its newest intact checkpoint
     ///
     /// Its config.toml is used; with --config or --set, a change is refused with the difference unless it leaves finished steps as they
-    /// were: where files lie, how often to save, evaluate and report, how many threads, and a longer run.
+    /// were: where files lie, how often to save, evaluate and report, how many threads, activation checkpointing, and a longer run.
     #[arg(long, value_name = "OUT")]
     pub resume: Option<PathBuf>,
 
