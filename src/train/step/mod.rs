@@ -12,10 +12,12 @@ mod target;
 pub use first_batch::{FirstBatch, evaluate_first_batch};
 
 use crate::config::{Gap, RetentionConfig, RetentionKind, RunConfig};
-use crate::data::batch::PromptSharing;
+use crate::data::batch::{PairSpans, PromptSharing};
 use crate::data::encode::{EncodedPair, EncodedPreference};
 use crate::model::decoder::{Decoder, Keep};
+use crate::model::description::DecoderDescription;
 use crate::objective::{BatchTotals, Objective, PairScores, retention};
+use crate::plan::work::{Gradient, Pass};
 use crate::reference::FrozenScores;
 use anyhow::Result;
 
@@ -34,6 +36,8 @@ pub struct StepSettings {
     pub target_sharing: PromptSharing,
     /// What `mean_padded` fills up with.
     pub pad_token: u32,
+    /// What a forward with a backward behind it keeps; results do not depend on it.
+    pub keep: Keep,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,6 +89,8 @@ pub struct BatchOutcome {
     pub n_tokens: usize,
     /// Tokens that the policy's forward passes computed.
     pub n_tokens_computed: usize,
+    /// The policy's passes, in their order: what the batch cost.
+    pub passes: Vec<Pass>,
 }
 
 impl StepSettings {
@@ -99,11 +105,22 @@ impl StepSettings {
             dominant_passes: if grouped { DominantPasses::OncePerPair } else { DominantPasses::OncePerRow },
             target_sharing: PromptSharing::Shared,
             pad_token,
+            keep: Keep::ForBackward,
         }
+    }
+
+    /// What the forward of a pass keeps.
+    fn keep(&self, gradient: Gradient) -> Keep {
+        if gradient == Gradient::None { Keep::Nothing } else { self.keep }
     }
 
     fn has_retention(&self) -> bool {
         self.retention.kind != RetentionKind::None
+    }
+
+    /// Whether anything is asked of the dominant side.
+    fn needs_dominant(&self) -> bool {
+        self.has_retention() || self.objective.passes().policy_dominant
     }
 }
 
@@ -138,6 +155,7 @@ pub fn evaluate_batch(
     let dominant = step.dominant_side(rows)?;
     let target = step.target_side(rows, &dominant.outcomes)?;
     let rows = target.outcomes;
+    let passes = [dominant.passes, target.passes].concat();
     let objective = rows.iter().map(|row| row.objective_share).sum();
     let retention = settings.has_retention().then(|| mean_retention(&rows));
     Ok(BatchOutcome {
@@ -146,16 +164,23 @@ pub fn evaluate_batch(
         retention,
         rows,
         n_tokens: dominant.n_tokens + target.n_tokens,
-        n_tokens_computed: dominant.n_tokens_computed + target.n_tokens_computed,
+        n_tokens_computed: passes.iter().map(|pass| pass.n_tokens).sum(),
+        passes,
     })
 }
 
-/// What one side found, a row at a time, and the tokens that it took.
+/// The passes that [`evaluate_batch`] makes of `rows`, in their order, without making them.
+pub fn passes(rows: &[&EncodedPair], settings: &StepSettings, gradients: Gradients, description: &DecoderDescription) -> Vec<Pass> {
+    let [dominant, target] = [dominant::passes, target::passes].map(|of_side| of_side(rows, settings, gradients, description));
+    [dominant, target].concat()
+}
+
+/// What one side found, a row at a time, and what it took.
 struct Side<Outcome> {
     /// In the order of the batch's rows.
     outcomes: Vec<Outcome>,
     n_tokens: usize,
-    n_tokens_computed: usize,
+    passes: Vec<Pass>,
 }
 
 /// What all micro-batches of a batch have in common.
@@ -186,8 +211,9 @@ fn n_tokens_unshared(pair: &EncodedPreference) -> usize {
     2 * pair.prompt.len() + pair.chosen.tokens.len() + pair.rejected.tokens.len()
 }
 
-fn keep(with_gradients: bool) -> Keep {
-    if with_gradients { Keep::ForBackward } else { Keep::Nothing }
+/// Both answers of each pair: the tokens that the head or `kl` looks at.
+fn n_answer_tokens(spans: &[PairSpans]) -> usize {
+    spans.iter().flat_map(PairSpans::both).map(|span| span.response.len()).sum()
 }
 
 fn ids<'a>(rows: impl Iterator<Item = &'a EncodedPair>) -> String {
