@@ -6,7 +6,7 @@
 use super::gemm::{Matrix, Threads, Write, multiply};
 use super::linear::{product, rounded};
 use super::real::{max, sum_exp, vectorized};
-use super::{Real, read, update};
+use super::{Real, Scratch, read, update};
 use crate::config::ComputeDtype;
 use anyhow::{Result, ensure};
 use candle_core::Tensor;
@@ -105,7 +105,7 @@ impl Head {
     }
 
     /// Raw logits (capped) of every row of `hidden [M, D]`, `[M, V]`: for the few rows that generation and a KL term look at.
-    pub fn logits(&self, hidden: &[f32], weight: &Tensor) -> Result<Vec<f32>> {
+    pub fn logits(&self, hidden: &[f32], weight: &Tensor) -> Result<Scratch> {
         let width = weight.dim(1)?;
         let weight = read(weight)?;
         let mut logits = product(&rounded(hidden, self.compute), &rounded(&weight, self.compute), width);
