@@ -3,8 +3,8 @@
 //! A `[rows, V]` tensor of a whole batch never exists: a chunk's logits are made, reduced to one number a row and dropped, and made again
 //! in the backward, `dlogits = g (onehot - softmax)`. Gemma caps logits: `cap * tanh(logit / cap)`.
 
-use super::gemm::{Matrix, Threads, Write, multiply};
-use super::linear::{product, rounded};
+use super::gemm::{Matrix, Write, multiply_in};
+use super::linear::product;
 use super::real::{max, sum_exp, vectorized};
 use super::{Real, read, update};
 use crate::config::ComputeDtype;
@@ -39,11 +39,10 @@ impl Head {
         let (n_vocab, width) = (weight.dim(0)?, weight.dim(1)?);
         check(targets, hidden.dim(0)?, n_vocab)?;
         let (hidden, weight) = (read(hidden)?, read(weight)?);
-        let weight = rounded(&weight, self.compute);
         let mut log_probs = Vec::with_capacity(targets.len());
         for chunk in targets.chunks((chunk / n_vocab).max(1)) {
             let x = gather(&hidden, width, chunk);
-            let mut logits = product(&rounded(&x, self.compute), &weight, width);
+            let mut logits = product(&x, &weight, width, self.compute);
             let rows = logits.par_chunks_mut(n_vocab).zip(chunk);
             log_probs.par_extend(rows.map(|(row, target)| vectorized(|| log_prob(row, target.token, self.soft_cap))));
         }
@@ -78,18 +77,15 @@ impl Head {
         check(targets, hidden.dim(0)?, n_vocab)?;
         ensure!(targets.len() == gradients.len(), "{} targets but {} gradients", targets.len(), gradients.len());
         let (hidden, weight) = (read(hidden)?, read(weight)?);
-        let weight = rounded(&weight, self.compute);
         let rows_per_chunk = (chunk / n_vocab).max(1);
         for (targets, gradients) in targets.chunks(rows_per_chunk).zip(gradients.chunks(rows_per_chunk)) {
             let x = gather(&hidden, width, targets);
-            let x = rounded(&x, self.compute);
-            let mut logits = product(&x, &weight, width);
+            let mut logits = product(&x, &weight, width, self.compute);
             let rows = logits.par_chunks_mut(n_vocab).zip(targets).zip(gradients);
             rows.for_each(|((row, target), &g)| vectorized(|| log_prob_backward(row, target.token, g, self.soft_cap)));
-            let d_logits = rounded(&logits, self.compute);
-            let d_logits = Matrix::new(&d_logits, n_vocab);
+            let d_logits = Matrix::new(&logits, n_vocab);
             let mut dx = vec![0.0; x.len()];
-            multiply(&mut dx, width, Write::Overwrite, 1.0, d_logits, Matrix::new(&weight, width), Threads::Pool);
+            multiply_in(self.compute, &mut dx, width, Write::Overwrite, 1.0, d_logits, Matrix::new(&weight, width));
             update(d_hidden, |d_hidden| {
                 for (dx, target) in dx.chunks(width).zip(targets) {
                     d_hidden[target.row as usize * width..][..width].iter_mut().zip(dx).for_each(|(a, b)| *a += b);
@@ -97,7 +93,7 @@ impl Head {
             })?;
             if let Some(weight_gradient) = weight_gradient {
                 update(weight_gradient, |out| {
-                    multiply(out, width, Write::Add, 1.0, d_logits.transposed(), Matrix::new(&x, width), Threads::Pool)
+                    multiply_in(self.compute, out, width, Write::Add, 1.0, d_logits.transposed(), Matrix::new(&x, width))
                 })?;
             }
         }
@@ -108,7 +104,7 @@ impl Head {
     pub fn logits(&self, hidden: &[f32], weight: &Tensor) -> Result<Vec<f32>> {
         let width = weight.dim(1)?;
         let weight = read(weight)?;
-        let mut logits = product(&rounded(hidden, self.compute), &rounded(&weight, self.compute), width);
+        let mut logits = product(hidden, &weight, width, self.compute);
         logits.par_chunks_mut(16 * 1024).for_each(|logits| vectorized(|| cap_logits(logits, self.soft_cap)));
         Ok(logits)
     }
@@ -132,13 +128,12 @@ impl Head {
             });
         }
         let weight = read(weight)?;
-        let (weight, d_logits, x) = (rounded(&weight, self.compute), rounded(&d_logits, self.compute), rounded(hidden, self.compute));
         let d_logits = Matrix::new(&d_logits, n_vocab);
         let mut dx = vec![0.0; hidden.len()];
-        multiply(&mut dx, width, Write::Overwrite, 1.0, d_logits, Matrix::new(&weight, width), Threads::Pool);
+        multiply_in(self.compute, &mut dx, width, Write::Overwrite, 1.0, d_logits, Matrix::new(&weight, width));
         if let Some(weight_gradient) = weight_gradient {
             update(weight_gradient, |out| {
-                multiply(out, width, Write::Add, 1.0, d_logits.transposed(), Matrix::new(&x, width), Threads::Pool)
+                multiply_in(self.compute, out, width, Write::Add, 1.0, d_logits.transposed(), Matrix::new(hidden, width))
             })?;
         }
         Ok(dx)
