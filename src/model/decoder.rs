@@ -13,7 +13,7 @@ use super::weights::Checkpoint;
 use crate::config::ComputeDtype;
 use crate::data::batch::{PackedBatch, Segment};
 use crate::ops::log_prob::Head;
-pub use crate::ops::log_prob::TokenTarget;
+pub use crate::ops::log_prob::{ScoredTargets, TokenTarget};
 use crate::ops::rope::RopeTable;
 use crate::ops::{Buffer, Scratch, embedding, update};
 use anyhow::{Context, Result, ensure};
@@ -69,7 +69,10 @@ struct Saved {
 enum SavedGroup {
     Activations(Vec<SavedBlock>),
     /// Of the first of them.
-    Input { x_ND: Buffer, n_blocks: usize },
+    Input {
+        x_ND: Buffer,
+        n_blocks: usize,
+    },
 }
 
 impl Decoder {
@@ -217,12 +220,24 @@ impl Decoder {
 
     /// Log-probabilities of M target tokens, from the hidden states of the rows that predict them.
     pub fn log_probs(&self, hidden_ND: &Tensor, targets: &[TokenTarget]) -> Result<Vec<f32>> {
-        self.head().log_probs(hidden_ND, self.head_weight(), targets)
+        Ok(self.score(hidden_ND, targets, 0)?.log_probs)
+    }
+
+    /// [`Decoder::log_probs`], to be followed by a backward. Of the logits at most `n_kept` values stay
+    /// for [`Decoder::score_backward`]; the others it makes again.
+    pub fn score(&self, hidden_ND: &Tensor, targets: &[TokenTarget], n_kept: usize) -> Result<ScoredTargets> {
+        self.head().score(hidden_ND, self.head_weight(), targets, n_kept)
     }
 
     /// Adds to the head's gradient and to that of the hidden states, `d_hidden_ND [N, D]`, from those of the M log-probabilities.
-    pub fn log_probs_backward(&self, hidden_ND: &Tensor, targets: &[TokenTarget], d_log_probs: &[f32], d_hidden_ND: &Tensor) -> Result<()> {
-        self.head().backward(hidden_ND, self.head_weight(), targets, d_log_probs, d_hidden_ND, self.head_gradient())
+    pub fn score_backward(
+        &self,
+        hidden_ND: &Tensor,
+        (targets, scored): (&[TokenTarget], ScoredTargets),
+        d_log_probs: &[f32],
+        d_hidden_ND: &Tensor,
+    ) -> Result<()> {
+        self.head().backward(hidden_ND, self.head_weight(), (targets, scored), d_log_probs, d_hidden_ND, self.head_gradient())
     }
 
     /// Logits `[M, V]` of M hidden states: all of them, so only for a few rows at a time.
@@ -231,7 +246,7 @@ impl Decoder {
     }
 
     /// Adds to the head's gradient and returns the gradient of the hidden states `[M, D]`, from that of their logits `[M, V]`.
-    pub fn logits_backward(&self, hidden_MD: &[f32], logits_MV: &[f32], d_logits_MV: Vec<f32>) -> Result<Vec<f32>> {
+    pub fn logits_backward(&self, hidden_MD: &[f32], logits_MV: &[f32], d_logits_MV: Scratch) -> Result<Scratch> {
         self.head().logits_backward(hidden_MD, self.head_weight(), logits_MV, d_logits_MV, self.head_gradient())
     }
 
