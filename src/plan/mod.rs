@@ -2,3 +2,21 @@
 
 pub mod rates;
 pub mod work;
+
+use crate::model::decoder::Keep;
+
+/// What stays in memory from a forward to its backward, and what is made again. Results are the same, bit for bit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StepMemory {
+    /// Of the blocks, in a pass with gradients.
+    pub keep: Keep,
+    /// At most so many of a micro-batch's logits.
+    pub kept_logits: usize,
+}
+
+impl Default for StepMemory {
+    fn default() -> Self {
+        // 256 MiB of logits: whole micro-batches of small models, and little beside what training a large one takes.
+        Self { keep: Keep::ForBackward, kept_logits: 64 * 1024 * 1024 }
+    }
+}

@@ -7,12 +7,11 @@ use crate::data::encode::{EncodedPair, EncodedPreference};
 use crate::model::decoder::Forward;
 use crate::model::description::DecoderDescription;
 use crate::objective::{PairScores, retention};
-use crate::ops;
+use crate::ops::{self, Buffer, Scratch};
 use crate::plan::work::{Gradient, Pass};
 use crate::reference::FrozenHead;
 use crate::scoring::{KeptStates, ScoredSequence, pair_scores, response_targets};
 use anyhow::{Context, Result, ensure};
-use candle_core::Tensor;
 use std::collections::HashMap;
 use tracing::info_span;
 
@@ -101,7 +100,7 @@ impl Step<'_> {
     fn dominant_pass(&self, groups: &[DominantGroup]) -> Result<(Vec<DominantOutcome>, Pass)> {
         let (batch, spans) = pack(groups, self.settings);
         let pass = pass(&batch, &spans, self.settings, self.gradients, self.policy.description());
-        let forward = info_span!("forward").in_scope(|| self.policy.forward(&batch, self.settings.keep(pass.gradient)))?;
+        let forward = info_span!("forward").in_scope(|| self.policy.forward(&batch, self.settings.memory(pass.gradient).keep))?;
 
         let mut outcomes = vec![DominantOutcome::default(); groups.len()];
         if pass.n_scored > 0 {
@@ -121,7 +120,7 @@ impl Step<'_> {
     }
 
     /// Unweighted retention of both sequences of each group, and d loss / d hidden states. For `kl` this also adds to the head's gradient.
-    fn retention(&self, groups: &[DominantGroup], spans: &[PairSpans], forward: &Forward) -> Result<(Vec<[f64; 2]>, Tensor)> {
+    fn retention(&self, groups: &[DominantGroup], spans: &[PairSpans], forward: &Forward) -> Result<(Vec<[f64; 2]>, Buffer)> {
         let reference = self.reference.context("the retention term needs reference scores")?;
         let (hidden_size, frozen_size) = (self.policy.description().hidden_size, reference.hidden_size());
         ensure!(
@@ -129,7 +128,7 @@ impl Step<'_> {
             "retention compares hidden states, and the policy's have {hidden_size} values, the reference's {frozen_size}"
         );
         let hidden_ND = ops::read(&forward.hidden_ND)?;
-        let mut d_hidden_ND = vec![0.0f32; hidden_ND.len()];
+        let mut d_hidden_ND = Scratch::zeros(hidden_ND.len());
         let mut values = Vec::with_capacity(groups.len());
         for (group, spans) in groups.iter().zip(spans) {
             let scale = self.settings.retention.weight * retention::sequence_weight(group.rows.len(), self.totals.n_rows);
@@ -153,7 +152,7 @@ impl Step<'_> {
             }
             values.push(value);
         }
-        Ok((values, ops::tensor(d_hidden_ND, forward.hidden_ND.dims())?))
+        Ok((values, Buffer::new(d_hidden_ND, forward.hidden_ND.dims())?))
     }
 
     fn hidden_retention(&self, hidden_ND: &[f32], rows: &[usize], frozen: &ScoredSequence, scale: f64, d_hidden_ND: &mut [f32]) -> f64 {

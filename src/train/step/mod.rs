@@ -17,6 +17,7 @@ use crate::data::encode::{EncodedPair, EncodedPreference};
 use crate::model::decoder::{Decoder, Keep};
 use crate::model::description::DecoderDescription;
 use crate::objective::{BatchTotals, Objective, PairScores, retention};
+pub use crate::plan::StepMemory;
 use crate::plan::work::{Gradient, Pass};
 use crate::reference::FrozenScores;
 use anyhow::Result;
@@ -36,8 +37,8 @@ pub struct StepSettings {
     pub target_sharing: PromptSharing,
     /// What `mean_padded` fills up with.
     pub pad_token: u32,
-    /// What a forward with a backward behind it keeps; results do not depend on it.
-    pub keep: Keep,
+    /// What stays in memory from a forward to its backward.
+    pub memory: StepMemory,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,13 +106,13 @@ impl StepSettings {
             dominant_passes: if grouped { DominantPasses::OncePerPair } else { DominantPasses::OncePerRow },
             target_sharing: PromptSharing::Shared,
             pad_token,
-            keep: Keep::ForBackward,
+            memory: StepMemory::default(),
         }
     }
 
-    /// What the forward of a pass keeps.
-    fn keep(&self, gradient: Gradient) -> Keep {
-        if gradient == Gradient::None { Keep::Nothing } else { self.keep }
+    /// What a pass keeps.
+    fn memory(&self, gradient: Gradient) -> StepMemory {
+        if gradient == Gradient::None { StepMemory { keep: Keep::Nothing, kept_logits: 0 } } else { self.memory }
     }
 
     fn has_retention(&self) -> bool {

@@ -6,6 +6,7 @@ use crate::data::batch::{Layout, PackedBatch, PairSpans};
 use crate::data::encode::EncodedPair;
 use crate::model::description::DecoderDescription;
 use crate::objective::{PairScores, RowLoss, RowScores};
+use crate::ops::Buffer;
 use crate::plan::work::{Gradient, Pass};
 use crate::scoring::{pair_scores, response_targets};
 use anyhow::{Context, Result};
@@ -55,22 +56,22 @@ impl Step<'_> {
         let (batch, spans) = pack(rows, self.settings);
         let pass = pass(&batch, &spans, self.gradients, self.policy.description());
         let targets = response_targets(&batch, &spans);
-        let forward = info_span!("forward").in_scope(|| self.policy.forward(&batch, self.settings.keep(pass.gradient)))?;
-        let log_probs = info_span!("head").in_scope(|| self.policy.log_probs(&forward.hidden_ND, &targets))?;
+        let memory = self.settings.memory(pass.gradient);
+        let forward = info_span!("forward").in_scope(|| self.policy.forward(&batch, memory.keep))?;
+        let scored = info_span!("head").in_scope(|| self.policy.score(&forward.hidden_ND, &targets, memory.kept_logits))?;
 
         let mut outcomes = Vec::with_capacity(rows.len());
         let mut losses = Vec::with_capacity(rows.len());
-        for ((row, dominant), scores) in rows.iter().zip(dominant).zip(pair_scores(&log_probs, &spans)?) {
+        for ((row, dominant), scores) in rows.iter().zip(dominant).zip(pair_scores(&scored.log_probs, &spans)?) {
             let scores = self.row_scores(row, dominant, scores)?;
             let loss = self.settings.objective.row(&scores, &self.totals)?;
             outcomes.push(self.row_outcome(&scores, &loss, dominant));
             losses.push(loss);
         }
         if pass.gradient != Gradient::None {
-            let d_hidden_ND = forward.hidden_ND.zeros_like()?;
-            let d_log_probs = d_log_probs(&losses, &spans);
-            let head = info_span!("head");
-            head.in_scope(|| self.policy.log_probs_backward(&forward.hidden_ND, &targets, &d_log_probs, &d_hidden_ND))?;
+            let d_hidden_ND = Buffer::zeros(forward.hidden_ND.dims())?;
+            let (scored, d_log_probs) = ((&targets[..], scored), d_log_probs(&losses, &spans));
+            info_span!("head").in_scope(|| self.policy.score_backward(&forward.hidden_ND, scored, &d_log_probs, &d_hidden_ND))?;
             info_span!("backward").in_scope(|| self.policy.backward(forward, &d_hidden_ND))?;
         }
         Ok((outcomes, pass))
