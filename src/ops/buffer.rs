@@ -13,10 +13,10 @@ use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// How much larger than the request a piece may be.
-const SLACK: usize = 2;
+pub(crate) const SLACK: usize = 2;
 
 /// Pieces below this many values stay with the system's allocator, which keeps such by itself.
-const LEAST: usize = 8 * 1024;
+pub(crate) const LEAST: usize = 8 * 1024;
 
 /// Free pieces, by capacity.
 static POOL: Mutex<Vec<Vec<f32>>> = Mutex::new(Vec::new());
@@ -129,6 +129,12 @@ impl InplaceOp1 for TakeOut {
 fn pool() -> MutexGuard<'static, Vec<Vec<f32>>> {
     // A list of free memory is whole whatever a thread that held it was doing.
     POOL.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Values in the pool, for the plan's tests.
+#[cfg(test)]
+pub(crate) fn n_pooled() -> usize {
+    pool().iter().map(Vec::capacity).sum()
 }
 
 /// The smallest free piece that holds `length` values. Where there is none, the largest smaller one is freed: the new one takes its place.

@@ -1,6 +1,10 @@
 //! What a run will need, before it runs: arithmetic on shapes and token counts, and a few measured rates.
 
+pub mod ledger;
+pub mod memory;
 pub mod rates;
+pub mod replay;
+pub mod seconds;
 pub mod work;
 
 use crate::model::decoder::Keep;
@@ -20,3 +24,6 @@ impl Default for StepMemory {
         Self { keep: Keep::ForBackward, kept_logits: 64 * 1024 * 1024 }
     }
 }
+
+/// Logits of one model that `kl` retention has at a time (16 MiB of f32).
+pub const COMPARED_LOGITS_PER_CHUNK: usize = 4 * 1024 * 1024;
