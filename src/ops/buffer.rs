@@ -1,9 +1,9 @@
 //! Memory of activations, used again from step to step.
 //!
 //! A step needs the same few hundred megabytes as the step before. Given back to the system, they would be cleared and mapped in again page by
-//! page, which took a third of a step's CPU time. So what an op returns is a [`Buffer`], whose memory goes into a pool when it is dropped and
-//! serves the next request that fits. Requests differ in size with the lengths of the rows; the pool therefore hands out the smallest piece
-//! that is large enough and at most [`SLACK`] times too large, and a piece that was outgrown makes room for the larger one that replaces it.
+//! page, at a tenth of a step's CPU time and more. So what an op returns is a [`Buffer`], whose memory goes into a pool when it is dropped and
+//! serves the next request that fits. Requests differ in size with the lengths of the rows; so that pieces of old sizes do not pile up, the
+//! pool and what it lent out never exceed the most that was lent out at once by more than [`HEADROOM`].
 
 use super::tensor;
 use anyhow::Result;
@@ -12,14 +12,16 @@ use candle_core::{CpuStorage, InplaceOp1, Layout, Tensor};
 use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// How much larger than the request a piece may be.
-pub(crate) const SLACK: usize = 2;
+/// Share of the most that was on loan at once by which pool and loans together may exceed it: pieces that wait for their turn.
+pub(crate) const HEADROOM: f64 = 0.1;
+
+/// A piece may be larger than the request by this share of it.
+const SLACK: f64 = 0.25;
 
 /// Pieces below this many values stay with the system's allocator, which keeps such by itself.
 pub(crate) const LEAST: usize = 8 * 1024;
 
-/// Free pieces, by capacity.
-static POOL: Mutex<Vec<Vec<f32>>> = Mutex::new(Vec::new());
+static POOL: Mutex<Pool> = Mutex::new(Pool { free: Vec::new(), n_lent: 0, most_lent: 0, n_returns: 0 });
 
 /// Values on loan from the pool.
 #[derive(Debug, Default)]
@@ -28,7 +30,7 @@ pub struct Scratch(Vec<f32>);
 impl Scratch {
     /// `length` values of any content, for an op that writes them all.
     pub fn new(length: usize) -> Self {
-        let mut values = take(&mut pool(), length).unwrap_or_else(|| Vec::with_capacity(length));
+        let mut values = pool().take(length);
         values.resize(length, 0.0);
         if cfg!(debug_assertions) {
             // An op that reads what it should have written shows in every test.
@@ -38,18 +40,14 @@ impl Scratch {
     }
 
     pub fn zeros(length: usize) -> Self {
-        let mut values = take(&mut pool(), length).unwrap_or_default();
-        if values.capacity() == 0 {
-            // Fresh pages are zero already.
-            return Self(vec![0.0; length]);
-        }
+        let mut values = pool().take(length);
         values.clear();
         values.resize(length, 0.0);
         Self(values)
     }
 
     pub fn copy_of(source: &[f32]) -> Self {
-        let mut values = take(&mut pool(), source.len()).unwrap_or_else(|| Vec::with_capacity(source.len()));
+        let mut values = pool().take(source.len());
         values.clear();
         values.extend_from_slice(source);
         Self(values)
@@ -76,7 +74,7 @@ impl DerefMut for Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        give_back(std::mem::take(&mut self.0));
+        pool().give_back(std::mem::take(&mut self.0));
     }
 }
 
@@ -119,46 +117,78 @@ impl InplaceOp1 for TakeOut {
 
     fn cpu_fwd(&self, storage: &mut CpuStorage, _: &Layout) -> candle_core::Result<()> {
         match storage {
-            CpuStorage::F32(values) => give_back(std::mem::take(values)),
+            CpuStorage::F32(values) => pool().give_back(std::mem::take(values)),
             other => candle_core::bail!("no pool for {:?}", other.dtype()),
         }
         Ok(())
     }
 }
 
-fn pool() -> MutexGuard<'static, Vec<Vec<f32>>> {
-    // A list of free memory is whole whatever a thread that held it was doing.
+fn pool() -> MutexGuard<'static, Pool> {
+    // The list of free memory is whole whatever a thread that held it was doing.
     POOL.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Values in the pool, for the plan's tests.
+/// The most values that were lent out at once, for the tests of whoever predicts it.
 #[cfg(test)]
-pub(crate) fn n_pooled() -> usize {
-    pool().iter().map(Vec::capacity).sum()
+pub(crate) fn most_lent() -> usize {
+    pool().most_lent
 }
 
-/// The smallest free piece that holds `length` values. Where there is none, the largest smaller one is freed: the new one takes its place.
-fn take(free: &mut Vec<Vec<f32>>, length: usize) -> Option<Vec<f32>> {
-    if length < LEAST {
-        return None;
+/// All sizes are capacities, in values.
+struct Pool {
+    /// By capacity.
+    free: Vec<Piece>,
+    n_lent: usize,
+    most_lent: usize,
+    n_returns: u64,
+}
+
+struct Piece {
+    values: Vec<f32>,
+    /// Which return to the pool, counted from the start, brought it.
+    returned: u64,
+}
+
+impl Piece {
+    fn capacity(&self) -> usize {
+        self.values.capacity()
     }
-    let fitting = free.partition_point(|piece| piece.capacity() < length);
-    match free.get(fitting) {
-        Some(piece) if piece.capacity() <= SLACK * length => Some(free.remove(fitting)),
-        _ => {
-            if fitting > 0 && free[fitting - 1].capacity() * SLACK >= length {
-                free.remove(fitting - 1);
-            }
-            None
+}
+
+impl Pool {
+    /// The smallest free piece that holds `length` values, or a new one, for which the longest unused pieces make room.
+    fn take(&mut self, length: usize) -> Vec<f32> {
+        if length < LEAST {
+            return Vec::with_capacity(length);
+        }
+        let fitting = self.free.partition_point(|piece| piece.capacity() < length);
+        let fits = self.free.get(fitting).is_some_and(|piece| piece.capacity() as f64 <= (1.0 + SLACK) * length as f64);
+        let values = if fits { self.free.remove(fitting).values } else { Vec::with_capacity(length) };
+        self.n_lent += values.capacity();
+        self.most_lent = self.most_lent.max(self.n_lent);
+        if !fits {
+            self.trim();
+        }
+        values
+    }
+
+    fn trim(&mut self) {
+        let most = (1.0 + HEADROOM) * self.most_lent as f64;
+        let mut n_free: usize = self.free.iter().map(Piece::capacity).sum();
+        while (self.n_lent + n_free) as f64 > most {
+            let Some(oldest) = (0..self.free.len()).min_by_key(|&i| self.free[i].returned) else { return };
+            n_free -= self.free.remove(oldest).capacity();
         }
     }
-}
 
-fn give_back(values: Vec<f32>) {
-    if values.capacity() >= LEAST {
-        let mut free = pool();
-        let at = free.partition_point(|piece| piece.capacity() < values.capacity());
-        free.insert(at, values);
+    fn give_back(&mut self, values: Vec<f32>) {
+        if values.capacity() >= LEAST {
+            self.n_lent = self.n_lent.saturating_sub(values.capacity());
+            self.n_returns += 1;
+            let at = self.free.partition_point(|piece| piece.capacity() < values.capacity());
+            self.free.insert(at, Piece { values, returned: self.n_returns });
+        }
     }
 }
 
@@ -166,21 +196,42 @@ fn give_back(values: Vec<f32>) {
 mod tests {
     use super::*;
 
-    fn capacities(free: &[Vec<f32>]) -> Vec<usize> {
-        free.iter().map(Vec::capacity).collect()
+    fn empty() -> Pool {
+        Pool { free: Vec::new(), n_lent: 0, most_lent: 0, n_returns: 0 }
+    }
+
+    fn capacities(pool: &Pool) -> Vec<usize> {
+        pool.free.iter().map(Piece::capacity).collect()
     }
 
     #[test]
-    fn the_smallest_piece_that_fits_is_taken_and_an_outgrown_one_replaced() {
-        let piece = |k: usize| Vec::with_capacity(k * LEAST);
-        let mut free = vec![piece(1), piece(2), piece(3), piece(9)];
-        assert_eq!(take(&mut free, LEAST + 1).map(|p| p.capacity()), Some(2 * LEAST));
-        assert_eq!(take(&mut free, 2 * LEAST).map(|p| p.capacity()), Some(3 * LEAST));
-        assert_eq!(take(&mut free, 4 * LEAST).map(|p| p.capacity()), None, "9 is more than twice as large");
-        assert_eq!(capacities(&free), [LEAST, 9 * LEAST], "1 is too small to be its forerunner");
-        assert_eq!(take(&mut free, 10 * LEAST).map(|p| p.capacity()), None);
-        assert_eq!(capacities(&free), [LEAST], "9 was outgrown");
-        assert_eq!(take(&mut free, 7).map(|p| p.capacity()), None, "small pieces are the system's");
+    fn the_smallest_piece_that_fits_is_used_again() {
+        let mut pool = empty();
+        let pieces = [10, 11, 20].map(|k| pool.take(k * LEAST));
+        pieces.into_iter().for_each(|piece| pool.give_back(piece));
+        assert_eq!(capacities(&pool), [10 * LEAST, 11 * LEAST, 20 * LEAST]);
+        assert_eq!(pool.take(10 * LEAST + 1).capacity(), 11 * LEAST);
+        assert_eq!(pool.take(13 * LEAST).capacity(), 13 * LEAST, "20 is too large, 10 too small");
+        assert_eq!(pool.take(7).capacity(), 7, "small pieces are the system's");
+        assert_eq!(pool.n_lent, 24 * LEAST);
+    }
+
+    #[test]
+    fn pieces_of_old_sizes_make_room() {
+        let mut pool = empty();
+        for k in [10, 20, 40] {
+            // Two at once: the most that is ever lent is twice the largest.
+            let pieces = [pool.take(k * LEAST), pool.take(k * LEAST)];
+            pieces.into_iter().for_each(|piece| pool.give_back(piece));
+            let n_free: usize = capacities(&pool).iter().sum();
+            assert!(n_free as f64 <= (1.0 + HEADROOM) * (2 * k * LEAST) as f64, "{:?}", capacities(&pool));
+        }
+        assert_eq!(capacities(&pool), [40 * LEAST; 2], "those returned first went first");
+        for _ in 0..3 {
+            let pieces = [pool.take(40 * LEAST), pool.take(39 * LEAST)];
+            assert_eq!(capacities(&pool), [0; 0]);
+            pieces.into_iter().for_each(|piece| pool.give_back(piece));
+        }
     }
 
     #[test]
@@ -191,7 +242,6 @@ mod tests {
         let clone = Tensor::clone(&buffer);
         drop(buffer);
         assert!(crate::ops::read(&clone).is_err(), "an emptied tensor is not read");
-        assert!(pool().iter().any(|piece| piece.capacity() == length));
         let mut again = Scratch::copy_of(&vec![3.0; length]);
         assert_eq!(again[length - 1], 3.0);
         again.truncate(length - 1);

@@ -1,9 +1,6 @@
-//! The pool of `ops::buffer` on paper: which memory a sequence of requests takes, without taking it.
-//!
-//! It follows the pool's own rules (the smallest free piece that fits and is at most so many times too large; an outgrown piece makes room),
-//! so that memory which waits in the pool for a pass of another length is counted as the process has it.
+//! Memory on paper: what is on loan from the pool of `ops::buffer`, by what it is for, and the most that it came to.
 
-use crate::ops::buffer::{LEAST, SLACK};
+use crate::ops::buffer::LEAST;
 
 /// What memory is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,105 +15,59 @@ pub enum Kind {
 
 const N_KINDS: usize = 3;
 
-/// Memory on loan: values, not bytes.
+/// Memory on loan, in values.
 #[derive(Debug)]
-#[must_use = "what is not given back stays in use"]
+#[must_use = "what is not given back stays on loan"]
 pub struct Piece {
-    capacity: usize,
+    length: usize,
     kind: Kind,
 }
 
-/// Values held at one moment.
+/// Values on loan at one moment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Held {
-    in_use: [usize; N_KINDS],
-    /// In the pool, waiting for a request.
-    pub idle: usize,
-}
+pub struct Lent([usize; N_KINDS]);
 
-impl Held {
+impl Lent {
     pub fn of(&self, kind: Kind) -> usize {
-        self.in_use[kind as usize]
+        self.0[kind as usize]
     }
 
     pub fn total(&self) -> usize {
-        self.in_use.iter().sum::<usize>() + self.idle
+        self.0.iter().sum()
     }
 }
 
-/// What is on loan and what waits, and the most that it came to.
-#[derive(Debug, Clone, Default)]
+/// What is on loan, and the most that ever was.
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Ledger {
-    /// Capacities of the free pieces, ascending.
-    free: Vec<usize>,
-    now: Held,
-    peak: Held,
+    now: Lent,
+    peak: Lent,
 }
 
 impl Ledger {
-    /// As `Scratch::new`.
+    /// As `Scratch::new`. What is too small for the pool is too little to count.
     pub fn take(&mut self, kind: Kind, length: usize) -> Piece {
-        let capacity = self.take_free(length).unwrap_or(length);
-        self.now.in_use[kind as usize] += capacity;
-        self.note();
-        Piece { capacity, kind }
+        let length = if length < LEAST { 0 } else { length };
+        self.now.0[kind as usize] += length;
+        if self.now.total() > self.peak.total() {
+            self.peak = self.now;
+        }
+        Piece { length, kind }
     }
 
     /// As dropping it.
     pub fn give_back(&mut self, piece: Piece) {
-        self.now.in_use[piece.kind as usize] -= piece.capacity;
-        if piece.capacity >= LEAST {
-            self.now.idle += piece.capacity;
-            self.free.insert(self.free.partition_point(|&free| free < piece.capacity), piece.capacity);
-        }
+        self.now.0[piece.kind as usize] -= piece.length;
     }
 
-    /// Gives back several, in their order.
+    /// Gives back several.
     pub fn give_back_all(&mut self, pieces: impl IntoIterator<Item = Piece>) {
         pieces.into_iter().for_each(|piece| self.give_back(piece));
     }
 
-    /// What is taken and given back within one op, from the system's allocator.
-    pub fn pass_through(&mut self, length: usize) {
-        self.now.in_use[Kind::Scratch as usize] += length;
-        self.note();
-        self.now.in_use[Kind::Scratch as usize] -= length;
-    }
-
-    /// Values held now, waiting ones included.
-    pub fn n_held(&self) -> usize {
-        self.now.total()
-    }
-
-    /// The most that was held at once.
-    pub fn peak(&self) -> Held {
+    /// What is on loan when the most is.
+    pub fn peak(&self) -> Lent {
         self.peak
-    }
-
-    fn note(&mut self) {
-        if self.now.total() > self.peak.total() {
-            self.peak = self.now;
-        }
-    }
-
-    fn take_free(&mut self, length: usize) -> Option<usize> {
-        if length < LEAST {
-            return None;
-        }
-        let fitting = self.free.partition_point(|&capacity| capacity < length);
-        match self.free.get(fitting) {
-            Some(&capacity) if capacity <= SLACK * length => {
-                self.free.remove(fitting);
-                self.now.idle -= capacity;
-                Some(capacity)
-            }
-            _ => {
-                if fitting > 0 && self.free[fitting - 1] * SLACK >= length {
-                    self.now.idle -= self.free.remove(fitting - 1);
-                }
-                None
-            }
-        }
     }
 }
 
@@ -125,26 +76,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn memory_is_counted_while_it_waits_and_no_longer_when_it_is_outgrown() {
+    fn the_peak_is_one_moment() {
         let mut ledger = Ledger::default();
         let (a, b) = (ledger.take(Kind::Activation, 3 * LEAST), ledger.take(Kind::Scratch, LEAST));
-        ledger.give_back_all([a, b]);
-        assert_eq!((ledger.now.total(), ledger.now.idle), (4 * LEAST, 4 * LEAST));
-        let again = ledger.take(Kind::Logits, 2 * LEAST);
-        assert_eq!((again.capacity, ledger.now.of(Kind::Logits), ledger.now.idle), (3 * LEAST, 3 * LEAST, LEAST));
-        let larger = ledger.take(Kind::Scratch, 2 * LEAST);
-        assert_eq!(ledger.now.total(), 5 * LEAST, "the piece of {LEAST} was outgrown by one of twice its size");
-        ledger.give_back_all([again, larger]);
-        ledger.pass_through(LEAST);
-        assert_eq!((ledger.now.total(), ledger.peak().total()), (5 * LEAST, 6 * LEAST));
-        assert_eq!(ledger.peak().of(Kind::Scratch), LEAST);
-    }
-
-    #[test]
-    fn small_requests_leave_nothing_behind() {
-        let mut ledger = Ledger::default();
+        ledger.give_back(b);
+        let c = ledger.take(Kind::Logits, 2 * LEAST);
         let small = ledger.take(Kind::Scratch, 7);
-        ledger.give_back(small);
-        assert_eq!((ledger.now.total(), ledger.peak().total()), (0, 7));
+        let peak = ledger.peak();
+        assert_eq!([Kind::Activation, Kind::Logits, Kind::Scratch].map(|kind| peak.of(kind)), [3 * LEAST, 2 * LEAST, 0]);
+        ledger.give_back_all([a, c, small]);
+        assert_eq!((ledger.now.total(), ledger.peak()), (0, peak));
     }
 }

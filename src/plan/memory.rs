@@ -1,14 +1,15 @@
 //! What a run holds at its fullest, in bytes by kind.
 //!
 //! Weights, gradients and both moments are f32 for every parameter (`model::layers`, `train::optimizer`; with bf16, products round their
-//! inputs as they read them). What passes need comes from replaying the run's own passes on the pool's ledger (`replay`), from the scoring of
-//! the reference to the last step. What the process holds before a model is loaded is measured, not guessed.
+//! inputs as they read them). What passes need comes from replaying the run's own passes, from the scoring of the reference to the last step
+//! (`replay`), and from the pool's rule how much more it may hold. What the process holds before a model is loaded is measured, not guessed.
 
 use super::StepMemory;
 use super::ledger::Kind;
-use super::replay::Replay;
+use super::replay::{self, Replay};
 use super::work::Pass;
 use crate::model::description::DecoderDescription;
+use crate::ops::buffer::HEADROOM;
 use serde::Serialize;
 
 /// Bytes of an f32.
@@ -57,20 +58,23 @@ pub struct Memory {
 
 impl Memory {
     pub fn of(setup: &Setup) -> Self {
-        let mut replay = Replay::new(setup.description, setup.threads);
+        let mut replay = Replay::new(setup.description);
+        let mut n_unpooled = 0;
         for pass in setup.passes.iter().copied().flatten() {
             replay.pass(pass, setup.step);
+            n_unpooled = n_unpooled.max(replay::n_unpooled(pass, setup.description, setup.threads));
         }
-        let held = replay.ledger.peak();
+        let lent = replay.ledger.peak();
+        let n_idle = (HEADROOM * lent.total() as f64) as usize;
         let parameters = VALUE * setup.n_parameters as u64;
         let bytes = |n_values: usize| VALUE * n_values as u64;
         Self {
             weights: parameters,
             gradients: parameters,
             moments: 2 * parameters,
-            activations: bytes(held.of(Kind::Activation)),
-            head: bytes(held.of(Kind::Logits)),
-            scratch: bytes(held.of(Kind::Scratch) + held.idle),
+            activations: bytes(lent.of(Kind::Activation)),
+            head: bytes(lent.of(Kind::Logits)),
+            scratch: bytes(lent.of(Kind::Scratch) + n_idle + n_unpooled),
             reference: bytes(setup.n_reference),
             data: setup.data,
             process: setup.process.saturating_sub(setup.data) + OVERHEAD,
