@@ -74,11 +74,17 @@ pub struct ScoredPair {
     pub rejected: ScoredSequence,
 }
 
-/// Scores `pairs` in one packed forward.
-pub fn score(model: &Decoder, pairs: &[&EncodedPreference], kept: KeptStates, pad_token: u32) -> Result<Vec<ScoredPair>> {
+/// `pairs` as one packed forward takes them.
+pub fn pack(pairs: &[&EncodedPreference], kept: KeptStates, pad_token: u32) -> (PackedBatch, Vec<PairSpans>) {
     let layout = kept.layout(pad_token);
     let mut batch = PackedBatch::default();
-    let spans: Vec<PairSpans> = pairs.iter().map(|pair| batch.push_pair(pair, &layout)).collect();
+    let spans = pairs.iter().map(|pair| batch.push_pair(pair, &layout)).collect();
+    (batch, spans)
+}
+
+/// Scores `pairs` in one packed forward.
+pub fn score(model: &Decoder, pairs: &[&EncodedPreference], kept: KeptStates, pad_token: u32) -> Result<Vec<ScoredPair>> {
+    let (batch, spans) = pack(pairs, kept, pad_token);
     let hidden_ND = info_span!("forward").in_scope(|| model.forward(&batch, Keep::Nothing))?.hidden_ND;
     let targets = response_targets(&batch, &spans);
     let log_probs = info_span!("head").in_scope(|| model.log_probs(&hidden_ND, &targets))?;

@@ -4,6 +4,7 @@
 
 mod check;
 mod gaps;
+mod plan;
 mod recipes;
 mod train;
 
@@ -42,6 +43,7 @@ fn dispatch(command: &Command) -> Result<ExitCode> {
     match command {
         Command::Train(args) if args.settings.config.is_none() && args.resume.is_none() => Ok(recipes::say_how_to_start()),
         Command::Train(args) => train::run(args),
+        Command::Plan(args) => plan::run(args),
         Command::Check(args) => check::run(args),
         Command::Gaps(args) => gaps::run(args),
         Command::Recipes(args) => recipes::run(args),

@@ -1,13 +1,16 @@
 //! What a run will need, before it runs: arithmetic on shapes and token counts, and a few measured rates.
 
+pub mod estimate;
 pub mod ledger;
 pub mod memory;
 pub mod rates;
 pub mod replay;
 pub mod seconds;
+pub mod units;
 pub mod work;
 
 use crate::model::decoder::Keep;
+use std::num::NonZeroUsize;
 
 /// What stays in memory from a forward to its backward, and what is made again. Results are the same, bit for bit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,6 +19,16 @@ pub struct StepMemory {
     pub keep: Keep,
     /// At most so many of a micro-batch's logits.
     pub kept_logits: usize,
+}
+
+impl StepMemory {
+    /// How many blocks share a kept input, where not everything is kept.
+    pub fn checkpoint_every(&self) -> Option<NonZeroUsize> {
+        match self.keep {
+            Keep::BlockInputs { every } => Some(every),
+            Keep::Nothing | Keep::ForBackward => None,
+        }
+    }
 }
 
 impl Default for StepMemory {

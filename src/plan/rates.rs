@@ -5,6 +5,7 @@
 //! its own, being made of small products; the optimizer is bound by memory. Each number is the best of several, so that another process on
 //! the machine disturbs it little.
 
+use super::StepMemory;
 use super::work::{Flops, Gradient, Pass, projections};
 use crate::config::ComputeDtype;
 use crate::data::batch::{PackedBatch, PromptSharing};
@@ -17,13 +18,11 @@ use rayon::prelude::*;
 use serde::Serialize;
 use std::time::{Duration, Instant};
 
-/// Time for all measurements together, more where a single product takes longer.
-const BUDGET: Duration = Duration::from_millis(800);
 /// Columns of a product that are enough to run at its full speed.
 const MOST_COLUMNS: usize = 8192;
 /// Rows likewise, and the least that are measured.
 const ROWS: std::ops::RangeInclusive<usize> = 16..=512;
-/// Values of each of the four arrays that the optimizer's traffic is measured on: beyond every cache.
+/// Most values of each of the four arrays that the optimizer's traffic is measured on; a model with fewer is measured at its own size.
 const STREAMED: usize = 8 << 20;
 
 /// What was measured, with `threads` of the surrounding pool.
@@ -38,8 +37,15 @@ pub struct Rates {
     pub threads: usize,
 }
 
-/// Passes of about `n_tokens` of which `n_scored` are scored.
-pub fn measure(description: &DecoderDescription, dtype: ComputeDtype, n_tokens: usize, n_scored: usize) -> Result<Rates> {
+/// For passes of about `n_tokens`, `n_scored` of which are scored. All measurements together take about `budget`, more where a single
+/// product takes longer.
+pub fn measure(
+    description: &DecoderDescription,
+    dtype: ComputeDtype,
+    (n_tokens, n_scored): (usize, usize),
+    n_parameters: usize,
+    budget: Duration,
+) -> Result<Rates> {
     let n_rows = n_tokens.clamp(*ROWS.start(), *ROWS.end());
     let d = description;
     let mut flops = 0.0;
@@ -52,15 +58,16 @@ pub fn measure(description: &DecoderDescription, dtype: ComputeDtype, n_tokens: 
     for ((n_out, n_in), n_rows, weight) in of_blocks.into_iter().chain([((d.vocab_size, d.hidden_size), head_rows, head_share)]) {
         let columns = n_out.min(MOST_COLUMNS);
         let product = Product::new(n_rows, columns, n_in, dtype)?;
-        let best = best_of(BUDGET.mul_f64(0.6) / n_shapes as u32, || product.run())?;
+        let best = best_of(budget.mul_f64(0.6) / n_shapes as u32, || product.run())?;
         let whole = weight * n_out as f64 / columns as f64;
         flops += whole * product.flops();
         seconds += whole * best;
     }
+    let rest = budget.mul_f64(0.2);
     Ok(Rates {
         products: flops / seconds,
-        attention: attention_rate(d, n_rows)?,
-        bytes: stream_rate()?,
+        attention: attention_rate(d, n_rows, rest)?,
+        bytes: stream_rate(n_parameters.min(STREAMED), rest)?,
         threads: rayon::current_num_threads(),
     })
 }
@@ -93,7 +100,7 @@ impl Product {
     }
 }
 
-fn attention_rate(d: &DecoderDescription, n_rows: usize) -> Result<f64> {
+fn attention_rate(d: &DecoderDescription, n_rows: usize, budget: Duration) -> Result<f64> {
     let attention = Attention {
         n_heads: d.n_heads,
         n_kv_heads: d.n_kv_heads,
@@ -106,11 +113,11 @@ fn attention_rate(d: &DecoderDescription, n_rows: usize) -> Result<f64> {
     batch.push_responses(&vec![0; n_rows / 4], &[&vec![0; n_rows / 2], &vec![0; n_rows / 4]], PromptSharing::Shared);
     let mut one_layer = d.clone();
     one_layer.layers = vec![crate::model::description::LayerDescription { window: None, rope: 0 }];
-    let flops = Flops::of(&Pass::new(&batch, &one_layer, 0, Gradient::OfStates), &one_layer, None).attention;
+    let flops = Flops::of(&Pass::new(&batch, &one_layer, 0, Gradient::OfStates), &one_layer, StepMemory::default()).attention;
     let n = batch.n_tokens();
     let (n_qkv, _) = projections(d)[0];
     let qkv = tensor((0..n * n_qkv).map(|i| (i % 17) as f32 * 0.01).collect(), &[n, n_qkv])?;
-    let best = best_of(BUDGET.mul_f64(0.2), || {
+    let best = best_of(budget, || {
         let (out, log_sum_exp) = attention::forward(&qkv, &batch.segments, &attention)?;
         attention::backward(&qkv, &out, &log_sum_exp, &out, &batch.segments, &attention)?;
         Ok(())
@@ -118,11 +125,11 @@ fn attention_rate(d: &DecoderDescription, n_rows: usize) -> Result<f64> {
     Ok(flops / best)
 }
 
-/// The access pattern of AdamW: read weight, gradient and two moments, write weight and moments.
-fn stream_rate() -> Result<f64> {
+/// The traffic of AdamW: read weight, gradient and two moments, write weight and moments.
+fn stream_rate(n_values: usize, budget: Duration) -> Result<f64> {
     const CHUNK: usize = 1 << 15;
-    let [mut w, g, mut m, mut v] = [0.5f32, 0.25, 0.125, 0.0625].map(|value| vec![value; STREAMED]);
-    let best = best_of(BUDGET.mul_f64(0.2), || {
+    let [mut w, g, mut m, mut v] = [0.5f32, 0.25, 0.125, 0.0625].map(|value| vec![value; n_values]);
+    let best = best_of(budget, || {
         let chunks = (w.par_chunks_mut(CHUNK), g.par_chunks(CHUNK), m.par_chunks_mut(CHUNK), v.par_chunks_mut(CHUNK));
         chunks.into_par_iter().for_each(|(w, g, m, v)| {
             for (((w, g), m), v) in w.iter_mut().zip(g).zip(m).zip(v) {
@@ -133,7 +140,7 @@ fn stream_rate() -> Result<f64> {
         });
         Ok(())
     })?;
-    Ok(28.0 * STREAMED as f64 / best)
+    Ok(28.0 * n_values as f64 / best)
 }
 
 /// Seconds of the fastest of the runs that fit into `budget`; one that warms up, and at least one more.

@@ -15,15 +15,20 @@ pub struct Seconds {
 }
 
 impl Seconds {
-    pub fn of_passes(flops: &Flops, rates: &Rates) -> Self {
-        Self { products: flops.of_products() / rates.products, attention: flops.attention / rates.attention, optimizer: 0.0 }
+    pub fn of_step(flops: &Flops, n_parameters: usize, rates: &Rates) -> Self {
+        Self {
+            products: flops.of_products() / rates.products,
+            attention: flops.attention / rates.attention,
+            optimizer: optimizer_bytes(n_parameters) / rates.bytes,
+        }
     }
 
-    pub fn of_step(flops: &Flops, n_parameters: usize, rates: &Rates) -> Self {
-        Self { optimizer: optimizer_bytes(n_parameters) / rates.bytes, ..Self::of_passes(flops, rates) }
+    /// Without an update.
+    pub fn of_passes(&self) -> f64 {
+        self.products + self.attention
     }
 
     pub fn total(&self) -> f64 {
-        self.products + self.attention + self.optimizer
+        self.of_passes() + self.optimizer
     }
 }

@@ -3,16 +3,18 @@
 //! ```text
 //! body       2 N × the weights of all projections; twice that in the backward (inputs, weights)
 //! attention  4 hd for each head and pair of a query and a key that it sees; 10 hd in the backward, which makes the scores again
-//! head       2 D V a scored token; three times that more in the backward, which makes the logits again
+//! head       2 D V a scored token; twice that more in the backward, three times where the logits were not kept
 //! ```
 //!
 //! Only what the mathematics asks for is counted: not the masked half of a block of scores, no norm, no activation function.
 
+use super::StepMemory;
 use crate::data::batch::{PackedBatch, Segment};
+use crate::model::decoder::Keep;
 use crate::model::description::DecoderDescription;
+use crate::ops::log_prob::{LOGITS_PER_CHUNK, rows_per_chunk};
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::num::NonZeroUsize;
 use std::ops::AddAssign;
 
 /// Which gradients a pass makes.
@@ -95,16 +97,15 @@ pub struct Flops {
 }
 
 impl Flops {
-    /// Of one pass; `every`: activation checkpointing keeps the input of every so many blocks.
-    pub fn of(pass: &Pass, description: &DecoderDescription, every: Option<NonZeroUsize>) -> Self {
-        let d = description;
+    /// Of one pass.
+    pub fn of(pass: &Pass, d: &DecoderDescription, memory: StepMemory) -> Self {
         let n_tokens = pass.n_tokens as f64;
         let body_forward = 2.0 * n_tokens * (d.layers.len() * weights_of_a_block(d)) as f64;
         let per_pair = 2.0 * (d.n_heads * d.head_dim) as f64 * pass.n_visible as f64;
         let attention_forward = 2.0 * per_pair;
         let has_backward = pass.gradient != Gradient::None;
-        let recomputed = match every {
-            Some(every) if has_backward => {
+        let recomputed = match memory.keep {
+            Keep::BlockInputs { every } if has_backward => {
                 // The last block of a group is run again as far as its gate, unless a norm behind the MLP needs what comes then.
                 let n_groups = if d.norms.after_mlp.is_some() { 0 } else { d.layers.len().div_ceil(every.get()) };
                 let down = 2.0 * n_tokens * (d.hidden_size * d.intermediate_size) as f64;
@@ -112,16 +113,20 @@ impl Flops {
             }
             _ => 0.0,
         };
-        let per_logits_row = 2.0 * (d.hidden_size * d.vocab_size) as f64;
-        let products = |with_backward: bool| if with_backward { PRODUCTS_OF_A_SCORED_TOKEN } else { 1.0 };
+        // Logits; then those that were not kept again, and the gradients of states and weight.
+        let n_scored = match pass.gradient {
+            Gradient::OfScores => 4 * pass.n_scored - kept_rows(pass.n_scored, d.vocab_size, memory.kept_logits),
+            Gradient::OfStates | Gradient::None => pass.n_scored,
+        };
         // Both models' logits, then the gradients of the policy's states and weight.
-        let compared = pass.n_compared as f64 * if has_backward { 4.0 } else { 2.0 };
+        let n_compared = pass.n_compared * if has_backward { 4 } else { 2 };
+        let per_row = 2.0 * (d.hidden_size * d.vocab_size) as f64;
         Self {
             body_forward,
             body_backward: if has_backward { 2.0 * body_forward } else { 0.0 },
             recomputed,
             attention: attention_forward + if has_backward { 5.0 * per_pair } else { 0.0 },
-            head: per_logits_row * (pass.n_scored as f64 * products(pass.gradient == Gradient::OfScores) + compared),
+            head: per_row * (n_scored + n_compared) as f64,
         }
     }
 
@@ -155,8 +160,11 @@ impl AddAssign for Flops {
     }
 }
 
-/// Products of `D V` that a scored token with a gradient takes in `ops::log_prob`: logits, logits again, and the two gradients.
-const PRODUCTS_OF_A_SCORED_TOKEN: f64 = 4.0;
+/// Rows of whole chunks whose logits fit into `n_kept` values (`ops::log_prob`).
+fn kept_rows(n_scored: usize, n_vocab: usize, n_kept: usize) -> usize {
+    let rows = rows_per_chunk(n_scored, n_vocab, LOGITS_PER_CHUNK);
+    (n_kept / (rows * n_vocab) * rows).min(n_scored)
+}
 
 /// Values in the four projections of a block.
 pub fn weights_of_a_block(d: &DecoderDescription) -> usize {

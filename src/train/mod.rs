@@ -12,6 +12,7 @@ pub mod clip;
 pub mod console;
 pub mod evaluate;
 pub mod folder;
+pub mod forecast;
 pub mod interrupt;
 pub mod log;
 pub mod measure;
