@@ -134,8 +134,7 @@ impl Block {
         self.turn(&qkv, layout, Turn::Forward)?;
         let (attended, log_sum_exp) = attention::forward(&qkv, layout.segments, &self.attention)?;
         let (middle, attention_out) = after(&self.after_attention_norm, self.output.forward(&attended)?)?;
-        accumulate(&middle, &x)?;
-        let (normed, middle_r) = self.mlp_norm.forward(&middle)?;
+        let (normed, middle_r) = self.mlp_norm.forward_sum(&middle, &x)?;
         let gate_up = self.gate_up.forward(&normed)?;
         Ok(SavedBlock { x, x_r, unnormed, qkv, attended, log_sum_exp, attention_out, middle, middle_r, gate_up, mlp_out: None })
     }
@@ -143,26 +142,25 @@ impl Block {
     /// `dy [N, D]` to `dx [N, D]`; adds to the block's gradients.
     pub fn backward(&self, saved: SavedBlock, dy: Buffer, layout: &Layout) -> Result<Buffer> {
         let d_middle = self.mlp_backward(&saved, &dy)?;
-        accumulate(&d_middle, &dy)?;
         drop(dy);
-        let dx = self.attention_backward(&saved, &d_middle, layout)?;
-        accumulate(&dx, &d_middle)?;
-        Ok(dx)
+        self.attention_backward(&saved, &d_middle, layout)
     }
 
+    /// The gradient of the residual stream between attention and MLP, both ways out of it.
     fn mlp_backward(&self, saved: &SavedBlock, dy: &Tensor) -> Result<Buffer> {
         let d_down = after_backward(&self.after_mlp_norm, &saved.mlp_out, dy)?;
         let d_down = d_down.as_deref().unwrap_or(dy);
-        let activated = activation::forward(&saved.gate_up, self.activation)?;
-        let d_activated = self.down.backward(&activated, d_down)?;
-        drop(activated);
-        let d_gate_up = activation::backward(&saved.gate_up, &d_activated, self.activation)?;
+        let d_activated = self.down.backward_input(d_down)?;
+        let (activated, d_gate_up) = activation::backward(&saved.gate_up, &d_activated, self.activation)?;
         drop(d_activated);
+        self.down.backward_weight(&activated, d_down)?;
+        drop(activated);
         let normed = self.mlp_norm.recompute(&saved.middle, &saved.middle_r)?;
         let d_normed = self.gate_up.backward(&normed, &d_gate_up)?;
-        self.mlp_norm.backward(&saved.middle, &saved.middle_r, &d_normed)
+        self.mlp_norm.backward_sum(&saved.middle, &saved.middle_r, &d_normed, dy)
     }
 
+    /// The gradient of the block's input, both ways out of it.
     fn attention_backward(&self, saved: &SavedBlock, d_middle: &Tensor, layout: &Layout) -> Result<Buffer> {
         let d_output = after_backward(&self.after_attention_norm, &saved.attention_out, d_middle)?;
         let d_attended = self.output.backward(&saved.attended, d_output.as_deref().unwrap_or(d_middle))?;
@@ -176,7 +174,7 @@ impl Block {
         }
         let normed = self.attention_norm.recompute(&saved.x, &saved.x_r)?;
         let d_normed = self.qkv.backward(&normed, &d_qkv)?;
-        self.attention_norm.backward(&saved.x, &saved.x_r, &d_normed)
+        self.attention_norm.backward_sum(&saved.x, &saved.x_r, &d_normed, d_middle)
     }
 
     /// Norms queries and keys in place, where the family does, and keeps what they were.

@@ -95,13 +95,23 @@ impl Linear {
 
     /// Adds to the gradients and returns `dx`; `x` is what the forward saw.
     pub fn backward(&self, x: &Tensor, dy: &Tensor) -> Result<Buffer> {
+        self.backward_weight(x, dy)?;
+        self.backward_input(dy)
+    }
+
+    pub fn backward_input(&self, dy: &Tensor) -> Result<Buffer> {
+        linear::backward_input(dy, &self.weight, self.compute)
+    }
+
+    /// Adds to the gradients of weight and bias.
+    pub fn backward_weight(&self, x: &Tensor, dy: &Tensor) -> Result<()> {
         if let Some(gradient) = &self.weight_gradient {
             linear::backward_weight(dy, x, gradient, self.compute)?;
         }
         if let Some(gradient) = &self.bias_gradient {
             linear::backward_bias(dy, gradient)?;
         }
-        linear::backward_input(dy, &self.weight, self.compute)
+        Ok(())
     }
 }
 
@@ -124,12 +134,22 @@ impl Norm {
         self.op().forward(x)
     }
 
+    /// `sum += x`, then the norm of the sum.
+    pub fn forward_sum(&self, sum: &Tensor, x: &Tensor) -> Result<(Buffer, Buffer)> {
+        self.op().forward_sum(sum, x)
+    }
+
     pub fn recompute(&self, x: &Tensor, r: &Tensor) -> Result<Buffer> {
         self.op().recompute(x, r)
     }
 
     pub fn backward(&self, x: &Tensor, r: &Tensor, dy: &Tensor) -> Result<Buffer> {
         self.op().backward(x, r, dy, self.gradient.as_ref())
+    }
+
+    /// The gradient of the norm's input where the input also goes `past` it.
+    pub fn backward_sum(&self, x: &Tensor, r: &Tensor, dy: &Tensor, past: &Tensor) -> Result<Buffer> {
+        self.op().backward_sum(x, r, dy, Some(past), self.gradient.as_ref())
     }
 
     /// In place; returns r.
