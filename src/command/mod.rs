@@ -10,6 +10,7 @@ mod train;
 
 use crate::cli::{Cli, Command};
 use crate::config::ConfigError;
+use crate::device;
 use anyhow::{Context, Result};
 use clap::Parser;
 use std::io::{ErrorKind, IsTerminal, Write};
@@ -20,6 +21,7 @@ const USAGE: u8 = 2;
 
 /// Parses the command line, runs it, and turns an error chain into an exit code.
 pub fn main() -> ExitCode {
+    device::settle_allocator();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
