@@ -21,6 +21,7 @@ mod real;
 pub mod rms_norm;
 pub mod rope;
 
+pub use gemm::has_bf16_instructions;
 pub use real::Real;
 
 use anyhow::{Context, Result, bail};
