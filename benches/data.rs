@@ -8,9 +8,9 @@
 //! `encode_batch` gets exactly the texts that we tokenise, already rendered and in memory; our time has the templating in it. With
 //! `--from-file` on our side also the reading and parsing of the file. Rows share their dominant pair 6 to 1 as in the released data, which
 //! saves us work that `encode_batch` has to do, so both are also measured on rows that share nothing. Each measurement is the median of rounds
-//! that alternate.
+//! that alternate. A model is loaded in a process of its own each time, as memory that a process had before costs less.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use mpo::config::{ComputeDtype, DataConfig};
 use mpo::data::encode::{Encoder, Rendered};
@@ -23,6 +23,7 @@ use std::fs::File;
 use std::hint::black_box;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Instant;
 
 #[derive(Parser)]
@@ -39,6 +40,9 @@ struct Arguments {
     threads: Vec<usize>,
     #[arg(long, default_value_t = 5)]
     rounds: usize,
+    /// Load once, in this process, and print the seconds as JSON
+    #[arg(long, hide = true)]
+    load: bool,
     /// What `cargo bench` adds
     #[arg(long, hide = true)]
     bench: bool,
@@ -53,9 +57,13 @@ fn main() -> Result<()> {
     let arguments = Arguments::parse();
     for &n_threads in &arguments.threads {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build()?;
+        if arguments.load {
+            println!("{}", pool.install(|| load(&arguments.model))?);
+            return Ok(());
+        }
         println!("{n_threads} threads");
         pool.install(|| encode(&arguments))?;
-        pool.install(|| load(&arguments))?;
+        report_load(&arguments, n_threads)?;
     }
     println!("peak memory {:.0} MiB", mpo::device::peak_rss_bytes() as f64 / f64::from(1 << 20));
     Ok(())
@@ -73,16 +81,35 @@ fn encode(arguments: &Arguments) -> Result<()> {
     for (what, pairs) in [("rows as they are", &shared), ("no dominant pair shared", &distinct)] {
         let texts = texts(&encoder, pairs)?;
         let n_bytes: usize = texts.iter().map(String::len).sum();
-        let [ours, render, batch, fast] = medians(arguments.rounds, [
-            &|| encoder.encode_all(pairs).map(drop),
-            &|| self::texts(&encoder, pairs).map(drop),
-            &|| encoder.tokenizer().encode_batch(texts.iter().map(String::as_str).collect(), false).map(drop).map_err(anyhow::Error::from_boxed),
-            &|| encoder.tokenizer().encode_batch_fast(texts.iter().map(String::as_str).collect(), false).map(drop).map_err(anyhow::Error::from_boxed),
-        ])?;
+        let [ours, render, batch, fast] = medians(
+            arguments.rounds,
+            [
+                &|| encoder.encode_all(pairs).map(drop),
+                &|| self::texts(&encoder, pairs).map(drop),
+                &|| {
+                    encoder
+                        .tokenizer()
+                        .encode_batch(texts.iter().map(String::as_str).collect(), false)
+                        .map(drop)
+                        .map_err(anyhow::Error::from_boxed)
+                },
+                &|| {
+                    encoder
+                        .tokenizer()
+                        .encode_batch_fast(texts.iter().map(String::as_str).collect(), false)
+                        .map(drop)
+                        .map_err(anyhow::Error::from_boxed)
+                },
+            ],
+        )?;
         println!(
             "  {what}: {:.0} rows/s; {} rows, {:.1} MB of text: ours {ours:.3} s (templating alone {render:.3}), encode_batch {batch:.3} s, \
              encode_batch_fast {fast:.3} s; ours / encode_batch {:.2}, / fast {:.2}",
-            pairs.len() as f64 / ours, pairs.len(), n_bytes as f64 / 1e6, ours / batch, ours / fast
+            pairs.len() as f64 / ours,
+            pairs.len(),
+            n_bytes as f64 / 1e6,
+            ours / batch,
+            ours / fast
         );
     }
     let [file] = medians(arguments.rounds, [&|| encoder.encode_file(&path, &config).map(drop)])?;
@@ -109,25 +136,53 @@ fn with_own_dominant(row: usize, pair: &ParallelPair) -> ParallelPair {
     pair
 }
 
-fn load(arguments: &Arguments) -> Result<()> {
-    let path = arguments.model.join("model.safetensors");
-    let file = File::open(&path)?;
-    // SAFETY: nobody writes to the checkpoint while it is measured.
-    let map = unsafe { memmap2::Mmap::map(&file)? };
-    let model = Decoder::load(&arguments.model, ComputeDtype::F32, Purpose::Inference)?;
-    let load = |purpose| Decoder::load(&arguments.model, ComputeDtype::F32, purpose).map(drop);
-    let [read, inference, train, digest] = medians(arguments.rounds, [
-        &|| Ok(drop(black_box(sum(&map)))),
-        &|| load(Purpose::Inference),
-        &|| load(Purpose::Train),
-        &|| weights_digest(&model).map(drop),
-    ])?;
+fn report_load(arguments: &Arguments, n_threads: usize) -> Result<()> {
+    let run = || -> Result<BTreeMap<String, f64>> {
+        let mut command = Command::new(std::env::current_exe()?);
+        let output = command.args(["--load", "--threads", &n_threads.to_string(), "--model"]).arg(&arguments.model).output()?;
+        ensure!(output.status.success(), "{command:?} failed: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(serde_json::from_slice(&output.stdout)?)
+    };
+    let rounds = (0..arguments.rounds).map(|_| run()).collect::<Result<Vec<_>>>()?;
+    let [read, write, load, digest] =
+        ["read", "write", "load", "digest"].map(|key| median(rounds.iter().map(|round| round[key]).collect()));
     println!(
-        "  {:.0} MB of weights: read once {read:.3} s; load {inference:.3} s ({:.2} times), for training {train:.3} s, digest {digest:.3} s",
-        map.len() as f64 / 1e6,
-        inference / read
+        "  load for training: {load:.3} s; the weights' bytes read once {read:.3} s, new memory for their f32 values written once {write:.3} s: \
+         {:.2} times both; sha256 of the values {digest:.3} s",
+        load / (read + write)
     );
     Ok(())
+}
+
+/// Seconds, in a process that has done nothing yet.
+fn load(model: &Path) -> Result<serde_json::Value> {
+    let seconds = |task: &mut dyn FnMut() -> Result<()>| -> Result<f64> {
+        let start = Instant::now();
+        task()?;
+        Ok(start.elapsed().as_secs_f64())
+    };
+    let file = File::open(model.join("model.safetensors"))?;
+    // SAFETY: nobody writes to the checkpoint while it is measured.
+    let map = unsafe { memmap2::Mmap::map(&file)? };
+    let read = seconds(&mut || {
+        black_box(sum(&map));
+        Ok(())
+    })?;
+    let mut decoder = None;
+    let load = seconds(&mut || {
+        decoder = Some(Decoder::load(model, ComputeDtype::F32, Purpose::Train)?);
+        Ok(())
+    })?;
+    let decoder = decoder.context("a model")?;
+    let digest = seconds(&mut || weights_digest(&decoder).map(drop))?;
+    let n_values = decoder.parameters().iter().map(|parameter| parameter.value.elem_count()).sum();
+    let write = seconds(&mut || {
+        let mut values = vec![0f32; n_values];
+        values.par_chunks_mut(1 << 18).for_each(|values| values.fill(1.0));
+        black_box(values);
+        Ok(())
+    })?;
+    Ok(serde_json::json!({ "load": load, "digest": digest, "read": read, "write": write }))
 }
 
 /// Touches every byte.
@@ -148,10 +203,12 @@ fn medians<const N: usize>(rounds: usize, tasks: [&dyn Fn() -> Result<()>; N]) -
             }
         }
     }
-    Ok(seconds.map(|mut seconds| {
-        seconds.sort_by(f64::total_cmp);
-        seconds[seconds.len() / 2]
-    }))
+    Ok(seconds.map(median))
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
 }
 
 /// Rows in six languages, texts of 100 to 600 characters, made of the words of the tiny model's training data. Every fourth word is made of
@@ -177,9 +234,7 @@ fn write_rows(n_rows: usize) -> Result<PathBuf> {
             dominant = Some(random.pair("en", &words["en"]));
         }
         let lang = TARGETS[row % TARGETS.len()];
-        let json = |pair: &PreferencePair| {
-            serde_json::json!({ "lang": pair.lang, "prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected })
-        };
+        let json = |pair: &PreferencePair| serde_json::json!({ "lang": pair.lang, "prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected });
         let target = random.pair(lang, &words[lang]);
         writeln!(out, "{}", serde_json::json!({ "id": row, "dominant": dominant.as_ref().map(json), "target": json(&target) }))?;
     }

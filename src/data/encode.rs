@@ -220,8 +220,7 @@ impl Encoder {
                 Ok(text)
             }
         };
-        let (chosen, rejected) =
-            (response(chosen).context("chosen response")?, response(rejected).context("rejected response")?);
+        let (chosen, rejected) = (response(chosen).context("chosen response")?, response(rejected).context("rejected response")?);
         Ok(Rendered { prompt: prompt_text, chosen, rejected, ending })
     }
 

@@ -219,9 +219,12 @@ fn digest(sets: [&[EncodedPair]; 2]) -> String {
         count(hash, text.len());
         hash.update(text);
     };
-    let tokens = |hash: &mut Sha256, tokens: &[u32]| {
+    let mut bytes = Vec::new();
+    let mut tokens = |hash: &mut Sha256, tokens: &[u32]| {
         count(hash, tokens.len());
-        tokens.iter().for_each(|token| hash.update(token.to_le_bytes()));
+        bytes.clear();
+        tokens.iter().for_each(|token| bytes.extend_from_slice(&token.to_le_bytes()));
+        hash.update(&bytes);
     };
     for rows in sets {
         count(&mut hash, rows.len());

@@ -10,6 +10,7 @@ mod faults;
 mod gaps;
 mod golden;
 mod hub;
+mod many_rows;
 mod objective;
 mod properties;
 mod reference;
