@@ -42,8 +42,12 @@
 //! [`ops`] says how an op reaches the values of candle tensors, and why that way. One [`model::description`] covers all families.
 //!
 //! What is not computed: padding (sequences are packed, [`data::batch`]), a shared prompt twice (chosen and rejected answer are two branches
-//! behind one prompt), the head on the dominant side, logits away from the answers, logits of more than a chunk ([`ops::log_prob`]), scores
-//! of more than a block of queries ([`ops::attention`]), and the reference during training.
+//! behind one prompt), the head on the dominant side, logits away from the answers, scores of more than a block of queries
+//! ([`ops::attention`]), and the reference during training.
+//!
+//! What is not in memory: a second model, logits beyond a budget ([`ops::log_prob`]), activations of more than one micro-batch of one side, and,
+//! with activation checkpointing ([`model::decoder::Keep`]), those of more than a few blocks. Memory of activations is used again from step to
+//! step ([`ops::buffer`]).
 //!
 //! # Invariants
 //!
@@ -55,7 +59,7 @@
 //!   in every run.
 //! - Every op has its backward in its file, checked in f64 by finite differences. The engine as a whole is checked entry by entry against a slow
 //!   decoder on candle's autograd (`tests/it/slow.rs`), against candle-transformers, and against PyTorch (`tests/it/golden.rs`, `tests/oracle`).
-//! - No tensor of `[tokens, vocabulary]` of a whole batch exists.
+//! - Logits in memory are bounded by a budget, never by the batch. What is kept for the backward and what is made again does not change a bit.
 //! - No default value stands in two places.
 //! - A file that a reader may meet is whole: it is written under another name, synced, and renamed. Nothing is unpickled; weights are
 //!   safetensors.
@@ -70,8 +74,6 @@
 
 #![allow(non_snake_case)] // tensors carry their shape as a suffix: N packed tokens, D hidden size, V vocabulary
 
-#[cfg(target_os = "linux")]
-mod allocator;
 pub mod cli;
 pub mod command;
 pub mod config;

@@ -1,7 +1,7 @@
 //! The gated MLP's middle: `y = act(gate) * up`, where gate and up are the two halves of one projection's rows.
 
 use super::real::vectorized;
-use super::{Real, read, rows_per_task, tensor};
+use super::{Buffer, Real, Scratch, read, rows_per_task};
 use anyhow::Result;
 use candle_core::Tensor;
 use rayon::prelude::*;
@@ -15,21 +15,21 @@ pub enum Activation {
 }
 
 /// `gate_up [N, 2F]` to `[N, F]`.
-pub fn forward(gate_up: &Tensor, activation: Activation) -> Result<Tensor> {
+pub fn forward(gate_up: &Tensor, activation: Activation) -> Result<Buffer> {
     let (n_rows, width) = gate_up.dims2()?;
     let gate_up = read(gate_up)?;
-    let mut y = vec![0.0; gate_up.len() / 2];
+    let mut y = Scratch::new(gate_up.len() / 2);
     forward_rows(&gate_up, width / 2, activation, &mut y);
-    tensor(y, &[n_rows, width / 2])
+    Buffer::new(y, &[n_rows, width / 2])
 }
 
-/// `dy [N, F]` to the gradient of `gate_up [N, 2F]`.
-pub fn backward(gate_up: &Tensor, dy: &Tensor, activation: Activation) -> Result<Tensor> {
+/// What [`forward`] gave, again, and from `dy [N, F]` the gradient of `gate_up [N, 2F]`.
+pub fn backward(gate_up: &Tensor, dy: &Tensor, activation: Activation) -> Result<(Buffer, Buffer)> {
     let (n_rows, width) = gate_up.dims2()?;
     let (gate_up, dy) = (read(gate_up)?, read(dy)?);
-    let mut dx = vec![0.0; gate_up.len()];
-    backward_rows(&gate_up, &dy, width / 2, activation, &mut dx);
-    tensor(dx, &[n_rows, width])
+    let (mut y, mut dx) = (Scratch::new(gate_up.len() / 2), Scratch::new(gate_up.len()));
+    backward_rows(&gate_up, &dy, width / 2, activation, &mut y, &mut dx);
+    Ok((Buffer::new(y, &[n_rows, width / 2])?, Buffer::new(dx, &[n_rows, width])?))
 }
 
 fn forward_rows<T: Real>(gate_up: &[T], width: usize, activation: Activation, y: &mut [T]) {
@@ -53,25 +53,27 @@ fn gate_rows<T: Real>(gate_up: &[T], width: usize, y: &mut [T], act: impl Fn(T) 
     }
 }
 
-fn backward_rows<T: Real>(gate_up: &[T], dy: &[T], width: usize, activation: Activation, dx: &mut [T]) {
+fn backward_rows<T: Real>(gate_up: &[T], dy: &[T], width: usize, activation: Activation, y: &mut [T], dx: &mut [T]) {
     let rows = rows_per_task(2 * width);
     let tasks = dx.par_chunks_mut(rows * 2 * width).zip(gate_up.par_chunks(rows * 2 * width)).zip(dy.par_chunks(rows * width));
-    tasks.for_each(|((dx, gate_up), dy)| {
+    tasks.zip(y.par_chunks_mut(rows * width)).for_each(|(((dx, gate_up), dy), y)| {
         vectorized(|| match activation {
-            Activation::Silu => gate_rows_backward(gate_up, dy, width, dx, silu),
-            Activation::GeluTanh => gate_rows_backward(gate_up, dy, width, dx, gelu_tanh),
-            Activation::Gelu => gate_rows_backward(gate_up, dy, width, dx, gelu),
+            Activation::Silu => gate_rows_backward(gate_up, dy, width, (y, dx), silu),
+            Activation::GeluTanh => gate_rows_backward(gate_up, dy, width, (y, dx), gelu_tanh),
+            Activation::Gelu => gate_rows_backward(gate_up, dy, width, (y, dx), gelu),
         })
     });
 }
 
 #[inline(always)]
-fn gate_rows_backward<T: Real>(gate_up: &[T], dy: &[T], width: usize, dx: &mut [T], act: impl Fn(T) -> (T, T)) {
-    for ((dx, row), dy) in dx.chunks_mut(2 * width).zip(gate_up.chunks(2 * width)).zip(dy.chunks(width)) {
+fn gate_rows_backward<T: Real>(gate_up: &[T], dy: &[T], width: usize, (y, dx): (&mut [T], &mut [T]), act: impl Fn(T) -> (T, T)) {
+    let rows = dx.chunks_mut(2 * width).zip(gate_up.chunks(2 * width)).zip(dy.chunks(width)).zip(y.chunks_mut(width));
+    for (((dx, row), dy), y) in rows {
         let (gate, up) = row.split_at(width);
         let (d_gate, d_up) = dx.split_at_mut(width);
-        for ((((d_gate, d_up), &gate), &up), &dy) in d_gate.iter_mut().zip(d_up).zip(gate).zip(up).zip(dy) {
+        for (((((d_gate, d_up), &gate), &up), &dy), y) in d_gate.iter_mut().zip(d_up).zip(gate).zip(up).zip(dy).zip(y) {
             let (value, slope) = act(gate);
+            *y = value * up;
             *d_gate = dy * up * slope;
             *d_up = dy * value;
         }
@@ -106,6 +108,7 @@ fn gelu<T: Real>(x: T) -> (T, T) {
 #[cfg(test)]
 mod tests {
     use super::super::check;
+    use super::super::tensor;
     use super::*;
 
     #[test]
@@ -115,12 +118,15 @@ mod tests {
             let x: Vec<f64> = check::values(1, n * 2 * width).iter().map(|x| 4.0 * x).collect();
             let dy = check::values(2, n * width);
             let mut dx = vec![0.0; x.len()];
-            backward_rows(&x, &dy, width, activation, &mut dx);
-            check::gradient(&format!("{activation:?}"), &x, &dx, |x| {
+            let mut again = vec![0.0; n * width];
+            backward_rows(&x, &dy, width, activation, &mut again, &mut dx);
+            let forward = |x: &[f64]| {
                 let mut y = vec![0.0; n * width];
                 forward_rows(x, width, activation, &mut y);
-                check::dot(&y, &dy)
-            });
+                y
+            };
+            assert_eq!(again, forward(&x));
+            check::gradient(&format!("{activation:?}"), &x, &dx, |x| check::dot(&forward(x), &dy));
         }
     }
 
@@ -132,9 +138,10 @@ mod tests {
             let dy: Vec<f64> = check::values(2, n * width).iter().map(|x| f64::from(*x as f32)).collect();
             let (mut y64, mut dx64) = (vec![0.0; n * width], vec![0.0; x.len()]);
             forward_rows(&x, width, activation, &mut y64);
-            backward_rows(&x, &dy, width, activation, &mut dx64);
+            backward_rows(&x, &dy, width, activation, &mut y64.clone(), &mut dx64);
             let (x, dy) = (tensor(check::to_f32(&x), &[n, 2 * width]).unwrap(), tensor(check::to_f32(&dy), &[n, width]).unwrap());
-            let (y, dx) = (forward(&x, activation).unwrap(), backward(&x, &dy, activation).unwrap());
+            let (y, (again, dx)) = (forward(&x, activation).unwrap(), backward(&x, &dy, activation).unwrap());
+            assert!(read(&y).unwrap()[..] == read(&again).unwrap()[..]);
             assert!(check::relative_difference(&read(&y).unwrap(), &y64) < 1e-6);
             assert!(check::relative_difference(&read(&dx).unwrap(), &dx64) < 1e-6);
         }

@@ -4,13 +4,13 @@
 //! A row may be any run of `width` values: a token's hidden state, or one head of a token's queries.
 
 use super::real::{dot, vectorized};
-use super::{Real, read, rows_per_task, tensor, update};
+use super::{Buffer, Real, Scratch, read, rows_per_task, update};
 use anyhow::Result;
 use candle_core::Tensor;
 use rayon::prelude::*;
 
 /// Rows whose part of `dg` is summed as one: fixed, so that the order of the sum is.
-const ROWS_PER_PARTIAL_SUM: usize = 64;
+const ROWS_PER_PARTIAL_SUM: usize = 32;
 
 /// How the weight of a norm acts.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -41,34 +41,62 @@ pub struct RmsNorm<'a> {
 
 impl RmsNorm<'_> {
     /// `x [N, W]` to the normed rows `[N, W]` and r `[N]`.
-    pub fn forward(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
-        let y = tensor(read(x)?.to_vec(), x.dims())?;
-        let r = self.forward_heads(&y, Heads::whole_rows(x)?)?;
-        Ok((y, r))
+    pub fn forward(&self, x: &Tensor) -> Result<(Buffer, Buffer)> {
+        let (n_rows, width) = x.dims2()?;
+        let (gain, x) = (self.gain()?, read(x)?);
+        let (mut y, mut r) = (Scratch::new(n_rows * width), Scratch::new(n_rows));
+        norm_rows(&x, &gain, self.eps, &mut y, &mut r);
+        Ok((Buffer::new(y, &[n_rows, width])?, Buffer::new(r, &[n_rows, 1])?))
+    }
+
+    /// `sum += x`, and then what [`RmsNorm::forward`] makes of the sum: a residual connection and the norm behind it in one pass.
+    pub fn forward_sum(&self, sum: &Tensor, x: &Tensor) -> Result<(Buffer, Buffer)> {
+        let (n_rows, width) = x.dims2()?;
+        let (gain, x) = (self.gain()?, read(x)?);
+        let (mut y, mut r) = (Scratch::new(n_rows * width), Scratch::new(n_rows));
+        update(sum, |sum| add_and_norm_rows(sum, &x, &gain, self.eps, &mut y, &mut r))?;
+        Ok((Buffer::new(y, &[n_rows, width])?, Buffer::new(r, &[n_rows, 1])?))
     }
 
     /// Norms some columns of `x [N, ..]` in place; r is `[N, n_heads]`.
-    pub fn forward_heads(&self, x: &Tensor, heads: Heads) -> Result<Tensor> {
+    pub fn forward_heads(&self, x: &Tensor, heads: Heads) -> Result<Buffer> {
         let n_rows = x.dim(0)?;
         let gain = self.gain()?;
-        let mut r = vec![0.0; n_rows * heads.n_heads];
+        let mut r = Scratch::new(n_rows * heads.n_heads);
         update(x, |x| heads.forward(x, &gain, self.eps, &mut r))?;
-        tensor(r, &[n_rows, heads.n_heads])
+        Buffer::new(r, &[n_rows, heads.n_heads])
     }
 
     /// The normed rows again, from the input and the saved r.
-    pub fn recompute(&self, x: &Tensor, r: &Tensor) -> Result<Tensor> {
-        let heads = Heads::whole_rows(x)?;
-        let (gain, r, mut y) = (self.gain()?, read(r)?, read(x)?.to_vec());
-        heads.scale(&mut y, &gain, &r);
-        tensor(y, x.dims())
+    pub fn recompute(&self, x: &Tensor, r: &Tensor) -> Result<Buffer> {
+        let (n_rows, width) = x.dims2()?;
+        let (gain, x, r, mut y) = (self.gain()?, read(x)?, read(r)?, Scratch::new(n_rows * width));
+        scale_rows(&x, &gain, &r, &mut y);
+        Buffer::new(y, &[n_rows, width])
     }
 
     /// `dy [N, W]` to `dx [N, W]`; adds to `weight_gradient [W]` unless frozen.
-    pub fn backward(&self, x: &Tensor, r: &Tensor, dy: &Tensor, weight_gradient: Option<&Tensor>) -> Result<Tensor> {
-        let dx = tensor(read(dy)?.to_vec(), dy.dims())?;
-        self.backward_heads(x, r, &dx, weight_gradient, Heads::whole_rows(x)?)?;
-        Ok(dx)
+    pub fn backward(&self, x: &Tensor, r: &Tensor, dy: &Tensor, weight_gradient: Option<&Tensor>) -> Result<Buffer> {
+        self.backward_sum(x, r, dy, None, weight_gradient)
+    }
+
+    /// [`RmsNorm::backward`] plus the gradient that goes `past` the norm, on the residual connection.
+    pub fn backward_sum(
+        &self,
+        x: &Tensor,
+        r: &Tensor,
+        dy: &Tensor,
+        past: Option<&Tensor>,
+        weight_gradient: Option<&Tensor>,
+    ) -> Result<Buffer> {
+        let (n_rows, width) = x.dims2()?;
+        let (gain, x, r, dy, past) = (self.gain()?, read(x)?, read(r)?, read(dy)?, past.map(read).transpose()?);
+        let mut dx = Scratch::new(n_rows * width);
+        let gain_gradient = backward_rows(&x, &gain, &r, &dy, past.as_deref(), &mut dx);
+        if let Some(weight_gradient) = weight_gradient {
+            update(weight_gradient, |out: &mut [f32]| out.iter_mut().zip(gain_gradient).for_each(|(out, g)| *out += g))?;
+        }
+        Buffer::new(dx, &[n_rows, width])
     }
 
     /// Turns the gradient of some columns' normed values into that of their inputs, in place.
@@ -93,12 +121,88 @@ fn gain<T: Real>(weight: &[T], style: NormStyle) -> Vec<T> {
     }
 }
 
-impl Heads {
-    fn whole_rows(x: &Tensor) -> Result<Self> {
-        let width = x.dim(1)?;
-        Ok(Self { row_width: width, first: 0, n_heads: 1, head_dim: width })
-    }
+fn norm_rows<T: Real>(x: &[T], gain: &[T], eps: f64, y: &mut [T], r: &mut [T]) {
+    let (width, per_task) = (gain.len(), rows_per_task(gain.len()));
+    let tasks = x.par_chunks(per_task * width).zip(y.par_chunks_mut(per_task * width)).zip(r.par_chunks_mut(per_task));
+    tasks.for_each(|((x, y), r)| {
+        vectorized(|| x.chunks(width).zip(y.chunks_mut(width)).zip(r).for_each(|((x, y), r)| *r = norm_row(x, gain, eps, y)))
+    });
+}
 
+fn add_and_norm_rows<T: Real>(sum: &mut [T], x: &[T], gain: &[T], eps: f64, y: &mut [T], r: &mut [T]) {
+    let (width, per_task) = (gain.len(), rows_per_task(gain.len()));
+    let tasks = sum.par_chunks_mut(per_task * width).zip(x.par_chunks(per_task * width));
+    tasks.zip(y.par_chunks_mut(per_task * width)).zip(r.par_chunks_mut(per_task)).for_each(|(((sum, x), y), r)| {
+        vectorized(|| {
+            for (((sum, x), y), r) in sum.chunks_mut(width).zip(x.chunks(width)).zip(y.chunks_mut(width)).zip(r) {
+                sum.iter_mut().zip(x).for_each(|(sum, &x)| *sum += x);
+                *r = norm_row(sum, gain, eps, y);
+            }
+        })
+    });
+}
+
+fn scale_rows<T: Real>(x: &[T], gain: &[T], r: &[T], y: &mut [T]) {
+    let (width, per_task) = (gain.len(), rows_per_task(gain.len()));
+    let tasks = x.par_chunks(per_task * width).zip(y.par_chunks_mut(per_task * width)).zip(r.par_chunks(per_task));
+    tasks.for_each(|((x, y), r)| {
+        vectorized(|| x.chunks(width).zip(y.chunks_mut(width)).zip(r).for_each(|((x, y), &r)| scale_row(x, gain, r, y)))
+    });
+}
+
+/// Writes `dx` and returns `dg`.
+fn backward_rows<T: Real>(x: &[T], gain: &[T], r: &[T], dy: &[T], past: Option<&[T]>, dx: &mut [T]) -> Vec<T> {
+    let width = gain.len();
+    let part = ROWS_PER_PARTIAL_SUM;
+    let tasks = dx.par_chunks_mut(part * width).zip(x.par_chunks(part * width)).zip(dy.par_chunks(part * width)).zip(r.par_chunks(part));
+    let parts = tasks.enumerate().map(|(task, (((dx, x), dy), r))| {
+        let mut gain_gradient = vec![T::ZERO; width];
+        vectorized(|| {
+            for (i, (((dx, x), dy), &r)) in dx.chunks_mut(width).zip(x.chunks(width)).zip(dy.chunks(width)).zip(r).enumerate() {
+                gain_gradient.iter_mut().zip(x).zip(dy).for_each(|((sum, &x), &dy)| *sum += dy * x * r);
+                dx.copy_from_slice(dy);
+                backward_row(x, gain, r, dx);
+                if let Some(past) = past {
+                    dx.iter_mut().zip(&past[(task * part + i) * width..]).for_each(|(dx, &past)| *dx += past);
+                }
+            }
+        });
+        gain_gradient
+    });
+    let mut sum = vec![T::ZERO; width];
+    for part in parts.collect::<Vec<_>>() {
+        sum.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
+    }
+    sum
+}
+
+/// Writes y and returns r.
+#[inline(always)]
+fn norm_row<T: Real>(x: &[T], gain: &[T], eps: f64, y: &mut [T]) -> T {
+    let r = reciprocal_rms(x, eps);
+    scale_row(x, gain, r, y);
+    r
+}
+
+#[inline(always)]
+fn reciprocal_rms<T: Real>(x: &[T], eps: f64) -> T {
+    T::ONE / Real::sqrt(dot(x, x) / T::of(x.len() as f64) + T::of(eps))
+}
+
+#[inline(always)]
+fn scale_row<T: Real>(x: &[T], gain: &[T], r: T, y: &mut [T]) {
+    y.iter_mut().zip(x).zip(gain).for_each(|((y, &x), &g)| *y = x * r * g);
+}
+
+/// `d` comes in as dy and leaves as dx.
+#[inline(always)]
+fn backward_row<T: Real>(x: &[T], gain: &[T], r: T, d: &mut [T]) {
+    d.iter_mut().zip(gain).for_each(|(d, &g)| *d *= g);
+    let mean = dot(d, x) * r / T::of(x.len() as f64);
+    d.iter_mut().zip(x).for_each(|(d, &x)| *d = r * (*d - x * r * mean));
+}
+
+impl Heads {
     #[inline(always)]
     fn columns(&self) -> std::ops::Range<usize> {
         self.first..self.first + self.n_heads * self.head_dim
@@ -110,21 +214,8 @@ impl Heads {
             vectorized(|| {
                 for (row, r) in x.chunks_mut(self.row_width).zip(r.chunks_mut(self.n_heads)) {
                     for (head, r) in row[self.columns()].chunks_mut(self.head_dim).zip(r) {
-                        *r = T::ONE / Real::sqrt(dot(head, head) / T::of(self.head_dim as f64) + T::of(eps));
-                        scale_head(head, gain, *r);
-                    }
-                }
-            })
-        });
-    }
-
-    fn scale<T: Real>(&self, x: &mut [T], gain: &[T], r: &[T]) {
-        let per_task = rows_per_task(self.row_width);
-        x.par_chunks_mut(per_task * self.row_width).zip(r.par_chunks(per_task * self.n_heads)).for_each(|(x, r)| {
-            vectorized(|| {
-                for (row, r) in x.chunks_mut(self.row_width).zip(r.chunks(self.n_heads)) {
-                    for (head, &r) in row[self.columns()].chunks_mut(self.head_dim).zip(r) {
-                        scale_head(head, gain, r);
+                        *r = reciprocal_rms(head, eps);
+                        head.iter_mut().zip(gain).for_each(|(x, &g)| *x = *x * *r * g);
                     }
                 }
             })
@@ -143,9 +234,7 @@ impl Heads {
                 for ((d, x), r) in d.chunks_mut(self.row_width).zip(x.chunks(self.row_width)).zip(r.chunks(self.n_heads)) {
                     let heads = d[self.columns()].chunks_mut(self.head_dim).zip(x[self.columns()].chunks(self.head_dim));
                     for ((d, x), &r) in heads.zip(r) {
-                        d.iter_mut().zip(gain).for_each(|(d, &g)| *d *= g);
-                        let mean = dot(d, x) * r / T::of(self.head_dim as f64);
-                        d.iter_mut().zip(x).for_each(|(d, &x)| *d = r * (*d - x * r * mean));
+                        backward_row(x, gain, r, d);
                     }
                 }
             })
@@ -173,14 +262,10 @@ impl Heads {
     }
 }
 
-#[inline(always)]
-fn scale_head<T: Real>(head: &mut [T], gain: &[T], r: T) {
-    head.iter_mut().zip(gain).for_each(|(x, &g)| *x = *x * r * g);
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::check;
+    use super::super::tensor;
     use super::*;
 
     const EPS: f64 = 1e-5;
@@ -189,6 +274,35 @@ mod tests {
         let (mut y, mut r) = (x.to_vec(), vec![0.0; x.len() / heads.row_width * heads.n_heads]);
         heads.forward(&mut y, &gain(weight, style), EPS, &mut r);
         (y, r)
+    }
+
+    #[test]
+    fn gradients_of_rows_match_finite_differences() {
+        let (n, width) = (35, 19);
+        for style in [NormStyle::Plain, NormStyle::OnePlus] {
+            let forward = |x: &[f64], weight: &[f64]| {
+                let (mut y, mut r) = (vec![0.0; x.len()], vec![0.0; n]);
+                norm_rows(x, &gain(weight, style), EPS, &mut y, &mut r);
+                (y, r)
+            };
+            let (x, weight, dy, past) =
+                (check::values(1, n * width), check::values(2, width), check::values(3, n * width), check::values(4, n * width));
+            let (y, r) = forward(&x, &weight);
+            for past in [None, Some(past.as_slice())] {
+                let mut dx = vec![0.0; x.len()];
+                let dw = backward_rows(&x, &gain(&weight, style), &r, &dy, past, &mut dx);
+                let loss = |x: &[f64], w: &[f64]| check::dot(&forward(x, w).0, &dy) + past.map_or(0.0, |past| check::dot(x, past));
+                check::gradient("dx", &x, &dx, |x| loss(x, &weight));
+                check::gradient("dw", &weight, &dw, |w| loss(&x, w));
+            }
+            let (mut sum, mut y_of_sum, mut r_of_sum) = (past.clone(), vec![0.0; x.len()], vec![0.0; n]);
+            add_and_norm_rows(&mut sum, &x, &gain(&weight, style), EPS, &mut y_of_sum, &mut r_of_sum);
+            assert!(sum.iter().zip(&x).zip(&past).all(|((sum, x), past)| *sum == x + past));
+            assert_eq!((y_of_sum, r_of_sum), forward(&sum, &weight));
+            let mut again = vec![0.0; x.len()];
+            scale_rows(&x, &gain(&weight, style), &r, &mut again);
+            assert_eq!(again, y);
+        }
     }
 
     #[test]

@@ -7,7 +7,9 @@ use mpo::data::encode::EncodedPair;
 use mpo::model::decoder::{Decoder, Keep};
 use mpo::ops;
 use mpo::reference::FrozenScores;
-use mpo::train::step::{BatchOutcome, Gradients, StepSettings, evaluate_batch};
+use mpo::train::step::{BatchOutcome, Gradients, StepMemory, StepSettings, evaluate_batch};
+use serde_json::json;
+use std::num::NonZeroUsize;
 
 /// Large enough that every op and every matrix product uses all its threads.
 const HIDDEN: usize = 128;
@@ -163,6 +165,37 @@ fn threads_do_not_change_a_bit() {
             let many = with_threads(n_threads);
             assert_eq!(one.0, many.0, "{kind:?}, {n_threads} threads");
             assert!(one.1 == many.1, "{kind:?}: gradients differ between 1 and {n_threads} threads");
+        }
+    }
+}
+
+#[test]
+fn what_is_kept_for_the_backward_does_not_change_a_bit() {
+    let five_layers = |config, more| changed(changed(config, json!({"num_hidden_layers": 5})), more);
+    let layer_types = json!(["sliding_attention", "full_attention", "sliding_attention", "full_attention", "sliding_attention"]);
+    for family in [
+        five_layers(llama(HIDDEN, VOCABULARY), json!({})),
+        five_layers(llama(HIDDEN, VOCABULARY), json!({"model_type": "qwen3", "head_dim": HIDDEN / 4})),
+        five_layers(gemma2(HIDDEN, VOCABULARY), json!({"layer_types": layer_types})),
+    ] {
+        let (policy, reference) = (model(&family, 1), model(&family, 2));
+        let rows = rows(2, LENGTH, VOCABULARY, 3);
+        let config = RunConfig::default();
+        let reference = scores(&reference, &rows, &config);
+        let run = |memory: StepMemory| {
+            let settings = StepSettings { memory, ..StepSettings::new(&config, PAD) };
+            let outcome = evaluate(&policy, &borrowed(&rows), &reference, &settings, Gradients::Both);
+            let bits: Vec<u32> = gradients(&policy).iter().flatten().map(|value| value.to_bits()).collect();
+            (outcome, bits)
+        };
+        let everything = run(StepMemory::default());
+        for every in [1, 2, 3, 5, 9] {
+            let keep = Keep::BlockInputs { every: NonZeroUsize::new(every).unwrap() };
+            for kept_logits in [0, usize::MAX] {
+                let again = run(StepMemory { keep, kept_logits });
+                assert_eq!(everything.0, again.0);
+                assert!(everything.1 == again.1, "{}: every {every} blocks, {kept_logits} logits", family["model_type"]);
+            }
         }
     }
 }
