@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 /// Which other modules of the crate each module may use, tests aside. What is absent is the point: losses see no model, ops know no
 /// model either, a model knows nothing of training, and nothing but the command line knows the command line. `data::batch` is where tokens
 /// lie in a packed row: plain index ranges.
-const MAY_USE: [(&str, &[&str]); 17] = [
+const MAY_USE: [(&str, &[&str]); 18] = [
+    ("allocator", &[]),
     ("digest", &[]),
     ("files", &[]),
     ("progress", &[]),
     ("config", &[]),
     ("cli", &[]),
-    ("data", &["config"]),
+    ("data", &["config", "progress"]),
     ("objective", &["config"]),
     ("ops", &["config", "data::batch"]),
     ("model", &["config", "data::batch", "digest", "ops"]),

@@ -11,6 +11,7 @@ mod faults;
 mod gaps;
 mod golden;
 mod hub;
+mod many_rows;
 mod objective;
 mod properties;
 mod reference;

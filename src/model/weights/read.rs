@@ -20,8 +20,9 @@ pub const SINGLE_FILE: &str = "model.safetensors";
 /// The list of the shards that hold a model's weights.
 pub const INDEX_FILE: &str = "model.safetensors.index.json";
 
-/// Elements that one task widens; small enough that the chunks of a large matrix keep every core busy.
-const WIDEN_CHUNK: usize = 1 << 18;
+/// Elements that one task widens; small enough that the chunks of a projection keep every core busy.
+const WIDEN_CHUNK: usize = 1 << 16;
+
 /// The weights in a model folder, mapped and not yet read.
 #[derive(Debug)]
 pub struct Checkpoint {
