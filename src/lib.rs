@@ -70,8 +70,6 @@
 
 #![allow(non_snake_case)] // tensors carry their shape as a suffix: N packed tokens, D hidden size, V vocabulary
 
-#[cfg(target_os = "linux")]
-mod allocator;
 pub mod cli;
 pub mod command;
 pub mod config;

@@ -15,7 +15,7 @@ use crate::ops::attention::{self, Attention};
 use crate::ops::linear::accumulate;
 use crate::ops::rms_norm::Heads;
 use crate::ops::rope::{RopeTable, Turn};
-use crate::ops::{activation, read, tensor, update};
+use crate::ops::{Buffer, Scratch, activation, read, update};
 use anyhow::Result;
 use candle_core::Tensor;
 
@@ -45,22 +45,29 @@ pub(super) struct Block {
 /// What one block's forward leaves for its backward.
 pub(super) struct SavedBlock {
     /// `[N, D]`
-    x: Tensor,
-    x_r: Tensor,
+    x: Buffer,
+    x_r: Buffer,
     /// Projections before the query-key norm, and its r of queries and keys.
-    unnormed: Option<(Tensor, [Tensor; 2])>,
+    unnormed: Option<(Buffer, [Buffer; 2])>,
     /// `[N, (H + 2K) hd]`, normed and turned.
-    qkv: Tensor,
-    attended: Tensor,
-    log_sum_exp: Tensor,
+    qkv: Buffer,
+    attended: Buffer,
+    log_sum_exp: Buffer,
     /// Input and r of the norm after attention.
-    attention_out: Option<(Tensor, Tensor)>,
+    attention_out: Option<(Buffer, Buffer)>,
     /// `[N, D]`, the residual stream between attention and MLP.
-    middle: Tensor,
-    middle_r: Tensor,
-    gate_up: Tensor,
+    middle: Buffer,
+    middle_r: Buffer,
+    gate_up: Buffer,
     /// Input and r of the norm after the MLP.
-    mlp_out: Option<(Tensor, Tensor)>,
+    mlp_out: Option<(Buffer, Buffer)>,
+}
+
+impl SavedBlock {
+    /// What the block was run on, `[N, D]`.
+    pub fn into_input(self) -> Buffer {
+        self.x
+    }
 }
 
 impl Block {
@@ -101,7 +108,25 @@ impl Block {
     }
 
     /// `x [N, D]` to the next residual stream `[N, D]`.
-    pub fn forward(&self, x: Tensor, layout: &Layout) -> Result<(Tensor, SavedBlock)> {
+    pub fn forward(&self, x: Buffer, layout: &Layout) -> Result<(Buffer, SavedBlock)> {
+        let mut saved = self.forward_to_gate(x, layout)?;
+        let activated = activation::forward(&saved.gate_up, self.activation)?;
+        let (y, mlp_out) = after(&self.after_mlp_norm, self.down.forward(&activated)?)?;
+        accumulate(&y, &saved.middle)?;
+        saved.mlp_out = mlp_out;
+        Ok((y, saved))
+    }
+
+    /// What [`Block::forward`] saved, again. The last product is left out where nothing of it was saved.
+    pub fn saved_again(&self, x: Buffer, layout: &Layout) -> Result<SavedBlock> {
+        match self.after_mlp_norm {
+            Some(_) => Ok(self.forward(x, layout)?.1),
+            None => self.forward_to_gate(x, layout),
+        }
+    }
+
+    /// The forward as far as the MLP's gate.
+    fn forward_to_gate(&self, x: Buffer, layout: &Layout) -> Result<SavedBlock> {
         let (normed, x_r) = self.attention_norm.forward(&x)?;
         let qkv = self.qkv.forward(&normed)?;
         drop(normed);
@@ -112,15 +137,11 @@ impl Block {
         accumulate(&middle, &x)?;
         let (normed, middle_r) = self.mlp_norm.forward(&middle)?;
         let gate_up = self.gate_up.forward(&normed)?;
-        drop(normed);
-        let (y, mlp_out) = after(&self.after_mlp_norm, self.down.forward(&activation::forward(&gate_up, self.activation)?)?)?;
-        accumulate(&y, &middle)?;
-        let saved = SavedBlock { x, x_r, unnormed, qkv, attended, log_sum_exp, attention_out, middle, middle_r, gate_up, mlp_out };
-        Ok((y, saved))
+        Ok(SavedBlock { x, x_r, unnormed, qkv, attended, log_sum_exp, attention_out, middle, middle_r, gate_up, mlp_out: None })
     }
 
     /// `dy [N, D]` to `dx [N, D]`; adds to the block's gradients.
-    pub fn backward(&self, saved: SavedBlock, dy: Tensor, layout: &Layout) -> Result<Tensor> {
+    pub fn backward(&self, saved: SavedBlock, dy: Buffer, layout: &Layout) -> Result<Buffer> {
         let d_middle = self.mlp_backward(&saved, &dy)?;
         accumulate(&d_middle, &dy)?;
         drop(dy);
@@ -129,9 +150,12 @@ impl Block {
         Ok(dx)
     }
 
-    fn mlp_backward(&self, saved: &SavedBlock, dy: &Tensor) -> Result<Tensor> {
+    fn mlp_backward(&self, saved: &SavedBlock, dy: &Tensor) -> Result<Buffer> {
         let d_down = after_backward(&self.after_mlp_norm, &saved.mlp_out, dy)?;
-        let d_activated = self.down.backward(&activation::forward(&saved.gate_up, self.activation)?, &d_down)?;
+        let d_down = d_down.as_deref().unwrap_or(dy);
+        let activated = activation::forward(&saved.gate_up, self.activation)?;
+        let d_activated = self.down.backward(&activated, d_down)?;
+        drop(activated);
         let d_gate_up = activation::backward(&saved.gate_up, &d_activated, self.activation)?;
         drop(d_activated);
         let normed = self.mlp_norm.recompute(&saved.middle, &saved.middle_r)?;
@@ -139,9 +163,9 @@ impl Block {
         self.mlp_norm.backward(&saved.middle, &saved.middle_r, &d_normed)
     }
 
-    fn attention_backward(&self, saved: &SavedBlock, d_middle: &Tensor, layout: &Layout) -> Result<Tensor> {
+    fn attention_backward(&self, saved: &SavedBlock, d_middle: &Tensor, layout: &Layout) -> Result<Buffer> {
         let d_output = after_backward(&self.after_attention_norm, &saved.attention_out, d_middle)?;
-        let d_attended = self.output.backward(&saved.attended, &d_output)?;
+        let d_attended = self.output.backward(&saved.attended, d_output.as_deref().unwrap_or(d_middle))?;
         let d_qkv = attention::backward(&saved.qkv, &saved.attended, &saved.log_sum_exp, &d_attended, layout.segments, &self.attention)?;
         drop(d_attended);
         self.turn(&d_qkv, layout, Turn::Backward)?;
@@ -156,9 +180,9 @@ impl Block {
     }
 
     /// Norms queries and keys in place, where the family does, and keeps what they were.
-    fn norm_query_key(&self, qkv: &Tensor) -> Result<Option<(Tensor, [Tensor; 2])>> {
+    fn norm_query_key(&self, qkv: &Tensor) -> Result<Option<(Buffer, [Buffer; 2])>> {
         let Some([query_norm, key_norm]) = &self.query_key_norms else { return Ok(None) };
-        let unnormed = tensor(read(qkv)?.to_vec(), qkv.dims())?;
+        let unnormed = Buffer::new(Scratch::copy_of(&read(qkv)?), qkv.dims())?;
         let [queries, keys] = self.query_key_heads();
         let r = [query_norm.forward_heads(qkv, queries)?, key_norm.forward_heads(qkv, keys)?];
         Ok(Some((unnormed, r)))
@@ -190,15 +214,13 @@ fn attention_of(d: &DecoderDescription, layer: usize) -> Attention {
 }
 
 /// The norm behind attention or MLP, where there is one; its input and r are kept.
-fn after(norm: &Option<Norm>, x: Tensor) -> Result<(Tensor, Option<(Tensor, Tensor)>)> {
+fn after(norm: &Option<Norm>, x: Buffer) -> Result<(Buffer, Option<(Buffer, Buffer)>)> {
     let Some(norm) = norm else { return Ok((x, None)) };
     let (y, r) = norm.forward(&x)?;
     Ok((y, Some((x, r))))
 }
 
-fn after_backward(norm: &Option<Norm>, saved: &Option<(Tensor, Tensor)>, dy: &Tensor) -> Result<Tensor> {
-    match (norm, saved) {
-        (Some(norm), Some((x, r))) => norm.backward(x, r, dy),
-        _ => Ok(dy.clone()),
-    }
+/// `None` where there is no norm: the gradient is then the same on both sides.
+fn after_backward(norm: &Option<Norm>, saved: &Option<(Buffer, Buffer)>, dy: &Tensor) -> Result<Option<Buffer>> {
+    norm.as_ref().zip(saved.as_ref()).map(|(norm, (x, r))| norm.backward(x, r, dy)).transpose()
 }

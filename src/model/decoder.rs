@@ -13,12 +13,15 @@ use super::weights::Checkpoint;
 use crate::config::ComputeDtype;
 use crate::data::batch::{PackedBatch, Segment};
 use crate::ops::log_prob::Head;
-pub use crate::ops::log_prob::TokenTarget;
+pub use crate::ops::log_prob::{ScoredTargets, TokenTarget};
 use crate::ops::rope::RopeTable;
-use crate::ops::{embedding, update};
+use crate::ops::{Buffer, Scratch, embedding, update};
 use anyhow::{Context, Result, ensure};
 use candle_core::Tensor;
+use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::path::Path;
+use tracing::debug_span;
 
 /// A Llama-, Gemma- or Qwen-like decoder with its head, in f32 on the CPU.
 #[derive(Debug)]
@@ -33,17 +36,21 @@ pub struct Decoder {
     parameters: Vec<Parameter>,
 }
 
-/// Whether a forward keeps what a backward needs.
+/// What a forward keeps for a backward. Results are the same, bit for bit; memory and time are not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Keep {
+    /// There will be no backward.
     Nothing,
+    /// Everything that the backward reads.
     ForBackward,
+    /// The input of every n-th block; the backward runs the blocks from there again (activation checkpointing, arXiv 1604.06174).
+    BlockInputs { every: NonZeroUsize },
 }
 
 /// The result of a forward pass.
 pub struct Forward {
     /// Final-norm hidden states, `[N, D]`: what the head and retention look at.
-    pub hidden_ND: Tensor,
+    pub hidden_ND: Buffer,
     saved: Option<Saved>,
 }
 
@@ -51,10 +58,21 @@ struct Saved {
     tokens: Vec<u32>,
     segments: Vec<Segment>,
     ropes: Vec<RopeTable>,
-    blocks: Vec<SavedBlock>,
+    /// In the order of the blocks.
+    groups: Vec<SavedGroup>,
     /// Input and r of the final norm.
-    last: Tensor,
-    last_r: Tensor,
+    last: Buffer,
+    last_r: Buffer,
+}
+
+/// What consecutive blocks leave for their backward.
+enum SavedGroup {
+    Activations(Vec<SavedBlock>),
+    /// Of the first of them.
+    Input {
+        x_ND: Buffer,
+        n_blocks: usize,
+    },
 }
 
 impl Decoder {
@@ -112,24 +130,52 @@ impl Decoder {
         let ropes: Vec<_> = self.description.ropes.iter().map(|rope| RopeTable::new(&rope.inverse_frequencies, &batch.positions)).collect();
         let layout = Layout { segments: &batch.segments, ropes: &ropes };
         let mut x = embedding::forward(&self.embeddings.value, &batch.tokens, self.embedding_scale())?;
-        let mut saved_blocks = Vec::new();
-        for block in &self.blocks {
-            let (y, saved) = block.forward(x, &layout)?;
-            if keep == Keep::ForBackward {
-                saved_blocks.push(saved);
+        let mut groups = Vec::new();
+        let group_size = if let Keep::BlockInputs { every } = keep { every.get() } else { self.blocks.len().max(1) };
+        for first in (0..self.blocks.len()).step_by(group_size) {
+            let blocks = first..(first + group_size).min(self.blocks.len());
+            let mut saved = Vec::new();
+            for layer in blocks.clone() {
+                let _span = debug_span!("block forward", layer).entered();
+                let (y, saved_block) = self.blocks[layer].forward(x, &layout)?;
+                match keep {
+                    Keep::Nothing => {}
+                    Keep::ForBackward => saved.push(saved_block),
+                    Keep::BlockInputs { .. } if layer > first => {}
+                    Keep::BlockInputs { .. } => groups.push(SavedGroup::Input { x_ND: saved_block.into_input(), n_blocks: blocks.len() }),
+                }
+                x = y;
             }
-            x = y;
+            if keep == Keep::ForBackward {
+                groups.push(SavedGroup::Activations(saved));
+            }
         }
         let (hidden_ND, last_r) = self.final_norm.forward(&x)?;
-        let saved = (keep == Keep::ForBackward).then(|| Saved {
+        let saved = (keep != Keep::Nothing).then(|| Saved {
             tokens: batch.tokens.clone(),
             segments: batch.segments.clone(),
             ropes,
-            blocks: saved_blocks,
+            groups,
             last: x,
             last_r,
         });
         Ok(Forward { hidden_ND, saved })
+    }
+
+    /// The activations of a group of blocks, made again from the group's input.
+    fn activations_again(&self, blocks: Range<usize>, mut x_ND: Buffer, layout: &Layout) -> Result<Vec<SavedBlock>> {
+        let mut saved = Vec::with_capacity(blocks.len());
+        for layer in blocks.clone() {
+            let _span = debug_span!("block forward again", layer).entered();
+            if layer + 1 == blocks.end {
+                saved.push(self.blocks[layer].saved_again(x_ND, layout)?);
+                break;
+            }
+            let (y_ND, saved_block) = self.blocks[layer].forward(x_ND, layout)?;
+            saved.push(saved_block);
+            x_ND = y_ND;
+        }
+        Ok(saved)
     }
 
     /// Attention over no key at all has no value: frameworks return zeros, NaN or a mean over everything, depending on the kernel.
@@ -154,8 +200,17 @@ impl Decoder {
         let layout = Layout { segments: &saved.segments, ropes: &saved.ropes };
         drop(forward.hidden_ND);
         let mut dx = self.final_norm.backward(&saved.last, &saved.last_r, d_hidden_ND)?;
-        for (block, saved) in self.blocks.iter().zip(saved.blocks).rev() {
-            dx = block.backward(saved, dx, &layout)?;
+        let mut end = self.blocks.len();
+        for group in saved.groups.into_iter().rev() {
+            let blocks = match group {
+                SavedGroup::Activations(blocks) => blocks,
+                SavedGroup::Input { x_ND, n_blocks } => self.activations_again(end - n_blocks..end, x_ND, &layout)?,
+            };
+            for saved in blocks.into_iter().rev() {
+                end -= 1;
+                let _span = debug_span!("block backward", layer = end).entered();
+                dx = self.blocks[end].backward(saved, dx, &layout)?;
+            }
         }
         match &self.embeddings.gradient {
             Some(gradient) => embedding::backward(&dx, &saved.tokens, self.embedding_scale(), self.description.padding_token, gradient),
@@ -165,21 +220,33 @@ impl Decoder {
 
     /// Log-probabilities of M target tokens, from the hidden states of the rows that predict them.
     pub fn log_probs(&self, hidden_ND: &Tensor, targets: &[TokenTarget]) -> Result<Vec<f32>> {
-        self.head().log_probs(hidden_ND, self.head_weight(), targets)
+        Ok(self.score(hidden_ND, targets, 0)?.log_probs)
+    }
+
+    /// [`Decoder::log_probs`], to be followed by a backward. Of the logits at most `n_kept` values stay
+    /// for [`Decoder::score_backward`]; the others it makes again.
+    pub fn score(&self, hidden_ND: &Tensor, targets: &[TokenTarget], n_kept: usize) -> Result<ScoredTargets> {
+        self.head().score(hidden_ND, self.head_weight(), targets, n_kept)
     }
 
     /// Adds to the head's gradient and to that of the hidden states, `d_hidden_ND [N, D]`, from those of the M log-probabilities.
-    pub fn log_probs_backward(&self, hidden_ND: &Tensor, targets: &[TokenTarget], d_log_probs: &[f32], d_hidden_ND: &Tensor) -> Result<()> {
-        self.head().backward(hidden_ND, self.head_weight(), targets, d_log_probs, d_hidden_ND, self.head_gradient())
+    pub fn score_backward(
+        &self,
+        hidden_ND: &Tensor,
+        (targets, scored): (&[TokenTarget], ScoredTargets),
+        d_log_probs: &[f32],
+        d_hidden_ND: &Tensor,
+    ) -> Result<()> {
+        self.head().backward(hidden_ND, self.head_weight(), (targets, scored), d_log_probs, d_hidden_ND, self.head_gradient())
     }
 
     /// Logits `[M, V]` of M hidden states: all of them, so only for a few rows at a time.
-    pub fn logits(&self, hidden_MD: &[f32]) -> Result<Vec<f32>> {
+    pub fn logits(&self, hidden_MD: &[f32]) -> Result<Scratch> {
         self.head().logits(hidden_MD, self.head_weight())
     }
 
     /// Adds to the head's gradient and returns the gradient of the hidden states `[M, D]`, from that of their logits `[M, V]`.
-    pub fn logits_backward(&self, hidden_MD: &[f32], logits_MV: &[f32], d_logits_MV: Vec<f32>) -> Result<Vec<f32>> {
+    pub fn logits_backward(&self, hidden_MD: &[f32], logits_MV: &[f32], d_logits_MV: Scratch) -> Result<Scratch> {
         self.head().logits_backward(hidden_MD, self.head_weight(), logits_MV, d_logits_MV, self.head_gradient())
     }
 

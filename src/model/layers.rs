@@ -7,7 +7,7 @@ use super::parameter::Parameter;
 use super::weights::Checkpoint;
 use crate::config::ComputeDtype;
 use crate::ops::rms_norm::{Heads, RmsNorm};
-use crate::ops::{linear, tensor};
+use crate::ops::{Buffer, linear, tensor};
 use anyhow::{Context, Result};
 use candle_core::Tensor;
 
@@ -89,12 +89,12 @@ pub(super) struct Linear {
 
 impl Linear {
     /// `[N, in]` to `[N, out]`.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    pub fn forward(&self, x: &Tensor) -> Result<Buffer> {
         linear::forward(x, &self.weight, self.bias.as_ref(), self.compute)
     }
 
     /// Adds to the gradients and returns `dx`; `x` is what the forward saw.
-    pub fn backward(&self, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    pub fn backward(&self, x: &Tensor, dy: &Tensor) -> Result<Buffer> {
         if let Some(gradient) = &self.weight_gradient {
             linear::backward_weight(dy, x, gradient, self.compute)?;
         }
@@ -120,20 +120,20 @@ impl Norm {
     }
 
     /// The normed rows and r, the reciprocal root mean squares.
-    pub fn forward(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
+    pub fn forward(&self, x: &Tensor) -> Result<(Buffer, Buffer)> {
         self.op().forward(x)
     }
 
-    pub fn recompute(&self, x: &Tensor, r: &Tensor) -> Result<Tensor> {
+    pub fn recompute(&self, x: &Tensor, r: &Tensor) -> Result<Buffer> {
         self.op().recompute(x, r)
     }
 
-    pub fn backward(&self, x: &Tensor, r: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    pub fn backward(&self, x: &Tensor, r: &Tensor, dy: &Tensor) -> Result<Buffer> {
         self.op().backward(x, r, dy, self.gradient.as_ref())
     }
 
     /// In place; returns r.
-    pub fn forward_heads(&self, x: &Tensor, heads: Heads) -> Result<Tensor> {
+    pub fn forward_heads(&self, x: &Tensor, heads: Heads) -> Result<Buffer> {
         self.op().forward_heads(x, heads)
     }
 

@@ -1,7 +1,7 @@
 //! The gated MLP's middle: `y = act(gate) * up`, where gate and up are the two halves of one projection's rows.
 
 use super::real::vectorized;
-use super::{Real, read, rows_per_task, tensor};
+use super::{Buffer, Real, Scratch, read, rows_per_task};
 use anyhow::Result;
 use candle_core::Tensor;
 use rayon::prelude::*;
@@ -15,21 +15,21 @@ pub enum Activation {
 }
 
 /// `gate_up [N, 2F]` to `[N, F]`.
-pub fn forward(gate_up: &Tensor, activation: Activation) -> Result<Tensor> {
+pub fn forward(gate_up: &Tensor, activation: Activation) -> Result<Buffer> {
     let (n_rows, width) = gate_up.dims2()?;
     let gate_up = read(gate_up)?;
-    let mut y = vec![0.0; gate_up.len() / 2];
+    let mut y = Scratch::new(gate_up.len() / 2);
     forward_rows(&gate_up, width / 2, activation, &mut y);
-    tensor(y, &[n_rows, width / 2])
+    Buffer::new(y, &[n_rows, width / 2])
 }
 
 /// `dy [N, F]` to the gradient of `gate_up [N, 2F]`.
-pub fn backward(gate_up: &Tensor, dy: &Tensor, activation: Activation) -> Result<Tensor> {
+pub fn backward(gate_up: &Tensor, dy: &Tensor, activation: Activation) -> Result<Buffer> {
     let (n_rows, width) = gate_up.dims2()?;
     let (gate_up, dy) = (read(gate_up)?, read(dy)?);
-    let mut dx = vec![0.0; gate_up.len()];
+    let mut dx = Scratch::new(gate_up.len());
     backward_rows(&gate_up, &dy, width / 2, activation, &mut dx);
-    tensor(dx, &[n_rows, width])
+    Buffer::new(dx, &[n_rows, width])
 }
 
 fn forward_rows<T: Real>(gate_up: &[T], width: usize, activation: Activation, y: &mut [T]) {
@@ -106,6 +106,7 @@ fn gelu<T: Real>(x: T) -> (T, T) {
 #[cfg(test)]
 mod tests {
     use super::super::check;
+    use super::super::tensor;
     use super::*;
 
     #[test]

@@ -11,7 +11,7 @@
 
 use super::gemm::{Matrix, Threads, Write, multiply};
 use super::real::{dot, max, sum, vectorized};
-use super::{Real, read, tensor};
+use super::{Buffer, Real, Scratch, read};
 use crate::data::batch::Segment;
 use anyhow::Result;
 use candle_core::Tensor;
@@ -36,16 +36,18 @@ pub struct Attention {
 }
 
 /// `qkv [N, (H + 2K) hd]` to the output `[N, H hd]` and the log-sum-exp of every query's scores `[N, H]`.
-pub fn forward(qkv: &Tensor, segments: &[Segment], attention: &Attention) -> Result<(Tensor, Tensor)> {
-    let n_rows = qkv.dim(0)?;
-    let (out, lse) = attention.forward(&read(qkv)?, segments);
-    Ok((tensor(out, &[n_rows, attention.n_heads * attention.head_dim])?, tensor(lse, &[n_rows, attention.n_heads])?))
+pub fn forward(qkv: &Tensor, segments: &[Segment], attention: &Attention) -> Result<(Buffer, Buffer)> {
+    let (n_rows, n_heads, width) = (qkv.dim(0)?, attention.n_heads, attention.n_heads * attention.head_dim);
+    let (mut out, mut lse) = (Scratch::new(n_rows * width), Scratch::new(n_rows * n_heads));
+    attention.forward(&read(qkv)?, segments, &mut out, &mut lse);
+    Ok((Buffer::new(out, &[n_rows, width])?, Buffer::new(lse, &[n_rows, n_heads])?))
 }
 
 /// The gradient of `qkv` from that of the output.
-pub fn backward(qkv: &Tensor, out: &Tensor, lse: &Tensor, d_out: &Tensor, segments: &[Segment], attention: &Attention) -> Result<Tensor> {
-    let d_qkv = attention.backward(&read(qkv)?, &read(out)?, &read(lse)?, &read(d_out)?, segments);
-    tensor(d_qkv, &[qkv.dim(0)?, attention.width()])
+pub fn backward(qkv: &Tensor, out: &Tensor, lse: &Tensor, d_out: &Tensor, segments: &[Segment], attention: &Attention) -> Result<Buffer> {
+    let mut d_qkv = Scratch::zeros(qkv.elem_count());
+    attention.backward(&read(qkv)?, &read(out)?, &read(lse)?, &read(d_out)?, segments, &mut d_qkv);
+    Buffer::new(d_qkv, &[qkv.dim(0)?, attention.width()])
 }
 
 /// Consecutive queries of one segment, and the runs of rows that hold the keys they see.
@@ -150,21 +152,27 @@ impl Attention {
         self.columns(qkv, (self.n_heads + self.n_kv_heads + head / self.group()) * self.head_dim, rows)
     }
 
-    fn forward<T: Real>(&self, qkv: &[T], segments: &[Segment]) -> (Vec<T>, Vec<T>) {
-        let n_rows = qkv.len() / self.width();
+    /// Writes the output `[N, H hd]` and the log-sum-exp `[N, H]`.
+    fn forward<T: Real>(&self, qkv: &[T], segments: &[Segment], out: &mut [T], lse: &mut [T]) {
         let (heads, width) = (self.n_heads, self.n_heads * self.head_dim);
-        let blocks: Vec<Block> = (0..segments.len()).flat_map(|i| blocks(segments, i, self.window)).collect();
-        let units = (0..blocks.len() * heads).into_par_iter().map(|unit| self.forward_block(qkv, &blocks[unit / heads], unit % heads));
-        let (mut out, mut lse) = (vec![T::ZERO; n_rows * width], vec![T::ZERO; n_rows * heads]);
-        for (unit, (block_out, block_lse)) in units.collect::<Vec<_>>().into_iter().enumerate() {
-            let (rows, head) = (&blocks[unit / heads].rows, unit % heads);
-            for (i, row) in rows.clone().enumerate() {
-                out[row * width + head * self.head_dim..][..self.head_dim]
-                    .copy_from_slice(&block_out[i * self.head_dim..][..self.head_dim]);
-                lse[row * heads + head] = block_lse[i];
-            }
+        let (mut out, mut lse) = (out, lse);
+        let mut tasks = Vec::new();
+        for block in (0..segments.len()).flat_map(|i| blocks(segments, i, self.window)) {
+            // Blocks cover the packed rows in order.
+            let block_out = out.split_off_mut(..block.rows.len() * width).unwrap_or_default();
+            let block_lse = lse.split_off_mut(..block.rows.len() * heads).unwrap_or_default();
+            tasks.push((block, block_out, block_lse));
         }
-        (out, lse)
+        tasks.into_par_iter().for_each(|(block, out, lse)| {
+            let of_heads: Vec<_> = (0..heads).into_par_iter().map(|head| self.forward_block(qkv, &block, head)).collect();
+            for (head, (head_out, head_lse)) in of_heads.iter().enumerate() {
+                let rows = out.chunks_mut(width).zip(lse.chunks_mut(heads)).zip(head_out.chunks(self.head_dim)).zip(head_lse);
+                for (((out, lse), head_out), &head_lse) in rows {
+                    out[head * self.head_dim..][..self.head_dim].copy_from_slice(head_out);
+                    lse[head] = head_lse;
+                }
+            }
+        });
     }
 
     /// Output `[rows, hd]` and log-sum-exp of one head of one block.
@@ -217,14 +225,14 @@ impl Attention {
         }
     }
 
-    fn backward<T: Real>(&self, qkv: &[T], out: &[T], lse: &[T], d_out: &[T], segments: &[Segment]) -> Vec<T> {
+    /// Adds to `d_qkv [N, (H + 2K) hd]`.
+    fn backward<T: Real>(&self, qkv: &[T], out: &[T], lse: &[T], d_out: &[T], segments: &[Segment], d_qkv: &mut [T]) {
         let trees = trees(segments);
         let units = (0..trees.len() * self.n_heads).into_par_iter();
         let gradients: Vec<HeadGradients<T>> = units
             .map(|unit| self.backward_head(qkv, out, lse, d_out, segments, &trees[unit / self.n_heads], unit % self.n_heads))
             .collect();
         let (width, hd) = (self.width(), self.head_dim);
-        let mut d_qkv = vec![T::ZERO; qkv.len()];
         for (tree, heads) in trees.iter().zip(gradients.chunks(self.n_heads)) {
             let rows = segments[tree.start].rows.start..segments[tree.end - 1].rows.end;
             d_qkv[rows.start * width..rows.end * width].par_chunks_mut(width).enumerate().for_each(|(i, row)| {
@@ -238,7 +246,6 @@ impl Attention {
                 }
             });
         }
-        d_qkv
     }
 
     #[allow(clippy::too_many_arguments)] // five tensors, and which tree and head
@@ -344,6 +351,20 @@ mod tests {
         batch
     }
 
+    fn forward<T: Real>(a: &Attention, qkv: &[T], batch: &PackedBatch) -> (Vec<T>, Vec<T>) {
+        let n = batch.n_tokens() * a.n_heads;
+        let (mut out, mut lse) = (vec![T::ZERO; n * a.head_dim], vec![T::ZERO; n]);
+        a.forward(qkv, &batch.segments, &mut out, &mut lse);
+        (out, lse)
+    }
+
+    fn backward(a: &Attention, qkv: &[f64], d_out: &[f64], batch: &PackedBatch) -> Vec<f64> {
+        let (out, lse) = forward(a, qkv, batch);
+        let mut d_qkv = vec![0.0; qkv.len()];
+        a.backward(qkv, &out, &lse, d_out, &batch.segments, &mut d_qkv);
+        d_qkv
+    }
+
     /// Query by query, key by key, over explicit ancestors: what `forward` must equal.
     fn slow(a: &Attention, qkv: &[f64], batch: &PackedBatch) -> Vec<f64> {
         let (width, hd) = (a.width(), a.head_dim);
@@ -383,7 +404,7 @@ mod tests {
         for (window, cap) in [(None, None), (Some(9), None), (Some(64), Some(1.5)), (Some(1), None), (None, Some(0.7))] {
             let a = attention(window, cap);
             let qkv = check::values(1, batch.n_tokens() * a.width());
-            let (out, _) = a.forward(&qkv, &batch.segments);
+            let (out, _) = forward(&a, &qkv, &batch);
             let expected = slow(&a, &qkv, &batch);
             let worst = out.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
             assert!(worst < 1e-12, "window {window:?}, cap {cap:?}: {worst}");
@@ -397,10 +418,9 @@ mod tests {
             let a = attention(window, cap);
             let qkv = check::values(1, batch.n_tokens() * a.width());
             let d_out = check::values(2, batch.n_tokens() * a.n_heads * a.head_dim);
-            let (out, lse) = a.forward(&qkv, &batch.segments);
-            let d_qkv = a.backward(&qkv, &out, &lse, &d_out, &batch.segments);
+            let d_qkv = backward(&a, &qkv, &d_out, &batch);
             check::gradient(&format!("window {window:?}, cap {cap:?}"), &qkv, &d_qkv, |qkv| {
-                check::dot(&a.forward(qkv, &batch.segments).0, &d_out)
+                check::dot(&forward(&a, qkv, &batch).0, &d_out)
             });
         }
     }
@@ -412,11 +432,10 @@ mod tests {
         let n = batch.n_tokens();
         let (qkv, direction) = (check::values(1, n * a.width()), check::values(3, n * a.width()));
         let d_out = check::values(2, n * a.n_heads * a.head_dim);
-        let (out, lse) = a.forward(&qkv, &batch.segments);
-        let d_qkv = a.backward(&qkv, &out, &lse, &d_out, &batch.segments);
+        let d_qkv = backward(&a, &qkv, &d_out, &batch);
         let loss = |step: f64| {
             let moved: Vec<f64> = qkv.iter().zip(&direction).map(|(q, d)| q + step * d).collect();
-            check::dot(&a.forward(&moved, &batch.segments).0, &d_out)
+            check::dot(&forward(&a, &moved, &batch).0, &d_out)
         };
         let numeric = (loss(1e-5) - loss(-1e-5)) / 2e-5;
         let analytic = check::dot(&d_qkv, &direction);
@@ -435,8 +454,8 @@ mod tests {
         packed.push_responses(&[0; 30], &[&[0; 50], &[0; 20]], PromptSharing::Shared);
         let mut rows = check::to_f32(&check::values(2, 77 * a.width()));
         rows.extend(&row);
-        let (out, _) = a.forward(&row, &alone.segments);
-        let (all, _) = a.forward(&rows, &packed.segments);
+        let (out, _) = forward(&a, &row, &alone);
+        let (all, _) = forward(&a, &rows, &packed);
         assert!(out == all[all.len() - out.len()..]);
     }
 }

@@ -1,23 +1,23 @@
 //! Token embeddings: a gather of rows, scaled (Gemma), and its backward, a scatter that adds in packing order.
 
-use super::{read, tensor, update};
+use super::{Buffer, Scratch, read, update};
 use anyhow::{Result, ensure};
 use candle_core::Tensor;
 use rayon::prelude::*;
 
 /// `table [V, D]` and N token ids to `[N, D]`, multiplied by `scale`.
-pub fn forward(table: &Tensor, tokens: &[u32], scale: f32) -> Result<Tensor> {
+pub fn forward(table: &Tensor, tokens: &[u32], scale: f32) -> Result<Buffer> {
     let (n_vocab, width) = table.dims2()?;
     if let Some(token) = tokens.iter().find(|&&t| t as usize >= n_vocab) {
         ensure!(false, "token id {token} is outside the model's vocabulary of {n_vocab}: tokenizer and model do not belong together");
     }
     let table = read(table)?;
-    let mut rows = vec![0.0; tokens.len() * width];
+    let mut rows = Scratch::new(tokens.len() * width);
     rows.par_chunks_mut(width).zip(tokens).for_each(|(row, &token)| {
         let source = &table[token as usize * width..][..width];
         row.iter_mut().zip(source).for_each(|(r, &s)| *r = s * scale);
     });
-    tensor(rows, &[tokens.len(), width])
+    Buffer::new(rows, &[tokens.len(), width])
 }
 
 /// Adds `scale * dy`'s rows to the rows of `table_gradient [V, D]` that they came from; `padding_token`'s row gets nothing.
@@ -34,6 +34,7 @@ pub fn backward(dy: &Tensor, tokens: &[u32], scale: f32, padding_token: Option<u
 
 #[cfg(test)]
 mod tests {
+    use super::super::tensor;
     use super::*;
 
     #[test]

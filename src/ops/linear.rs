@@ -1,10 +1,9 @@
 //! `y = x Wᵀ + b`, and its three gradients: `dx = dy W`, `dW += dyᵀ x`, `db += Σ dy`.
 //!
-//! With bf16 as the compute type the inputs of every product are rounded to bf16 (to nearest even) and accumulated in f32, as tensor cores
-//! and autocast do.
+//! With bf16 as the compute type the inputs of every product are rounded to bf16 and accumulated in f32 (`gemm::multiply_in`).
 
-use super::gemm::{Matrix, Threads, Write, multiply, stable_rows};
-use super::{read, tensor, update};
+use super::gemm::{Matrix, Write, multiply_in, stable_rows};
+use super::{Buffer, Scratch, read, update};
 use crate::config::ComputeDtype;
 use anyhow::Result;
 use candle_core::Tensor;
@@ -12,50 +11,48 @@ use rayon::prelude::*;
 use std::borrow::Cow;
 
 /// `x [N, in]`, `weight [out, in]`, `bias [out]` to `[N, out]`. A row's result does not depend on the other rows.
-pub fn forward(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, compute: ComputeDtype) -> Result<Tensor> {
+pub fn forward(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, compute: ComputeDtype) -> Result<Buffer> {
     let (n_rows, n_in) = x.dims2()?;
     let n_out = weight.dim(0)?;
     let (x, weight) = (read(x)?, read(weight)?);
-    let mut y = product(&rounded(&x, compute), &rounded(&weight, compute), n_in);
+    let mut y = product(&x, &weight, n_in, compute);
     if let Some(bias) = bias {
         let bias = read(bias)?;
         y.par_chunks_mut(n_out).for_each(|row| add(row, &bias));
     }
-    tensor(y, &[n_rows, n_out])
+    Buffer::new(y, &[n_rows, n_out])
 }
 
 /// `x · weightᵀ`, computed in a buffer with enough rows that each row's bits depend on that row alone.
-pub(crate) fn product(x: &[f32], weight: &[f32], n_in: usize) -> Vec<f32> {
+pub(crate) fn product(x: &[f32], weight: &[f32], n_in: usize, compute: ComputeDtype) -> Scratch {
     let (n_rows, n_out) = (x.len() / n_in, weight.len() / n_in);
-    let n_padded = n_rows.max(stable_rows(n_out, n_in));
+    let n_padded = n_rows.max(stable_rows(compute, n_out, n_in));
     let mut x = Cow::Borrowed(x);
     if n_padded > n_rows {
         x.to_mut().resize(n_padded * n_in, 0.0);
     }
-    let mut y = vec![0.0; n_padded * n_out];
-    multiply(&mut y, n_out, Write::Overwrite, 1.0, Matrix::new(&x, n_in), Matrix::new(weight, n_in).transposed(), Threads::Pool);
+    let mut y = Scratch::new(n_padded * n_out);
+    multiply_in(compute, &mut y, n_out, Write::Overwrite, 1.0, Matrix::new(&x, n_in), Matrix::new(weight, n_in).transposed());
     y.truncate(n_rows * n_out);
     y
 }
 
 /// `dy [N, out]` to `dx [N, in]`.
-pub fn backward_input(dy: &Tensor, weight: &Tensor, compute: ComputeDtype) -> Result<Tensor> {
+pub fn backward_input(dy: &Tensor, weight: &Tensor, compute: ComputeDtype) -> Result<Buffer> {
     let (n_rows, n_out) = dy.dims2()?;
     let n_in = weight.dim(1)?;
     let (dy, weight) = (read(dy)?, read(weight)?);
-    let (dy, weight) = (rounded(&dy, compute), rounded(&weight, compute));
-    let mut dx = vec![0.0; n_rows * n_in];
-    multiply(&mut dx, n_in, Write::Overwrite, 1.0, Matrix::new(&dy, n_out), Matrix::new(&weight, n_in), Threads::Pool);
-    tensor(dx, &[n_rows, n_in])
+    let mut dx = Scratch::new(n_rows * n_in);
+    multiply_in(compute, &mut dx, n_in, Write::Overwrite, 1.0, Matrix::new(&dy, n_out), Matrix::new(&weight, n_in));
+    Buffer::new(dx, &[n_rows, n_in])
 }
 
 /// Adds `dyᵀ x` to `weight_gradient [out, in]`.
 pub fn backward_weight(dy: &Tensor, x: &Tensor, weight_gradient: &Tensor, compute: ComputeDtype) -> Result<()> {
     let (n_out, n_in) = (dy.dim(1)?, x.dim(1)?);
     let (dy, x) = (read(dy)?, read(x)?);
-    let (dy, x) = (rounded(&dy, compute), rounded(&x, compute));
     update(weight_gradient, |out| {
-        multiply(out, n_in, Write::Add, 1.0, Matrix::new(&dy, n_out).transposed(), Matrix::new(&x, n_in), Threads::Pool);
+        multiply_in(compute, out, n_in, Write::Add, 1.0, Matrix::new(&dy, n_out).transposed(), Matrix::new(&x, n_in));
     })
 }
 
@@ -76,17 +73,10 @@ pub fn accumulate(sum: &Tensor, other: &Tensor) -> Result<()> {
     update(sum, |sum: &mut [f32]| sum.par_chunks_mut(16 * 1024).zip(other.par_chunks(16 * 1024)).for_each(|(sum, other)| add(sum, other)))
 }
 
-/// The values as the compute type sees them.
-pub(crate) fn rounded(values: &[f32], compute: ComputeDtype) -> Cow<'_, [f32]> {
-    match compute {
-        ComputeDtype::F32 => Cow::Borrowed(values),
-        ComputeDtype::Bf16 => Cow::Owned(values.par_iter().map(|&v| half::bf16::from_f32(v).to_f32()).collect()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::check;
+    use super::super::tensor;
     use super::*;
 
     fn random(seed: u64, shape: &[usize]) -> Tensor {

@@ -1,19 +1,21 @@
 //! The head: log-probabilities of given tokens, `log softmax(x Wᵀ)[token]`, a chunk of rows at a time.
 //!
-//! A `[rows, V]` tensor of a whole batch never exists: a chunk's logits are made, reduced to one number a row and dropped, and made again
-//! in the backward, `dlogits = g (onehot - softmax)`. Gemma caps logits: `cap * tanh(logit / cap)`.
+//! A `[rows, V]` tensor of a whole batch never exists: a chunk's logits are made, reduced to one number a row and dropped. What the loss makes
+//! of a row is known only when both of its answers are scored, so the backward, `dlogits = g (onehot - softmax)`, needs the logits a second
+//! time: those of the first chunks are kept, as far as the caller grants memory (6 FLOPs per weight and token), the others made again (8).
+//! Gemma caps logits: `cap * tanh(logit / cap)`.
 
-use super::gemm::{Matrix, Threads, Write, multiply};
-use super::linear::{product, rounded};
+use super::gemm::{Matrix, Write, multiply_in};
+use super::linear::product;
 use super::real::{max, sum_exp, vectorized};
-use super::{Real, read, update};
+use super::{Real, Scratch, read, update};
 use crate::config::ComputeDtype;
 use anyhow::{Result, ensure};
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-/// Logits that exist at a time (64 MiB of f32).
-const LOGITS_PER_CHUNK: usize = 16 * 1024 * 1024;
+/// Logits that are made at a time (96 MiB of f32).
+pub const LOGITS_PER_CHUNK: usize = 24 * 1024 * 1024;
 
 /// A token whose log-probability is wanted, and the row of the hidden states that predicts it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,25 +31,47 @@ pub struct Head {
     pub compute: ComputeDtype,
 }
 
+/// Log-probabilities, and what their backward reads.
+#[derive(Debug)]
+pub struct ScoredTargets {
+    /// One for each target.
+    pub log_probs: Vec<f32>,
+    log_sum_exp: Vec<f32>,
+    /// Capped logits of the first chunks.
+    kept: Vec<Scratch>,
+    rows_per_chunk: usize,
+}
+
 impl Head {
-    /// `hidden [N, D]`, `weight [V, D]`, M targets to M log-probabilities.
-    pub fn log_probs(&self, hidden: &Tensor, weight: &Tensor, targets: &[TokenTarget]) -> Result<Vec<f32>> {
-        self.log_probs_in_chunks(hidden, weight, targets, LOGITS_PER_CHUNK)
+    /// `hidden [N, D]`, `weight [V, D]`, M targets to M log-probabilities. Keeps at most `n_kept` logits for the backward.
+    pub fn score(&self, hidden: &Tensor, weight: &Tensor, targets: &[TokenTarget], n_kept: usize) -> Result<ScoredTargets> {
+        self.score_in_chunks(hidden, weight, targets, n_kept, LOGITS_PER_CHUNK)
     }
 
-    fn log_probs_in_chunks(&self, hidden: &Tensor, weight: &Tensor, targets: &[TokenTarget], chunk: usize) -> Result<Vec<f32>> {
+    fn score_in_chunks(
+        &self,
+        hidden: &Tensor,
+        weight: &Tensor,
+        targets: &[TokenTarget],
+        n_kept: usize,
+        chunk: usize,
+    ) -> Result<ScoredTargets> {
         let (n_vocab, width) = (weight.dim(0)?, weight.dim(1)?);
         check(targets, hidden.dim(0)?, n_vocab)?;
         let (hidden, weight) = (read(hidden)?, read(weight)?);
-        let weight = rounded(&weight, self.compute);
-        let mut log_probs = Vec::with_capacity(targets.len());
-        for chunk in targets.chunks((chunk / n_vocab).max(1)) {
-            let x = gather(&hidden, width, chunk);
-            let mut logits = product(&rounded(&x, self.compute), &weight, width);
-            let rows = logits.par_chunks_mut(n_vocab).zip(chunk);
-            log_probs.par_extend(rows.map(|(row, target)| vectorized(|| log_prob(row, target.token, self.soft_cap))));
+        let rows_per_chunk = rows_per_chunk(targets.len(), n_vocab, chunk);
+        let mut scored = ScoredTargets { log_probs: Vec::new(), log_sum_exp: Vec::new(), kept: Vec::new(), rows_per_chunk };
+        for (index, targets) in targets.chunks(rows_per_chunk).enumerate() {
+            let mut logits = product(&gather(&hidden, width, targets), &weight, width, self.compute);
+            let rows = logits.par_chunks_mut(n_vocab).zip(targets);
+            let scores: Vec<(f32, f32)> = rows.map(|(row, target)| vectorized(|| log_prob(row, target.token, self.soft_cap))).collect();
+            scored.log_probs.extend(scores.iter().map(|(log_prob, _)| log_prob));
+            scored.log_sum_exp.extend(scores.iter().map(|(_, log_sum_exp)| log_sum_exp));
+            if index == scored.kept.len() && (index + 1) * rows_per_chunk * n_vocab <= n_kept {
+                scored.kept.push(logits);
+            }
         }
-        Ok(log_probs)
+        Ok(scored)
     }
 
     /// Adds to `d_hidden [N, D]` and, unless frozen, to `weight_gradient [V, D]`, from the gradients of the M log-probabilities.
@@ -55,60 +79,60 @@ impl Head {
         &self,
         hidden: &Tensor,
         weight: &Tensor,
-        targets: &[TokenTarget],
+        (targets, scored): (&[TokenTarget], ScoredTargets),
         gradients: &[f32],
         d_hidden: &Tensor,
         weight_gradient: Option<&Tensor>,
-    ) -> Result<()> {
-        self.backward_in_chunks(hidden, weight, targets, gradients, d_hidden, weight_gradient, LOGITS_PER_CHUNK)
-    }
-
-    #[allow(clippy::too_many_arguments)] // four tensors, the targets with their gradients, and the chunk
-    fn backward_in_chunks(
-        &self,
-        hidden: &Tensor,
-        weight: &Tensor,
-        targets: &[TokenTarget],
-        gradients: &[f32],
-        d_hidden: &Tensor,
-        weight_gradient: Option<&Tensor>,
-        chunk: usize,
     ) -> Result<()> {
         let (n_vocab, width) = (weight.dim(0)?, weight.dim(1)?);
         check(targets, hidden.dim(0)?, n_vocab)?;
-        ensure!(targets.len() == gradients.len(), "{} targets but {} gradients", targets.len(), gradients.len());
-        let (hidden, weight) = (read(hidden)?, read(weight)?);
-        let weight = rounded(&weight, self.compute);
-        let rows_per_chunk = (chunk / n_vocab).max(1);
-        for (targets, gradients) in targets.chunks(rows_per_chunk).zip(gradients.chunks(rows_per_chunk)) {
+        let (n_targets, n_scored, n_gradients) = (targets.len(), scored.log_probs.len(), gradients.len());
+        ensure!(n_targets == n_scored && n_targets == n_gradients, "{n_targets} targets, {n_scored} scores, {n_gradients} gradients");
+        let hidden = read(hidden)?;
+        let rows = scored.rows_per_chunk;
+        let mut kept = scored.kept.into_iter();
+        for ((targets, gradients), log_sum_exp) in targets.chunks(rows).zip(gradients.chunks(rows)).zip(scored.log_sum_exp.chunks(rows)) {
             let x = gather(&hidden, width, targets);
-            let x = rounded(&x, self.compute);
-            let mut logits = product(&x, &weight, width);
-            let rows = logits.par_chunks_mut(n_vocab).zip(targets).zip(gradients);
-            rows.for_each(|((row, target), &g)| vectorized(|| log_prob_backward(row, target.token, g, self.soft_cap)));
-            let d_logits = rounded(&logits, self.compute);
-            let d_logits = Matrix::new(&d_logits, n_vocab);
-            let mut dx = vec![0.0; x.len()];
-            multiply(&mut dx, width, Write::Overwrite, 1.0, d_logits, Matrix::new(&weight, width), Threads::Pool);
+            let mut logits = match kept.next() {
+                Some(capped) => capped,
+                None => {
+                    let mut logits = product(&x, &read(weight)?, width, self.compute);
+                    logits.par_chunks_mut(n_vocab).for_each(|row| vectorized(|| cap_logits(row, self.soft_cap)));
+                    logits
+                }
+            };
+            let rows = logits.par_chunks_mut(n_vocab).zip(targets).zip(gradients).zip(log_sum_exp);
+            rows.for_each(|(((row, target), &g), &log_sum_exp)| {
+                vectorized(|| log_prob_backward(row, target.token, log_sum_exp, g, self.soft_cap));
+            });
+            let dx = self.chunk_backward(&x, weight, &logits, weight_gradient)?;
             update(d_hidden, |d_hidden| {
                 for (dx, target) in dx.chunks(width).zip(targets) {
                     d_hidden[target.row as usize * width..][..width].iter_mut().zip(dx).for_each(|(a, b)| *a += b);
                 }
             })?;
-            if let Some(weight_gradient) = weight_gradient {
-                update(weight_gradient, |out| {
-                    multiply(out, width, Write::Add, 1.0, d_logits.transposed(), Matrix::new(&x, width), Threads::Pool)
-                })?;
-            }
         }
         Ok(())
     }
 
+    /// The gradient of `x [R, D]` from that of its logits before the cap, `[R, V]`; adds to `weight_gradient [V, D]`.
+    fn chunk_backward(&self, x: &[f32], weight: &Tensor, d_logits: &[f32], weight_gradient: Option<&Tensor>) -> Result<Scratch> {
+        let (n_vocab, width) = (weight.dim(0)?, weight.dim(1)?);
+        let (weight, d_logits) = (read(weight)?, Matrix::new(d_logits, n_vocab));
+        let mut dx = Scratch::new(x.len());
+        multiply_in(self.compute, &mut dx, width, Write::Overwrite, 1.0, d_logits, Matrix::new(&weight, width));
+        if let Some(weight_gradient) = weight_gradient {
+            update(weight_gradient, |out| {
+                multiply_in(self.compute, out, width, Write::Add, 1.0, d_logits.transposed(), Matrix::new(x, width));
+            })?;
+        }
+        Ok(dx)
+    }
+
     /// Raw logits (capped) of every row of `hidden [M, D]`, `[M, V]`: for the few rows that generation and a KL term look at.
-    pub fn logits(&self, hidden: &[f32], weight: &Tensor) -> Result<Vec<f32>> {
+    pub fn logits(&self, hidden: &[f32], weight: &Tensor) -> Result<Scratch> {
         let width = weight.dim(1)?;
-        let weight = read(weight)?;
-        let mut logits = product(&rounded(hidden, self.compute), &rounded(&weight, self.compute), width);
+        let mut logits = product(hidden, &read(weight)?, width, self.compute);
         logits.par_chunks_mut(16 * 1024).for_each(|logits| vectorized(|| cap_logits(logits, self.soft_cap)));
         Ok(logits)
     }
@@ -120,10 +144,9 @@ impl Head {
         hidden: &[f32],
         weight: &Tensor,
         logits: &[f32],
-        mut d_logits: Vec<f32>,
+        mut d_logits: Scratch,
         weight_gradient: Option<&Tensor>,
-    ) -> Result<Vec<f32>> {
-        let (n_vocab, width) = (weight.dim(0)?, weight.dim(1)?);
+    ) -> Result<Scratch> {
         if let Some(cap) = self.soft_cap {
             let inverse = (1.0 / cap) as f32;
             d_logits.par_iter_mut().zip(logits).with_min_len(16 * 1024).for_each(|(d, &logit)| {
@@ -131,18 +154,14 @@ impl Head {
                 *d *= 1.0 - capped * capped;
             });
         }
-        let weight = read(weight)?;
-        let (weight, d_logits, x) = (rounded(&weight, self.compute), rounded(&d_logits, self.compute), rounded(hidden, self.compute));
-        let d_logits = Matrix::new(&d_logits, n_vocab);
-        let mut dx = vec![0.0; hidden.len()];
-        multiply(&mut dx, width, Write::Overwrite, 1.0, d_logits, Matrix::new(&weight, width), Threads::Pool);
-        if let Some(weight_gradient) = weight_gradient {
-            update(weight_gradient, |out| {
-                multiply(out, width, Write::Add, 1.0, d_logits.transposed(), Matrix::new(&x, width), Threads::Pool)
-            })?;
-        }
-        Ok(dx)
+        self.chunk_backward(hidden, weight, &d_logits, weight_gradient)
     }
+}
+
+/// Rows of a chunk, such that all chunks but the last are equal and the last is not much smaller.
+fn rows_per_chunk(n_rows: usize, n_vocab: usize, chunk: usize) -> usize {
+    let most = (chunk / n_vocab).max(1);
+    n_rows.div_ceil(n_rows.div_ceil(most).max(1)).max(1)
 }
 
 fn check(targets: &[TokenTarget], n_rows: usize, n_vocab: usize) -> Result<()> {
@@ -152,8 +171,10 @@ fn check(targets: &[TokenTarget], n_rows: usize, n_vocab: usize) -> Result<()> {
     }
 }
 
-fn gather(hidden: &[f32], width: usize, targets: &[TokenTarget]) -> Vec<f32> {
-    targets.iter().flat_map(|t| &hidden[t.row as usize * width..][..width]).copied().collect()
+fn gather(hidden: &[f32], width: usize, targets: &[TokenTarget]) -> Scratch {
+    let mut rows = Scratch::new(targets.len() * width);
+    rows.chunks_mut(width).zip(targets).for_each(|(row, t)| row.copy_from_slice(&hidden[t.row as usize * width..][..width]));
+    rows
 }
 
 #[inline(always)]
@@ -171,17 +192,17 @@ fn log_sum_exp<T: Real>(logits: &[T]) -> T {
     largest + Real::ln(sum_exp(logits, largest))
 }
 
+/// Caps the logits; the token's log-probability, and the logarithm of the sum of exponentials.
 #[inline(always)]
-fn log_prob<T: Real>(logits: &mut [T], token: u32, soft_cap: Option<f64>) -> T {
-    cap_logits(logits, soft_cap);
-    logits[token as usize] - log_sum_exp(logits)
-}
-
-/// Turns `logits` into `g (onehot - softmax)`, times the cap's slope `1 - (capped / cap)²`: the gradient of the uncapped logits.
-#[inline(always)]
-fn log_prob_backward<T: Real>(logits: &mut [T], token: u32, g: T, soft_cap: Option<f64>) {
+fn log_prob<T: Real>(logits: &mut [T], token: u32, soft_cap: Option<f64>) -> (T, T) {
     cap_logits(logits, soft_cap);
     let log_total = log_sum_exp(logits);
+    (logits[token as usize] - log_total, log_total)
+}
+
+/// Turns capped logits into `g (onehot - softmax)`, times the cap's slope `1 - (capped / cap)²`: the gradient of the uncapped logits.
+#[inline(always)]
+fn log_prob_backward<T: Real>(logits: &mut [T], token: u32, log_total: T, g: T, soft_cap: Option<f64>) {
     let inverse_cap = soft_cap.map_or(T::ZERO, |cap| T::of(1.0 / cap));
     let capped = logits[token as usize] * inverse_cap;
     for l in logits.iter_mut() {
@@ -201,8 +222,9 @@ mod tests {
         for cap in [None, Some(1.5)] {
             let logits: Vec<f64> = check::values(1, 41).iter().map(|l| 3.0 * l).collect();
             let mut d_logits = logits.clone();
-            log_prob_backward(&mut d_logits, 7, 1.3, cap);
-            check::gradient(&format!("cap {cap:?}"), &logits, &d_logits, |l| 1.3 * log_prob(&mut l.to_vec(), 7, cap));
+            let (_, log_total) = log_prob(&mut d_logits, 7, cap);
+            log_prob_backward(&mut d_logits, 7, log_total, 1.3, cap);
+            check::gradient(&format!("cap {cap:?}"), &logits, &d_logits, |l| 1.3 * log_prob(&mut l.to_vec(), 7, cap).0);
         }
     }
 
@@ -219,19 +241,19 @@ mod tests {
             let total = targets().into_iter().zip(gradients).map(|(t, g)| {
                 let x = &hidden[t.row as usize * d..][..d];
                 let mut logits: Vec<f64> = (0..v).map(|i| check::dot(x, &weight[i * d..][..d])).collect();
-                f64::from(g) * log_prob(&mut logits, t.token, cap)
+                f64::from(g) * log_prob(&mut logits, t.token, cap).0
             });
             total.sum()
         };
         for soft_cap in [None, Some(0.9)] {
             let head = Head { soft_cap, compute: ComputeDtype::F32 };
             let (h, w) = (tensor(check::to_f32(&hidden), &[n, d]).unwrap(), tensor(check::to_f32(&weight), &[v, d]).unwrap());
-            for chunk in [v, 2 * v, 1000 * v] {
-                let log_probs = head.log_probs_in_chunks(&h, &w, &targets(), chunk).unwrap();
-                let fast: f64 = log_probs.iter().zip(gradients).map(|(l, g)| f64::from(*l) * f64::from(g)).sum();
+            for (chunk, n_kept) in [(v, 0), (2 * v, 2 * v), (2 * v, 1000 * v), (1000 * v, 0), (1000 * v, 5 * v)] {
+                let scored = head.score_in_chunks(&h, &w, &targets(), n_kept, chunk).unwrap();
+                let fast: f64 = scored.log_probs.iter().zip(gradients).map(|(l, g)| f64::from(*l) * f64::from(g)).sum();
                 assert!((fast - loss(&hidden, &weight, soft_cap)).abs() < 1e-5);
                 let (dh, dw) = (tensor(vec![0.0; n * d], &[n, d]).unwrap(), tensor(vec![0.0; v * d], &[v, d]).unwrap());
-                head.backward_in_chunks(&h, &w, &targets(), &gradients, &dh, Some(&dw), chunk).unwrap();
+                head.backward(&h, &w, (&targets(), scored), &gradients, &dh, Some(&dw)).unwrap();
                 check::gradient_of_f32("hidden", &hidden, &read(&dh).unwrap(), |h| loss(h, &weight, soft_cap));
                 check::gradient_of_f32("weight", &weight, &read(&dw).unwrap(), |w| loss(&hidden, w, soft_cap));
             }
@@ -253,7 +275,7 @@ mod tests {
             let (h, w) = (check::to_f32(&hidden), tensor(check::to_f32(&weight), &[v, d]).unwrap());
             let logits = head.logits(&h, &w).unwrap();
             let dw = tensor(vec![0.0; v * d], &[v, d]).unwrap();
-            let dh = head.logits_backward(&h, &w, &logits, check::to_f32(&gradient), Some(&dw)).unwrap();
+            let dh = head.logits_backward(&h, &w, &logits, Scratch::copy_of(&check::to_f32(&gradient)), Some(&dw)).unwrap();
             check::gradient_of_f32("hidden", &hidden, &dh, |h| loss(h, &weight));
             check::gradient_of_f32("weight", &weight, &read(&dw).unwrap(), |w| loss(&hidden, w));
         }
@@ -268,9 +290,32 @@ mod tests {
         );
         let targets: Vec<_> = (0..n as u32).map(|row| TokenTarget { row, token: row % v as u32 }).collect();
         let head = Head { soft_cap: None, compute: ComputeDtype::F32 };
-        let whole = head.log_probs(&h, &w, &targets).unwrap();
+        let whole = head.score(&h, &w, &targets, 0).unwrap().log_probs;
         for rows in [1, 7, 64, 199] {
-            assert_eq!(head.log_probs_in_chunks(&h, &w, &targets, rows * v).unwrap(), whole);
+            assert_eq!(head.score_in_chunks(&h, &w, &targets, 0, rows * v).unwrap().log_probs, whole);
+        }
+    }
+
+    #[test]
+    fn kept_logits_are_those_made_again() {
+        let (n, d, v) = (90, 64, 515);
+        let (h, w) = (
+            tensor(check::to_f32(&check::values(1, n * d)), &[n, d]).unwrap(),
+            tensor(check::to_f32(&check::values(2, v * d)), &[v, d]).unwrap(),
+        );
+        let targets: Vec<_> = (0..n as u32).map(|row| TokenTarget { row, token: row % v as u32 }).collect();
+        let gradients = check::to_f32(&check::values(3, n));
+        for soft_cap in [None, Some(4.0)] {
+            let head = Head { soft_cap, compute: ComputeDtype::F32 };
+            let run = |n_kept: usize, n_chunks_kept: usize| {
+                let scored = head.score_in_chunks(&h, &w, &targets, n_kept, 20 * v).unwrap();
+                assert_eq!((scored.kept.len(), scored.rows_per_chunk), (n_chunks_kept, 18));
+                let (dh, dw) = (tensor(vec![0.0; n * d], &[n, d]).unwrap(), tensor(vec![0.0; v * d], &[v, d]).unwrap());
+                head.backward(&h, &w, (&targets, scored), &gradients, &dh, Some(&dw)).unwrap();
+                (read(&dh).unwrap().to_vec(), read(&dw).unwrap().to_vec())
+            };
+            let none = run(0, 0);
+            assert!(none == run(36 * v + 1, 2) && none == run(90 * v, 5));
         }
     }
 }

@@ -13,6 +13,7 @@
 
 pub mod activation;
 pub mod attention;
+pub mod buffer;
 pub mod embedding;
 mod gemm;
 pub mod linear;
@@ -21,9 +22,10 @@ mod real;
 pub mod rms_norm;
 pub mod rope;
 
+pub use buffer::{Buffer, Scratch};
 pub use real::Real;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Storage, StorageRef, Tensor};
 use std::cell::Cell;
@@ -49,11 +51,12 @@ impl Deref for Values<'_> {
 /// Lends the values of a contiguous f32 tensor, or band of one, that lies on the CPU.
 pub fn read(tensor: &Tensor) -> Result<Values<'_>> {
     let (storage, layout) = tensor.storage_and_layout();
-    match &*storage {
-        Storage::Cpu(CpuStorage::F32(_)) => {}
+    let n_values = match &*storage {
+        Storage::Cpu(CpuStorage::F32(values)) => values.len(),
         _ => bail!("expected f32 values on the CPU, found {:?} on {:?}", tensor.dtype(), tensor.device().location()),
-    }
+    };
     let range = contiguous(layout)?;
+    ensure!(range.end <= n_values, "the values of this activation went back to the pool");
     Ok(Values { storage, range })
 }
 

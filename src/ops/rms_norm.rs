@@ -4,7 +4,7 @@
 //! A row may be any run of `width` values: a token's hidden state, or one head of a token's queries.
 
 use super::real::{dot, vectorized};
-use super::{Real, read, rows_per_task, tensor, update};
+use super::{Buffer, Real, Scratch, read, rows_per_task, update};
 use anyhow::Result;
 use candle_core::Tensor;
 use rayon::prelude::*;
@@ -41,32 +41,32 @@ pub struct RmsNorm<'a> {
 
 impl RmsNorm<'_> {
     /// `x [N, W]` to the normed rows `[N, W]` and r `[N]`.
-    pub fn forward(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
-        let y = tensor(read(x)?.to_vec(), x.dims())?;
+    pub fn forward(&self, x: &Tensor) -> Result<(Buffer, Buffer)> {
+        let y = Buffer::new(Scratch::copy_of(&read(x)?), x.dims())?;
         let r = self.forward_heads(&y, Heads::whole_rows(x)?)?;
         Ok((y, r))
     }
 
     /// Norms some columns of `x [N, ..]` in place; r is `[N, n_heads]`.
-    pub fn forward_heads(&self, x: &Tensor, heads: Heads) -> Result<Tensor> {
+    pub fn forward_heads(&self, x: &Tensor, heads: Heads) -> Result<Buffer> {
         let n_rows = x.dim(0)?;
         let gain = self.gain()?;
-        let mut r = vec![0.0; n_rows * heads.n_heads];
+        let mut r = Scratch::new(n_rows * heads.n_heads);
         update(x, |x| heads.forward(x, &gain, self.eps, &mut r))?;
-        tensor(r, &[n_rows, heads.n_heads])
+        Buffer::new(r, &[n_rows, heads.n_heads])
     }
 
     /// The normed rows again, from the input and the saved r.
-    pub fn recompute(&self, x: &Tensor, r: &Tensor) -> Result<Tensor> {
+    pub fn recompute(&self, x: &Tensor, r: &Tensor) -> Result<Buffer> {
         let heads = Heads::whole_rows(x)?;
-        let (gain, r, mut y) = (self.gain()?, read(r)?, read(x)?.to_vec());
+        let (gain, r, mut y) = (self.gain()?, read(r)?, Scratch::copy_of(&read(x)?));
         heads.scale(&mut y, &gain, &r);
-        tensor(y, x.dims())
+        Buffer::new(y, x.dims())
     }
 
     /// `dy [N, W]` to `dx [N, W]`; adds to `weight_gradient [W]` unless frozen.
-    pub fn backward(&self, x: &Tensor, r: &Tensor, dy: &Tensor, weight_gradient: Option<&Tensor>) -> Result<Tensor> {
-        let dx = tensor(read(dy)?.to_vec(), dy.dims())?;
+    pub fn backward(&self, x: &Tensor, r: &Tensor, dy: &Tensor, weight_gradient: Option<&Tensor>) -> Result<Buffer> {
+        let dx = Buffer::new(Scratch::copy_of(&read(dy)?), dy.dims())?;
         self.backward_heads(x, r, &dx, weight_gradient, Heads::whole_rows(x)?)?;
         Ok(dx)
     }
@@ -181,6 +181,7 @@ fn scale_head<T: Real>(head: &mut [T], gain: &[T], r: T) {
 #[cfg(test)]
 mod tests {
     use super::super::check;
+    use super::super::tensor;
     use super::*;
 
     const EPS: f64 = 1e-5;

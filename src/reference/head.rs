@@ -3,7 +3,7 @@
 use super::key::tensor_digest;
 use crate::model::decoder::Decoder;
 use crate::model::weights::{self, SavedDtype, TensorToSave};
-use crate::ops::{self, log_prob::Head};
+use crate::ops::{self, Scratch, log_prob::Head};
 use anyhow::{Context, Result, ensure};
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
@@ -36,7 +36,7 @@ impl FrozenHead {
     }
 
     /// `[M, D]` final-norm states of the reference to `[M, V]` logits.
-    pub fn logits(&self, states_MD: &[f32]) -> Result<Vec<f32>> {
+    pub fn logits(&self, states_MD: &[f32]) -> Result<Scratch> {
         self.head.logits(states_MD, &self.weight)
     }
 

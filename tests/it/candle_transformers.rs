@@ -59,7 +59,7 @@ fn last_logits(engine: &Decoder, prompt: &[u32], response: &[u32]) -> Vec<f32> {
     batch.push_responses(prompt, &[response], PromptSharing::Shared);
     let hidden = engine.forward(&batch, Keep::Nothing).unwrap().hidden_ND;
     let hidden = ops::read(&hidden).unwrap();
-    engine.logits(&hidden[hidden.len() - engine.description().hidden_size..]).unwrap()
+    engine.logits(&hidden[hidden.len() - engine.description().hidden_size..]).unwrap().to_vec()
 }
 
 fn parsed<T: DeserializeOwned>(config: &Value) -> T {

@@ -22,7 +22,7 @@ use mpo::scoring::{KeptStates, response_targets};
 use mpo::train::clip::{clip_factor, gradient_norm};
 use mpo::train::optimizer::AdamW;
 use mpo::train::schedule::Schedule;
-use mpo::train::step::{BatchOutcome, DominantPasses, Gradients, StepSettings, evaluate_batch};
+use mpo::train::step::{BatchOutcome, DominantPasses, Gradients, StepMemory, StepSettings, evaluate_batch};
 use serde::de::DeserializeOwned;
 use std::collections::HashMap;
 use std::fs;
@@ -129,6 +129,7 @@ impl Fixture {
             dominant_passes: DominantPasses::OncePerRow,
             target_sharing: PromptSharing::Shared,
             pad_token: self.expected.pad_id,
+            memory: StepMemory::default(),
         }
     }
 }

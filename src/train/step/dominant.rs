@@ -1,16 +1,15 @@
 //! The dominant side: the retention term and, where the objective reads them, the policy's dominant scores.
 
-use super::{DominantPasses, Side, Step, ids, keep, kl, n_tokens_unshared};
+use super::{DominantPasses, Side, Step, ids, kl, n_tokens_unshared};
 use crate::config::RetentionKind;
 use crate::data::batch::{PackedBatch, PairSpans};
 use crate::data::encode::{EncodedPair, EncodedPreference};
 use crate::model::decoder::Forward;
 use crate::objective::{PairScores, retention};
-use crate::ops;
+use crate::ops::{self, Buffer, Scratch};
 use crate::reference::FrozenHead;
 use crate::scoring::{KeptStates, ScoredSequence, pair_scores, response_targets};
 use anyhow::{Context, Result, ensure};
-use candle_core::Tensor;
 use std::collections::HashMap;
 
 /// Rows of a batch that share a dominant pair: their retention is computed once and counts once for each.
@@ -71,7 +70,7 @@ impl Step<'_> {
         let mut batch = PackedBatch::default();
         let layout = kept.layout(self.settings.pad_token);
         let spans: Vec<PairSpans> = groups.iter().map(|group| batch.push_pair(group.pair, &layout)).collect();
-        let forward = self.policy.forward(&batch, keep(with_gradients))?;
+        let forward = self.policy.forward(&batch, self.settings.memory(with_gradients).keep)?;
 
         let mut outcomes = vec![DominantOutcome::default(); groups.len()];
         if self.settings.objective.passes().policy_dominant {
@@ -90,7 +89,7 @@ impl Step<'_> {
     }
 
     /// Unweighted retention of both sequences of each group, and d loss / d hidden states. For `kl` this also adds to the head's gradient.
-    fn retention(&self, groups: &[DominantGroup], spans: &[PairSpans], forward: &Forward) -> Result<(Vec<[f64; 2]>, Tensor)> {
+    fn retention(&self, groups: &[DominantGroup], spans: &[PairSpans], forward: &Forward) -> Result<(Vec<[f64; 2]>, Buffer)> {
         let reference = self.reference.context("the retention term needs reference scores")?;
         let (hidden_size, frozen_size) = (self.policy.description().hidden_size, reference.hidden_size());
         ensure!(
@@ -98,7 +97,7 @@ impl Step<'_> {
             "retention compares hidden states, and the policy's have {hidden_size} values, the reference's {frozen_size}"
         );
         let hidden_ND = ops::read(&forward.hidden_ND)?;
-        let mut d_hidden_ND = vec![0.0f32; hidden_ND.len()];
+        let mut d_hidden_ND = Scratch::zeros(hidden_ND.len());
         let mut values = Vec::with_capacity(groups.len());
         for (group, spans) in groups.iter().zip(spans) {
             let scale = self.settings.retention.weight * retention::sequence_weight(group.rows.len(), self.totals.n_rows);
@@ -120,7 +119,7 @@ impl Step<'_> {
             }
             values.push(value);
         }
-        Ok((values, ops::tensor(d_hidden_ND, forward.hidden_ND.dims())?))
+        Ok((values, Buffer::new(d_hidden_ND, forward.hidden_ND.dims())?))
     }
 
     fn hidden_retention(&self, hidden_ND: &[f32], rows: &[usize], frozen: &ScoredSequence, scale: f64, d_hidden_ND: &mut [f32]) -> f64 {

@@ -5,6 +5,7 @@
 
 use crate::model::decoder::Decoder;
 use crate::objective::retention::{kl_divergence, kl_divergence_backward};
+use crate::ops::Scratch;
 use crate::reference::FrozenHead;
 use anyhow::{Result, ensure};
 use rayon::prelude::*;
@@ -39,10 +40,10 @@ pub fn mean_divergence(
         sum += divergences.iter().sum::<f64>();
         if let Some(scale) = scale {
             let scale = scale / n_positions as f64;
-            let mut d_logits = vec![0.0; policy_logits.len()];
+            let mut d_logits = Scratch::zeros(policy_logits.len());
             let rows = rows.zip(d_logits.par_chunks_mut(vocab_size));
             rows.for_each(|((reference_V, policy_V), d_V)| kl_divergence_backward(reference_V, policy_V, scale, d_V));
-            d_policy_MD.extend(policy.logits_backward(policy_states, &policy_logits, d_logits)?);
+            d_policy_MD.extend_from_slice(&policy.logits_backward(policy_states, &policy_logits, d_logits)?);
         }
     }
     Ok((sum / n_positions as f64, d_policy_MD))

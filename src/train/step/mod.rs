@@ -34,6 +34,24 @@ pub struct StepSettings {
     pub target_sharing: PromptSharing,
     /// What `mean_padded` fills up with.
     pub pad_token: u32,
+    /// What stays in memory from a forward to its backward.
+    pub memory: StepMemory,
+}
+
+/// What stays in memory from a forward to its backward, and what is made again. Results are the same, bit for bit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StepMemory {
+    /// Of the blocks, in a pass with gradients.
+    pub keep: Keep,
+    /// At most so many of a micro-batch's logits.
+    pub kept_logits: usize,
+}
+
+impl Default for StepMemory {
+    fn default() -> Self {
+        // 256 MiB of logits: whole micro-batches of small models, and little beside what training a large one takes.
+        Self { keep: Keep::ForBackward, kept_logits: 64 * 1024 * 1024 }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,7 +117,13 @@ impl StepSettings {
             dominant_passes: if grouped { DominantPasses::OncePerPair } else { DominantPasses::OncePerRow },
             target_sharing: PromptSharing::Shared,
             pad_token,
+            memory: StepMemory::default(),
         }
+    }
+
+    /// What a pass with or without a backward keeps.
+    fn memory(&self, with_gradients: bool) -> StepMemory {
+        if with_gradients { self.memory } else { StepMemory { keep: Keep::Nothing, kept_logits: 0 } }
     }
 
     fn has_retention(&self) -> bool {
@@ -184,10 +208,6 @@ fn batch_totals(rows: &[&EncodedPair]) -> BatchTotals {
 /// Tokens of both sequences of a pair, each with its own prompt.
 fn n_tokens_unshared(pair: &EncodedPreference) -> usize {
     2 * pair.prompt.len() + pair.chosen.tokens.len() + pair.rejected.tokens.len()
-}
-
-fn keep(with_gradients: bool) -> Keep {
-    if with_gradients { Keep::ForBackward } else { Keep::Nothing }
 }
 
 fn ids<'a>(rows: impl Iterator<Item = &'a EncodedPair>) -> String {

@@ -1,10 +1,11 @@
 //! The target side: the objective of some rows, and its gradient.
 
 use super::dominant::DominantOutcome;
-use super::{RowOutcome, Side, Step, ids, keep, n_tokens_unshared};
+use super::{RowOutcome, Side, Step, ids, n_tokens_unshared};
 use crate::data::batch::{Layout, PackedBatch, PairSpans};
 use crate::data::encode::EncodedPair;
 use crate::objective::{PairScores, RowLoss, RowScores};
+use crate::ops::Buffer;
 use crate::scoring::{pair_scores, response_targets};
 use anyhow::{Context, Result};
 
@@ -30,20 +31,21 @@ impl Step<'_> {
         let layout = Layout { sharing: self.settings.target_sharing, pad_token: None };
         let spans: Vec<PairSpans> = rows.iter().map(|row| batch.push_pair(&row.target, &layout)).collect();
         let targets = response_targets(&batch, &spans);
-        let forward = self.policy.forward(&batch, keep(with_gradients))?;
-        let log_probs = self.policy.log_probs(&forward.hidden_ND, &targets)?;
+        let memory = self.settings.memory(with_gradients);
+        let forward = self.policy.forward(&batch, memory.keep)?;
+        let scored = self.policy.score(&forward.hidden_ND, &targets, memory.kept_logits)?;
 
         let mut outcomes = Vec::with_capacity(rows.len());
         let mut losses = Vec::with_capacity(rows.len());
-        for ((row, dominant), scores) in rows.iter().zip(dominant).zip(pair_scores(&log_probs, &spans)?) {
+        for ((row, dominant), scores) in rows.iter().zip(dominant).zip(pair_scores(&scored.log_probs, &spans)?) {
             let scores = self.row_scores(row, dominant, scores)?;
             let loss = self.settings.objective.row(&scores, &self.totals)?;
             outcomes.push(self.row_outcome(&scores, &loss, dominant));
             losses.push(loss);
         }
         if with_gradients {
-            let d_hidden_ND = forward.hidden_ND.zeros_like()?;
-            self.policy.log_probs_backward(&forward.hidden_ND, &targets, &d_log_probs(&losses, &spans), &d_hidden_ND)?;
+            let d_hidden_ND = Buffer::zeros(forward.hidden_ND.dims())?;
+            self.policy.score_backward(&forward.hidden_ND, (&targets, scored), &d_log_probs(&losses, &spans), &d_hidden_ND)?;
             self.policy.backward(forward, &d_hidden_ND)?;
         }
         Ok((outcomes, batch.n_tokens()))

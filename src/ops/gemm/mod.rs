@@ -4,6 +4,8 @@
 //! in which it sums depends on the inner dimension alone, except for very small products, which [`stable_rows`] avoids.
 
 use super::Real;
+use crate::config::ComputeDtype;
+use rayon::prelude::*;
 
 /// A matrix in a slice: element (i, j) is `data[i * row_stride + j * column_stride]`.
 #[derive(Debug, Clone, Copy)]
@@ -89,10 +91,26 @@ pub fn multiply<T: Real>(out: &mut [T], stride: usize, write: Write, factor: T, 
     }
 }
 
-/// The least number of rows for which a row's result does not depend on how many rows are computed beside it.
+/// `out (+)= factor * a · b` on the surrounding pool, computed in `compute`: with bf16 both inputs are rounded to bf16 (to nearest even) and
+/// products are accumulated in f32, as tensor cores and autocast do. The values in memory stay f32.
+pub fn multiply_in(compute: ComputeDtype, out: &mut [f32], stride: usize, write: Write, factor: f32, a: Matrix<f32>, b: Matrix<f32>) {
+    match compute {
+        ComputeDtype::F32 => multiply(out, stride, write, factor, a, b, Threads::Pool),
+        ComputeDtype::Bf16 => multiply_rounded(out, stride, write, factor, a, b),
+    }
+}
+
+/// A bf16 product in f32 arithmetic, of rounded copies.
+fn multiply_rounded(out: &mut [f32], stride: usize, write: Write, factor: f32, a: Matrix<f32>, b: Matrix<f32>) {
+    let rounded = |values: &[f32]| -> Vec<f32> { values.par_iter().map(|&v| half::bf16::from_f32(v).to_f32()).collect() };
+    let (a_data, b_data) = (rounded(a.data), rounded(b.data));
+    multiply(out, stride, write, factor, Matrix { data: &a_data, ..a }, Matrix { data: &b_data, ..b }, Threads::Pool);
+}
+
+/// The least number of rows for which a row's result of [`multiply_in`] does not depend on how many rows are computed beside it.
 ///
 /// `gemm` treats one row, products of at most 256 values, and (64 x 64 at most) long inner dimensions in ways of their own.
-pub fn stable_rows(columns: usize, inner: usize) -> usize {
+pub fn stable_rows(_compute: ComputeDtype, columns: usize, inner: usize) -> usize {
     if columns <= 64 && inner > 512 { 65 } else { 256 / columns.max(1) + 2 }
 }
 
@@ -129,7 +147,7 @@ mod tests {
     #[test]
     fn a_row_does_not_depend_on_its_neighbours() {
         for (n, k) in [(4, 33), (48, 600), (64, 2048), (65, 100), (300, 1030), (1000, 64)] {
-            let at_least = stable_rows(n, k);
+            let at_least = stable_rows(ComputeDtype::F32, n, k);
             let x: Vec<f32> = values(3, (at_least + 200) * k).iter().map(|&v| v as f32).collect();
             let w: Vec<f32> = values(4, n * k).iter().map(|&v| v as f32).collect();
             let run = |rows: usize| {
