@@ -16,6 +16,7 @@ use mpo::ops::rope::{RopeTable, Turn};
 use mpo::ops::{embedding, linear, update};
 use mpo::train::clip::gradient_norm;
 use mpo::train::optimizer::AdamW;
+use mpo::train::step::StepMemory;
 use std::rc::Rc;
 
 const N: usize = 64 + 2 * 192;
@@ -211,14 +212,15 @@ fn heads() -> Result<Vec<Case>> {
         let head = Head { soft_cap: None, compute: dtype };
         let (h, w, t) = (hidden.clone(), weight.clone(), targets.clone());
         let forward = case(format!("head {name} forward"), Traffic { read: rows + matrix, ..Traffic::default() }, product, move || {
-            head.log_probs(&h, &w, &t).map(drop)
+            head.score(&h, &w, &t, 0).map(drop)
         });
         let (h, w, t, dh, dw) = (hidden.clone(), weight.clone(), targets.clone(), d_hidden.clone(), gradient.clone());
         let traffic = Traffic { read: rows + matrix, updated: rows + matrix, written: 0 };
         // As the step does it; one product for the logits and two for the gradients.
         let both = case(format!("head {name} forward and backward"), traffic, 3.0 * product, move || {
-            let log_probs = head.log_probs(&h, &w, &t)?;
-            head.backward(&h, &w, &t, &log_probs, &dh, Some(&dw))
+            let scored = head.score(&h, &w, &t, StepMemory::default().kept_logits)?;
+            let d_log_probs = scored.log_probs.clone();
+            head.backward(&h, &w, (&t, scored), &d_log_probs, &dh, Some(&dw))
         });
         cases.extend([forward, both].map(|case| Case { dtype, ..case }));
     }

@@ -9,6 +9,7 @@ use candle_core::{Device, Tensor};
 use mpo::config::ComputeDtype;
 use mpo::ops::linear;
 use rayon::prelude::*;
+use serde::Serialize;
 use std::hint::black_box;
 use std::time::Instant;
 
@@ -21,43 +22,47 @@ pub struct Traffic {
     pub written: usize,
 }
 
-/// Rates of large matrix products, FLOP/s.
-pub struct Floors {
-    pub f32_flops: f64,
-    pub bf16_flops: f64,
+/// The best rates of large matrix products seen in a run, FLOP/s.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub struct ProductRates {
+    pub f32: f64,
+    pub bf16: f64,
 }
 
 /// Repetitions of which the fastest counts.
-const TRIES: usize = 7;
+const TRIES: usize = 5;
 /// `[m, n, k]` of products that are large enough to run at the hardware's rate.
-const LARGE: [[usize; 3]; 3] = [[1024, 1024, 1024], [2048, 2048, 1024], [1024, 3072, 2048]];
+const LARGE: [[usize; 3]; 2] = [[1024, 1024, 1024], [1024, 3072, 2048]];
 /// Values that one task moves.
 const CHUNK: usize = 16 * 1024;
 
-impl Floors {
-    pub fn measure() -> Result<Self> {
-        Ok(Self { f32_flops: product_rate(ComputeDtype::F32)?, bf16_flops: product_rate(ComputeDtype::Bf16)? })
+impl ProductRates {
+    /// Looks once more: the best of a run counts.
+    pub fn measure(&mut self) -> Result<()> {
+        self.f32 = self.f32.max(product_rate(ComputeDtype::F32)?);
+        self.bf16 = self.bf16.max(product_rate(ComputeDtype::Bf16)?);
+        Ok(())
     }
 
-    pub fn flop_seconds(&self, flops: f64, dtype: ComputeDtype) -> f64 {
+    pub fn seconds(&self, flops: f64, dtype: ComputeDtype) -> f64 {
         match dtype {
-            ComputeDtype::F32 => flops / self.f32_flops,
-            ComputeDtype::Bf16 => flops / self.bf16_flops,
+            ComputeDtype::F32 => flops / self.f32,
+            ComputeDtype::Bf16 => flops / self.bf16,
         }
     }
+}
 
-    /// Seconds that a loop takes to move the same bytes.
-    pub fn traffic_seconds(&self, traffic: &Traffic) -> f64 {
-        let values = |bytes: usize| vec![1u32; bytes / 4];
-        let (read, mut updated, mut written) = (values(traffic.read), values(traffic.updated), values(traffic.written));
-        let mut once = || {
-            let start = Instant::now();
-            stream(&read, &mut updated, &mut written);
-            start.elapsed().as_secs_f64()
-        };
-        once();
-        (0..TRIES).map(|_| once()).fold(f64::INFINITY, f64::min)
-    }
+/// Seconds that a loop takes to move the same bytes.
+pub fn traffic_seconds(traffic: &Traffic) -> f64 {
+    let values = |bytes: usize| vec![1u32; bytes / 4];
+    let (read, mut updated, mut written) = (values(traffic.read), values(traffic.updated), values(traffic.written));
+    let mut once = || {
+        let start = Instant::now();
+        stream(&read, &mut updated, &mut written);
+        start.elapsed().as_secs_f64()
+    };
+    once();
+    (0..TRIES).map(|_| once()).fold(f64::INFINITY, f64::min)
 }
 
 fn product_rate(dtype: ComputeDtype) -> Result<f64> {

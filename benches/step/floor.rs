@@ -14,10 +14,9 @@ use candle_core::{Device, Tensor};
 use mpo::config::ComputeDtype;
 use mpo::model::description::DecoderDescription;
 use mpo::ops::linear;
+use mpo::ops::log_prob::LOGITS_PER_CHUNK;
 use serde::{Deserialize, Serialize};
 
-/// Logits that the engine's head makes at a time.
-const LOGITS_PER_CHUNK: usize = 16 * 1024 * 1024;
 /// Products of attention on every pair of query and key: scores and output, then dV, dP, dQ and dK. Making the scores again in the backward
 /// is not counted.
 const ATTENTION_PRODUCTS: f64 = 6.0;

@@ -5,7 +5,9 @@ use crate::measure::{Clock, rss_bytes};
 use crate::random::{random_tokens, random_values};
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
+use mpo::ops::Buffer;
 use mpo::ops::log_prob::{Head, TokenTarget};
+use mpo::train::step::StepMemory;
 
 /// Seconds, and the peak beyond the weight, its gradient and the hidden states.
 pub fn measure(job: &Job) -> Result<Measured> {
@@ -19,10 +21,10 @@ pub fn measure(job: &Job) -> Result<Measured> {
     let head = Head { soft_cap: None, compute: job.dtype };
     let before = rss_bytes()?;
     let mut measured = Clock::measure(job, |_| {
-        let log_probs = head.log_probs(&hidden, &weight, &targets)?;
-        let d_log_probs: Vec<f32> = log_probs.iter().map(|l| 1e-3 * l).collect();
-        let d_hidden = hidden.zeros_like()?;
-        head.backward(&hidden, &weight, &targets, &d_log_probs, &d_hidden, Some(&gradient))
+        let scored = head.score(&hidden, &weight, &targets, StepMemory::default().kept_logits)?;
+        let d_log_probs: Vec<f32> = scored.log_probs.iter().map(|l| 1e-3 * l).collect();
+        let d_hidden = Buffer::zeros(hidden.dims())?;
+        head.backward(&hidden, &weight, (&targets, scored), &d_log_probs, &d_hidden, Some(&gradient))
     })?;
     measured.extra_bytes = Some(measured.peak_rss_bytes.saturating_sub(before));
     Ok(measured)

@@ -7,11 +7,12 @@ use anyhow::{Context, Result, bail, ensure};
 use mpo::config::RunConfig;
 use mpo::data::encode::{EncodedPair, EncodedPreference, Response};
 use mpo::data::loader::{Loader, dominant_numbers};
-use mpo::model::decoder::{Decoder, Purpose};
+use mpo::model::decoder::{Decoder, Keep, Purpose};
 use mpo::reference::{Folders, FrozenScores, Provenance};
 use mpo::scoring::KeptStates;
 use mpo::train::step::{Gradients, StepSettings, evaluate_batch};
 use mpo::train::{clip, optimizer::AdamW};
+use std::num::NonZeroUsize;
 use std::time::Instant;
 
 /// Does what `job` says on as many threads as it says.
@@ -32,11 +33,13 @@ fn steps(job: &Job) -> Result<Measured> {
     config.train.batch_size = job.batch_size;
     config.train.group_by_dominant = job.batch_size > 1;
     config.train.shuffle = false;
-    ensure!(job.engine == Engine::Mpo, "activation checkpointing is not there yet");
     let policy = Decoder::load(&shapes::folder(&job.shape), job.dtype, Purpose::Train)?;
     let n_vocab = policy.description().vocab_size;
     let rows: Vec<EncodedPair> = job.rows.iter().enumerate().map(|(i, row)| random_row(i, row, n_vocab)).collect();
-    let settings = StepSettings::new(&config, 0);
+    let mut settings = StepSettings::new(&config, 0);
+    if job.engine == Engine::MpoCheckpointing {
+        settings.memory.keep = Keep::BlockInputs { every: NonZeroUsize::MIN };
+    }
 
     let start = Instant::now();
     let dominant: Vec<&EncodedPreference> = rows.iter().map(|row| &row.dominant).collect();

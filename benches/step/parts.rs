@@ -58,7 +58,7 @@ const EPOCHS: [&str; 2] = ["llama", "gemma"];
 impl Part {
     pub const ALL: [Self; 8] =
         [Self::F32, Self::Bf16, Self::Memory, Self::Threads, Self::Lengths, Self::HalfBillion, Self::Head, Self::Epoch];
-    pub const QUICK: [Self; 5] = [Self::F32, Self::Bf16, Self::Threads, Self::Lengths, Self::Head];
+    pub const QUICK: [Self; 4] = [Self::F32, Self::Bf16, Self::Threads, Self::Lengths];
 
     pub fn name(self) -> String {
         self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
@@ -69,17 +69,16 @@ impl Part {
         let labelled = |(label, engine): (&str, Engine), dtype| Ok((label.to_owned(), base(engine, dtype)?));
         let peers = [(RELEASED, Engine::ReleasedSdpa), (EAGER, Engine::ReleasedEager), (LEAN, Engine::Lean), (TRL, Engine::TrlDpo)];
         let (rounds, jobs): (usize, Result<Vec<(String, Job)>>) = match self {
-            Self::F32 => {
-                let peers = if options.quick { &peers[..1] } else { &peers[..] };
-                let engines = [(MPO, Engine::Mpo)].into_iter().chain(LISTS).chain(peers.iter().copied());
-                (usize::MAX, engines.map(|engine| labelled(engine, F32)).collect())
+            Self::F32 | Self::Bf16 => {
+                let dtype = if self == Self::F32 { F32 } else { Bf16 };
+                let (lists, peers) = if options.quick { (&lists(dtype)[..1], &peers[..1]) } else { (lists(dtype), &peers[..]) };
+                let engines = [(MPO, Engine::Mpo)].iter().chain(lists).chain(peers);
+                (usize::MAX, engines.map(|&engine| labelled(engine, dtype)).collect())
             }
-            Self::Bf16 => {
-                let peers = if options.quick { &peers[..1] } else { &peers[..] };
-                let engines = [(MPO, Engine::Mpo)].into_iter().chain(LISTS.into_iter().skip(1)).chain(peers.iter().copied());
-                (usize::MAX, engines.map(|engine| labelled(engine, Bf16)).collect())
+            Self::Memory => {
+                let engines = [(MPO, Engine::Mpo), (CHECKPOINTING, Engine::MpoCheckpointing), peers[0]];
+                (2, engines.into_iter().map(|engine| labelled(engine, F32)).collect())
             }
-            Self::Memory => (2, [(MPO, Engine::Mpo), peers[0]].into_iter().map(|engine| labelled(engine, F32)).collect()),
             Self::Threads => (usize::MAX, threads(options)),
             Self::Lengths => (2, sequences(options)),
             Self::HalfBillion => (2, half_billion(options)),
@@ -144,6 +143,14 @@ impl Part {
     }
 }
 
+/// The `gemm` crate has no bf16.
+fn lists(dtype: ComputeDtype) -> &'static [(&'static str, Engine)] {
+    match dtype {
+        F32 => &LISTS,
+        Bf16 => &LISTS[1..],
+    }
+}
+
 fn name(dtype: ComputeDtype) -> &'static str {
     match dtype {
         F32 => "f32",
@@ -182,7 +189,7 @@ fn threads(options: &Options) -> Result<Vec<(String, Job)>> {
             jobs.push((threaded(name(dtype), threads == 1), Job { threads, ..job }));
         }
     }
-    for threads in [1, options.threads] {
+    for threads in if options.quick { vec![] } else { vec![1, options.threads] } {
         let job = job(options, Engine::GemmList, shapes::SMOLLM2, F32, SEQUENCE)?;
         jobs.push((threaded("products", threads == 1), Job { threads, ..job }));
     }
@@ -194,11 +201,14 @@ fn threaded(what: &str, is_one: bool) -> String {
 }
 
 fn sequences(options: &Options) -> Result<Vec<(String, Job)>> {
-    let lengths = if options.quick { &SEQUENCES[..3] } else { &SEQUENCES };
+    let lengths = if options.quick { &SEQUENCES[1..3] } else { &SEQUENCES[..] };
     let mut jobs = Vec::new();
     for &n in lengths {
         let passes = options.steps().min(2);
         jobs.push((format!("{MPO}, {n}"), Job { passes, ..job(options, Engine::Mpo, shapes::SMOLLM2, F32, n)? }));
+        if options.quick {
+            continue;
+        }
         let (label, engine) = LISTS[0];
         jobs.push((format!("{label}, {n}"), Job { passes: 1, ..job(options, engine, shapes::SMOLLM2, F32, n)? }));
     }
@@ -208,8 +218,7 @@ fn sequences(options: &Options) -> Result<Vec<(String, Job)>> {
 fn half_billion(options: &Options) -> Result<Vec<(String, Job)>> {
     let mut jobs = Vec::new();
     for dtype in [F32, Bf16] {
-        let lists = if dtype == F32 { &LISTS[..] } else { &LISTS[1..] };
-        for (label, engine) in [(MPO, Engine::Mpo)].iter().chain(lists) {
+        for (label, engine) in [(MPO, Engine::Mpo)].iter().chain(lists(dtype)) {
             let job = job(options, *engine, shapes::QWEN, dtype, SEQUENCE)?;
             jobs.push((format!("{label}, {}", name(dtype)), Job { passes: options.steps().min(2), ..job }));
         }
