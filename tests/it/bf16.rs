@@ -24,14 +24,12 @@ fn linear_layers_match_pytorch() {
     let [x, weight, dy] = ["x", "weight", "dy"].map(|name| &fixture[name]);
     let d_weight = tensor(vec![1.0; weight.elem_count()], weight.dims()).unwrap();
     linear::backward_weight(dy, x, &d_weight, ComputeDtype::Bf16).unwrap();
-    let results = [
-        ("y", linear::forward(x, weight, None, ComputeDtype::Bf16).unwrap()),
-        ("dx", linear::backward_input(dy, weight, ComputeDtype::Bf16).unwrap()),
-        ("dweight", (d_weight - 1.0).unwrap()),
-    ];
-    for (name, actual) in results {
+    let y = linear::forward(x, weight, None, ComputeDtype::Bf16).unwrap();
+    let dx = linear::backward_input(dy, weight, ComputeDtype::Bf16).unwrap();
+    let d_weight = (d_weight - 1.0).unwrap();
+    for (name, actual) in [("y", &*y), ("dx", &*dx), ("dweight", &d_weight)] {
         let values = |tensor: &Tensor| tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
-        let (actual, exact, autocast) = (values(&actual), values(&fixture[name]), values(&fixture[&format!("autocast.{name}")]));
+        let (actual, exact, autocast) = (values(actual), values(&fixture[name]), values(&fixture[&format!("autocast.{name}")]));
         for (i, ((actual, exact), autocast)) in actual.iter().zip(&exact).zip(&autocast).enumerate() {
             assert!((actual - exact).abs() <= SUMS, "{name}[{i}]: {actual} is not {exact}");
             assert!((actual - autocast).abs() <= BF16 * actual.abs() + SUMS, "{name}[{i}]: {actual} does not round to {autocast}");
