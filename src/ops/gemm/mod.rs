@@ -1,9 +1,9 @@
 //! Matrix products on the CPU behind a safe, bounds-checked front: in f32 and f64 the `gemm` crate, in bf16 a kernel of our own where the
 //! processor has instructions for it.
 //!
-//! Threads meet once a product and take bands of rows or columns of the result, never parts of the inner dimension, so that their number changes
-//! no bit. The order in which `gemm` sums depends on the inner dimension alone, except for very small products, which [`stable_rows`] avoids
-//! and of which no band is made.
+//! Threads meet once a product and take bands of rows or columns of the result, never parts of the inner dimension, so that their number
+//! changes no bit. The order in which `gemm` sums depends on the inner dimension alone, except for very small products, which
+//! [`stable_rows`] avoids and of which no band is made.
 
 #[cfg(target_arch = "x86_64")]
 mod bf16;
@@ -161,8 +161,8 @@ unsafe fn multiply_band<T: Real>(out: Band<T>, stride: usize, write: Write, fact
     }
 }
 
-/// `out (+)= factor * a · b` on the surrounding pool, computed in `compute`: with bf16 both inputs are rounded to bf16 (to nearest even) and
-/// products are summed in f32, as tensor cores and autocast do. The values in memory stay f32.
+/// `out (+)= factor * a · b` on the surrounding pool, computed in `compute`: with bf16 both inputs are rounded to bf16 (to nearest even)
+/// and products are summed in f32, as tensor cores and autocast do. The values in memory stay f32.
 pub fn multiply_in(compute: ComputeDtype, out: &mut [f32], stride: usize, write: Write, factor: f32, a: Matrix<f32>, b: Matrix<f32>) {
     if compute == ComputeDtype::F32 {
         return multiply(out, stride, write, factor, a, b, Threads::Pool);
