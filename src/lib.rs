@@ -25,7 +25,7 @@
 //! ```text
 //! TOML + --set                   config      -> RunConfig, every problem of it at once; resolved, it stands beside the weights
 //! folder, org/name, https        hub         -> local files
-//! file                           data        -> Vec<ParallelPair> -> chat template, tokenizer -> Vec<EncodedPair> -> PackedBatch
+//! file, piece by piece           data        -> ParallelPairs -> chat template, tokenizer -> Vec<EncodedPair> -> PackedBatch
 //! checkpoint                     model       -> Decoder, the policy
 //! policy, before its first step  reference   -> RG_d and h_d of every distinct dominant pair, cached by content
 //! PackedBatch                    train::step -> hidden states -> log-probabilities, pooled states -> objective -> gradients

@@ -49,9 +49,10 @@ fn dominant_gaps(encoder: &Encoder, pairs: &[ParallelPair], model: &ModelFiles, 
         Some(path) => hub::resolve_model(path, config.reference.revision.as_deref())?.dir,
         None => model.dir.clone(),
     };
-    let encoded: Vec<Option<EncodedPair>> = pairs
-        .iter()
-        .map(|pair| match encoder.encode(pair) {
+    let encoded: Vec<Option<EncodedPair>> = encoder
+        .encode_each(pairs)
+        .into_iter()
+        .map(|row| match row {
             Ok(Encoded::Whole(pair) | Encoded::Cut { pair, .. }) => Some(pair),
             _ => None,
         })

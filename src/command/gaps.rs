@@ -62,8 +62,8 @@ fn encode(data: &Path, model: &Path, config: &RunConfig) -> Result<Vec<EncodedPa
     let mut report = EncodeReport { n_rows: pairs.len(), max_tokens: config.data.max_tokens, ..EncodeReport::default() };
     let mut uncut = Vec::new();
     let mut rows = Vec::with_capacity(pairs.len());
-    for pair in &pairs {
-        rows.push(match encoder.encode(pair)? {
+    for (pair, encoded) in pairs.iter().zip(encoder.encode_each(&pairs)) {
+        rows.push(match encoded? {
             Encoded::Whole(row) => row,
             Encoded::Cut { pair: row, n_lost } => {
                 report.cut.push((row.id.clone(), n_lost));

@@ -2,18 +2,19 @@
 //!
 //! Prompt and response are tokenised apart and then joined, as at generation time, when the response does not exist yet. The response
 //! is all that the template renders after the prompt's text (`end_of_response = "template"`), or its bare content and the
-//! tokenizer's end-of-sequence token (`"eos_token"`, what the code released with the paper does).
+//! tokenizer's end-of-sequence token (`"eos_token"`, what the code released with the paper does). This file encodes a row, `rows` many.
+
+mod rows;
 
 use super::pair::{Message, ParallelPair, PreferencePair, Role};
 use super::template::Template;
 use super::tokenizer_config::TokenizerConfig;
 use super::truncate::{Fit, fit};
 use crate::config::{DataConfig, EndOfResponse, OnOverlong};
-use anyhow::{Context, Result, anyhow, bail};
-use rayon::prelude::*;
-use std::fmt;
+use anyhow::{Context, Result, anyhow, bail, ensure};
+pub use rows::EncodeReport;
 use std::path::Path;
-use tokenizers::Tokenizer;
+use tokenizers::{Encoding, Tokenizer};
 
 /// Response tokens: everything that is rendered after the prompt.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,15 +67,15 @@ pub enum Encoded {
     },
 }
 
-/// What encoding did to the rows, by row id in file order.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct EncodeReport {
-    pub n_rows: usize,
-    pub max_tokens: usize,
-    /// Rows that lost tokens, and how many.
-    pub cut: Vec<(String, usize)>,
-    /// Rows left out, and the tokens of their longest sequence.
-    pub dropped: Vec<(String, usize)>,
+/// A preference pair as the text that is tokenised.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rendered {
+    pub prompt: String,
+    /// Everything that is rendered after the prompt; the bare answer with `end_of_response = "eos_token"`.
+    pub chosen: String,
+    pub rejected: String,
+    /// What the template renders after any answer; `None` with `end_of_response = "eos_token"`.
+    pub ending: Option<String>,
 }
 
 /// Tokenizer and chat template of one checkpoint with the data settings of a run.
@@ -140,11 +141,12 @@ impl Encoder {
 
     /// The tokens of a rendered prompt, with exactly one BOS where the tokenizer has one.
     fn prompt_tokens(&self, text: &str) -> Result<Vec<u32>> {
-        let mut tokens = self.tokens(text)?;
+        let encoding = self.encoding(text)?;
         // A template that renders BOS itself needs no other; one that does not relies on the tokenizer to add it.
-        if let Some(bos) = self.bos.filter(|bos| self.adds_bos && tokens.first() != Some(bos)) {
-            tokens.insert(0, bos);
-        }
+        let missing = self.bos.filter(|bos| self.adds_bos && encoding.get_ids().first() != Some(bos));
+        let mut tokens = Vec::with_capacity(encoding.len() + missing.iter().len());
+        tokens.extend(missing);
+        tokens.extend_from_slice(encoding.get_ids());
         if let (Some(bos), [first, second, ..]) = (self.bos, tokens.as_slice())
             && [*first, *second] == [bos, bos]
         {
@@ -158,71 +160,86 @@ impl Encoder {
     }
 
     fn tokens(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.tokenizer.encode_fast(text, false).map_err(|error| anyhow!("the tokenizer failed: {error}"))?;
-        Ok(encoding.get_ids().to_vec())
+        Ok(self.encoding(text)?.get_ids().to_vec())
+    }
+
+    fn encoding(&self, text: &str) -> Result<Encoding> {
+        self.tokenizer.encode_fast(text, false).map_err(|error| anyhow!("the tokenizer failed: {error}"))
     }
 
     /// The whole row, uncut.
     pub fn tokenize(&self, pair: &ParallelPair) -> Result<EncodedPair> {
-        let side = |name: &str, preference| self.tokenize_preference(preference).with_context(|| format!("row `{}`, {name} pair", pair.id));
-        Ok(EncodedPair { id: pair.id.clone(), dominant: side("dominant", &pair.dominant)?, target: side("target", &pair.target)? })
+        let (dominant, target) = (self.tokenize_side(pair, Side::Dominant)?, self.tokenize_side(pair, Side::Target)?);
+        Ok(EncodedPair { id: pair.id.clone(), dominant, target })
     }
 
-    /// Every row by itself, uncut, in order: what one row does to the template is no reason to lose the others. For `mpo check`.
-    pub fn tokenize_each(&self, pairs: &[ParallelPair]) -> Vec<Result<EncodedPair>> {
-        pairs.par_iter().map(|pair| self.tokenize(pair)).collect()
+    fn tokenize_side(&self, pair: &ParallelPair, side: Side) -> Result<EncodedPreference> {
+        let (name, preference) = match side {
+            Side::Dominant => ("dominant", &pair.dominant),
+            Side::Target => ("target", &pair.target),
+        };
+        self.tokenize_preference(preference).with_context(|| format!("row `{}`, {name} pair", pair.id))
     }
 
     fn tokenize_preference(&self, preference: &PreferencePair) -> Result<EncodedPreference> {
-        let prompt_text = self.template.render(&preference.prompt, true)?;
-        let ending = match self.end_of_response {
-            EndOfResponse::EosToken => None,
-            EndOfResponse::Template => {
-                let text = self.response_text(&preference.prompt, &prompt_text, PLACEHOLDER)?;
-                let (_, ending) = text.rsplit_once(PLACEHOLDER).context("the chat template does not render the response")?;
-                Some((ending.to_owned(), self.tokens(ending)?))
-            }
-        };
-        let response = |content: &str| match &ending {
-            None => self.response_with_eos(content),
-            Some((text, tokens)) => self.response_by_template(&preference.prompt, &prompt_text, content, text, tokens),
+        let Rendered { prompt, chosen, rejected, ending } = self.render(preference)?;
+        let ending = ending.map(|text| self.tokens(&text)).transpose()?;
+        let response = |text: &str| match &ending {
+            None => self.response_with_eos(text),
+            Some(ending) => self.response_by_template(text, ending),
         };
         Ok(EncodedPreference {
             lang: preference.lang.clone(),
-            prompt: self.prompt_tokens(&prompt_text)?,
-            chosen: response(&preference.chosen).context("chosen response")?,
-            rejected: response(&preference.rejected).context("rejected response")?,
+            prompt: self.prompt_tokens(&prompt)?,
+            chosen: response(&chosen).context("chosen response")?,
+            rejected: response(&rejected).context("rejected response")?,
         })
     }
 
-    fn response_with_eos(&self, content: &str) -> Result<Response> {
-        let mut tokens = self.tokens(content)?;
+    /// The texts that are tokenised, each by itself.
+    pub fn render(&self, preference: &PreferencePair) -> Result<Rendered> {
+        let PreferencePair { prompt, chosen, rejected, .. } = preference;
+        let prompt_text = self.template.render(prompt, true)?;
+        let ending = match self.end_of_response {
+            EndOfResponse::EosToken => None,
+            EndOfResponse::Template => {
+                let text = self.response_text(prompt, &prompt_text, PLACEHOLDER)?;
+                let (_, ending) = text.rsplit_once(PLACEHOLDER).context("the chat template does not render the response")?;
+                Some(ending.to_owned())
+            }
+        };
+        let response = |content: &str| match &ending {
+            None => Ok(content.to_owned()),
+            Some(ending) => {
+                let text = self.response_text(prompt, &prompt_text, content)?;
+                ensure!(
+                    text.ends_with(ending),
+                    "the chat template ends this response differently from others ({ending:?} was expected), so its end-of-turn tokens \
+                     cannot be told from the answer: set `data.end_of_response = \"eos_token\"`"
+                );
+                Ok(text)
+            }
+        };
+        let (chosen, rejected) = (response(chosen).context("chosen response")?, response(rejected).context("rejected response")?);
+        Ok(Rendered { prompt: prompt_text, chosen, rejected, ending })
+    }
+
+    fn response_with_eos(&self, text: &str) -> Result<Response> {
+        let encoding = self.encoding(text)?;
+        let mut tokens = Vec::with_capacity(encoding.len() + 1);
+        tokens.extend_from_slice(encoding.get_ids());
         tokens.push(self.eos.context("the tokenizer has no `eos_token`")?);
         Ok(Response { tokens, n_end_tokens: 1 })
     }
 
-    /// `ending` is what the template renders after a response, as text and as tokens.
-    fn response_by_template(
-        &self,
-        prompt: &[Message],
-        prompt_text: &str,
-        content: &str,
-        ending: &str,
-        ending_tokens: &[u32],
-    ) -> Result<Response> {
-        let text = self.response_text(prompt, prompt_text, content)?;
-        if !text.ends_with(ending) {
-            bail!(
-                "the chat template ends this response differently from others ({ending:?} was expected), so its end-of-turn tokens \
-                 cannot be told from the answer: set `data.end_of_response = \"eos_token\"`"
-            );
-        }
-        let tokens = self.tokens(&text)?;
+    /// `ending` is what the template renders after a response.
+    fn response_by_template(&self, text: &str, ending: &[u32]) -> Result<Response> {
+        let tokens = self.tokens(text)?;
         // A token that holds the end of the answer and the start of the ending counts as answer.
         if tokens.is_empty() {
             bail!("nothing is left of this response after the chat template and the tokenizer");
         }
-        let n_end_tokens = tokens.iter().rev().zip(ending_tokens.iter().rev()).take_while(|(a, b)| a == b).count();
+        let n_end_tokens = tokens.iter().rev().zip(ending.iter().rev()).take_while(|(a, b)| a == b).count();
         Ok(Response { tokens, n_end_tokens })
     }
 
@@ -252,46 +269,53 @@ impl Encoder {
 
     /// The row within `max_tokens`.
     pub fn encode(&self, pair: &ParallelPair) -> Result<Encoded> {
-        let mut pair = self.tokenize(pair)?;
-        let mut n_lost = 0;
-        for side in [&mut pair.dominant, &mut pair.target] {
-            match fit(side, self.max_tokens, self.on_overlong) {
-                Fit::Whole => {}
-                Fit::Cut { n_lost: n } => n_lost += n,
-                Fit::Overlong { n_tokens } => return Ok(Encoded::Overlong { id: pair.id, n_tokens }),
-            }
-        }
-        Ok(if n_lost == 0 { Encoded::Whole(pair) } else { Encoded::Cut { pair, n_lost } })
+        let (dominant, target) = (self.fitted(pair, Side::Dominant)?, self.fitted(pair, Side::Target)?);
+        Ok(Encoded::of(&pair.id, dominant, target))
     }
 
-    /// All rows, in order, and what became of those that were too long. With `on_overlong = "error"` one of them is an error.
-    pub fn encode_all(&self, pairs: &[ParallelPair]) -> Result<(Vec<EncodedPair>, EncodeReport)> {
-        let encoded = pairs.par_iter().map(|pair| self.encode(pair)).collect::<Result<Vec<_>>>()?;
-        let mut report = EncodeReport { n_rows: pairs.len(), max_tokens: self.max_tokens, ..EncodeReport::default() };
-        let mut kept = Vec::with_capacity(pairs.len());
-        for row in encoded {
-            match row {
-                Encoded::Whole(pair) => kept.push(pair),
-                Encoded::Cut { pair, n_lost } => {
-                    report.cut.push((pair.id.clone(), n_lost));
-                    kept.push(pair);
-                }
-                Encoded::Overlong { id, n_tokens } => report.dropped.push((id, n_tokens)),
+    fn fitted(&self, pair: &ParallelPair, side: Side) -> Result<Fitted> {
+        let mut preference = self.tokenize_side(pair, side)?;
+        Ok(match fit(&mut preference, self.max_tokens, self.on_overlong) {
+            Fit::Whole => Fitted::Within { preference, n_lost: 0 },
+            Fit::Cut { n_lost } => Fitted::Within { preference, n_lost },
+            Fit::Overlong { n_tokens } => Fitted::Overlong { n_tokens },
+        })
+    }
+}
+
+/// The two pairs of a row.
+#[derive(Debug, Clone, Copy)]
+enum Side {
+    Dominant,
+    Target,
+}
+
+/// A preference pair after `max_tokens` was applied.
+#[derive(Debug, Clone)]
+enum Fitted {
+    Within { preference: EncodedPreference, n_lost: usize },
+    Overlong { n_tokens: usize },
+}
+
+impl Fitted {
+    fn n_lost(&self) -> usize {
+        match self {
+            Fitted::Within { n_lost, .. } => *n_lost,
+            Fitted::Overlong { .. } => 0,
+        }
+    }
+}
+
+impl Encoded {
+    fn of(id: &str, dominant: Fitted, target: Fitted) -> Self {
+        let id = id.to_owned();
+        match (dominant, target) {
+            (Fitted::Overlong { n_tokens }, _) | (_, Fitted::Overlong { n_tokens }) => Encoded::Overlong { id, n_tokens },
+            (Fitted::Within { preference: dominant, n_lost: n_dominant }, Fitted::Within { preference: target, n_lost: n_target }) => {
+                let pair = EncodedPair { id, dominant, target };
+                if n_dominant + n_target == 0 { Encoded::Whole(pair) } else { Encoded::Cut { pair, n_lost: n_dominant + n_target } }
             }
         }
-        if self.on_overlong == OnOverlong::Error && !report.dropped.is_empty() {
-            bail!(
-                "{} of {} rows are longer than `data.max_tokens` = {}: {}\nraise it, or let `data.on_overlong` be `truncate` or `drop`",
-                report.dropped.len(),
-                report.n_rows,
-                self.max_tokens,
-                list(&report.dropped, "tokens")
-            );
-        }
-        if kept.is_empty() {
-            bail!("no row fits into `data.max_tokens` = {}: {}", self.max_tokens, list(&report.dropped, "tokens"));
-        }
-        Ok((kept, report))
     }
 }
 
@@ -307,31 +331,4 @@ fn parting(prompt_text: &str, full_text: &str) -> String {
         after(prompt_text),
         after(full_text)
     )
-}
-
-/// The first few rows with their numbers, then how many more there are.
-fn list(rows: &[(String, usize)], unit: &str) -> String {
-    const N_SHOWN: usize = 8;
-    let mut text = rows.iter().take(N_SHOWN).map(|(id, n)| format!("`{id}` ({n} {unit})")).collect::<Vec<_>>().join(", ");
-    if rows.len() > N_SHOWN {
-        text += &format!(" and {} more", rows.len() - N_SHOWN);
-    }
-    text
-}
-
-impl fmt::Display for EncodeReport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.cut.is_empty() && self.dropped.is_empty() {
-            return write!(f, "all {} rows fit into {} tokens", self.n_rows, self.max_tokens);
-        }
-        write!(f, "{} rows: {} cut to {} tokens", self.n_rows, self.cut.len(), self.max_tokens)?;
-        if !self.cut.is_empty() {
-            write!(f, " (row {})", list(&self.cut, "tokens lost"))?;
-        }
-        write!(f, ", {} dropped as too long", self.dropped.len())?;
-        if !self.dropped.is_empty() {
-            write!(f, " (row {})", list(&self.dropped, "tokens"))?;
-        }
-        Ok(())
-    }
 }

@@ -6,7 +6,8 @@
 
 use super::pair::{ParallelPair, PreferencePair};
 use lingua::{LanguageDetector, LanguageDetectorBuilder};
-use std::sync::LazyLock;
+use std::collections::HashMap;
+use std::sync::{LazyLock, Mutex, PoisonError};
 use unicode_script::{Script, UnicodeScript};
 
 /// ISO 639-2 for "undetermined": no letters, or no language that the detector knows.
@@ -14,28 +15,63 @@ pub const UNDETERMINED: &str = "und";
 
 static LATIN: LazyLock<LanguageDetector> = LazyLock::new(|| LanguageDetectorBuilder::from_all_languages().build());
 
-/// Fills in the languages that the row did not give.
-///
-/// Answers of weak models drift into the dominant language, and some prompts were never translated. So the target's language is read
-/// from its texts that are not in the dominant script, the prompt first; where there are none (English and Swahili share a script), from all.
-pub(super) fn fill(pair: &mut ParallelPair) {
-    let dominant = texts(&pair.dominant);
-    if pair.target.lang.is_empty() {
-        let dominant_script = main_script(&dominant.concat());
-        let target = texts(&pair.target);
-        let scripts = target.each_ref().map(|text| main_script(text).filter(|script| Some(*script) != dominant_script));
-        let own = match scripts {
-            [Some(prompt), _, _] => Some(prompt),
-            [None, chosen, rejected] if chosen == rejected || target[0].trim().is_empty() => chosen.or(rejected),
-            _ => None,
-        };
-        let counts: Vec<_> =
-            target.iter().zip(scripts).filter(|(_, script)| own.is_none() || *script == own).map(|(text, _)| text.as_str()).collect();
-        pair.target.lang = detect(&counts);
+/// Names the languages of the rows of one data set. What it finds out about a dominant pair it remembers for the other rows that share it: the
+/// statistical detector takes longer for a pair than the tokenizer.
+#[derive(Default)]
+pub(super) struct Languages {
+    dominant: Mutex<HashMap<[u8; 32], Dominant>>,
+}
+
+#[derive(Clone)]
+struct Dominant {
+    lang: String,
+    script: Option<Script>,
+}
+
+impl Languages {
+    /// Fills in the languages that the row did not give.
+    ///
+    /// Answers of weak models drift into the dominant language, and some prompts were never translated. So the target's language is read
+    /// from its texts that are not in the dominant script, the prompt first; where there are none (English and Swahili share a script), from
+    /// all.
+    pub fn fill(&self, pair: &mut ParallelPair) {
+        if !pair.dominant.lang.is_empty() && !pair.target.lang.is_empty() {
+            return;
+        }
+        let dominant = self.dominant(&pair.dominant);
+        if pair.target.lang.is_empty() {
+            pair.target.lang = detect_target(&pair.target, dominant.script);
+        }
+        pair.dominant.lang = dominant.lang;
     }
-    if pair.dominant.lang.is_empty() {
-        pair.dominant.lang = detect(&dominant.each_ref().map(String::as_str));
+
+    fn dominant(&self, pair: &PreferencePair) -> Dominant {
+        // Nothing panics while it holds the lock, and what the map holds is always whole.
+        let known = || self.dominant.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = pair.key();
+        if let Some(dominant) = known().get(&key) {
+            return dominant.clone();
+        }
+        // Two threads may find out the same at once: it is the same.
+        let texts = texts(pair);
+        let lang = if pair.lang.is_empty() { detect(&texts.each_ref().map(String::as_str)) } else { pair.lang.clone() };
+        let dominant = Dominant { lang, script: main_script(&texts.concat()) };
+        known().insert(key, dominant.clone());
+        dominant
     }
+}
+
+fn detect_target(pair: &PreferencePair, dominant_script: Option<Script>) -> String {
+    let target = texts(pair);
+    let scripts = target.each_ref().map(|text| main_script(text).filter(|script| Some(*script) != dominant_script));
+    let own = match scripts {
+        [Some(prompt), _, _] => Some(prompt),
+        [None, chosen, rejected] if chosen == rejected || target[0].trim().is_empty() => chosen.or(rejected),
+        _ => None,
+    };
+    let counts: Vec<_> =
+        target.iter().zip(scripts).filter(|(_, script)| own.is_none() || *script == own).map(|(text, _)| text.as_str()).collect();
+    detect(&counts)
 }
 
 /// Prompt, chosen and rejected response.
@@ -200,11 +236,11 @@ mod tests {
             (["Ninawezaje kuoka mkate?", "Anza na unga mzuri na subira.", "Nunua tu mkate, ni rahisi zaidi."], "sw"),
         ] {
             let mut pair = pair(english, target);
-            fill(&mut pair);
+            Languages::default().fill(&mut pair);
             assert_eq!((pair.dominant.lang.as_str(), pair.target.lang.as_str()), ("en", code));
         }
         let mut chinese_first = pair(["怎么烤面包？", "先准备好面粉。", "直接买一个。"], english);
-        fill(&mut chinese_first);
+        Languages::default().fill(&mut chinese_first);
         assert_eq!((chinese_first.dominant.lang.as_str(), chinese_first.target.lang.as_str()), ("zh", "en"));
     }
 

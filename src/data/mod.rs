@@ -1,8 +1,9 @@
 //! Parallel preference pairs: reading, checking, rendering, encoding, packing and loading them in a seeded, resumable order.
 //!
-//! `load` turns a local file into rows, whatever its format: `rows` takes the file apart, `parallel` and `llamafactory` know one
-//! format each, `language` names the languages that the rows do not. `template` and `encode` turn rows into tokens, `truncate` keeps them
-//! within `max_tokens`. `check` reports what is wrong with the rows.
+//! `load` turns a local file into rows, whatever its format: `pieces` reads the file bit by bit, `rows` takes a row apart, `parallel` and
+//! `llamafactory` know one format each, `language` names the languages that the rows do not. `template` and `encode` turn rows into tokens,
+//! `truncate` keeps them within `max_tokens`; `encode::Encoder::encode_file` goes from file to tokens without ever holding all texts. `check`
+//! reports what is wrong with the rows.
 
 pub mod batch;
 pub mod check;
@@ -12,16 +13,21 @@ mod llamafactory;
 pub mod loader;
 pub mod pair;
 mod parallel;
+mod pieces;
 mod rows;
 pub mod template;
 pub mod tokenizer_config;
 mod truncate;
 
 use crate::config::{DataConfig, DataFormat};
+use crate::progress::Progress;
 use anyhow::{Context, Result, bail};
+use language::Languages;
 use pair::{ParallelPair, Role};
+pub use pieces::PIECE_BYTES;
+use pieces::{RawRow, RowReader};
 use rayon::prelude::*;
-use rows::{Fields, RawRow};
+use rows::Fields;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -61,68 +67,156 @@ pub struct Dataset {
 /// must not shrink unnoticed.
 pub fn load(path: &Path, config: &DataConfig) -> Result<Vec<ParallelPair>> {
     let dataset = read(path, config)?;
-    if let Some(row) = dataset.spoilt.first() {
-        let others = match dataset.spoilt.len() - 1 {
-            0 => String::new(),
-            n => format!(" ({n} more such rows: `mpo check` lists them all)"),
-        };
-        bail!("{}:{}: row {}: {}{others}", path.display(), row.line, row.index, row.fault);
-    }
+    refuse_spoilt(path, &dataset.spoilt)?;
     Ok(dataset.pairs)
 }
 
 /// As `load`, but sets spoilt rows aside instead of failing at the first: for `mpo check`.
 pub fn read(path: &Path, config: &DataConfig) -> Result<Dataset> {
-    let raw = rows::read(path)?;
-    let format = resolve_format(config.format, &raw).with_context(|| format!("in `{}`", path.display()))?;
-    let parsed: Vec<_> = raw.into_par_iter().enumerate().map(|(index, row)| parse(format, index, row)).collect();
-    let mut dataset = Dataset::default();
-    for row in parsed {
-        match row {
-            Ok(pair) => dataset.pairs.push(pair),
-            Err(spoilt) => dataset.spoilt.push(spoilt),
+    let mut pairs = Vec::new();
+    let spoilt = read_pieces(path, config, "reading", |piece| pairs.extend(piece))?;
+    Ok(Dataset { pairs, spoilt })
+}
+
+fn refuse_spoilt(path: &Path, spoilt: &[SpoiltRow]) -> Result<()> {
+    let Some(row) = spoilt.first() else { return Ok(()) };
+    let others = match spoilt.len() - 1 {
+        0 => String::new(),
+        n => format!(" ({n} more such rows: `mpo check` lists them all)"),
+    };
+    bail!("{}:{}: row {}: {}{others}", path.display(), row.line, row.index, row.fault)
+}
+
+/// Hands the rows that are kept to `each`, those of [`PIECE_BYTES`] of the file at a time, in order; returns the rows that cannot be read.
+/// `what` is being done, for the person who waits.
+fn read_pieces(path: &Path, config: &DataConfig, what: &'static str, mut each: impl FnMut(Vec<ParallelPair>)) -> Result<Vec<SpoiltRow>> {
+    let mut reader = RowReader::open(path)?;
+    let progress = Progress::new(what, reader.n_bytes());
+    let mut rows = Rows::new(config);
+    loop {
+        let start = reader.position();
+        let piece = reader.next_piece()?;
+        if piece.is_empty() {
+            break;
         }
+        let pairs = rows.take(piece).with_context(|| format!("in `{}`", path.display()))?;
+        if !pairs.is_empty() {
+            each(pairs);
+        }
+        progress.advance(reader.position() - start);
     }
-    if let Some(languages) = &config.languages {
-        keep_languages(&mut dataset.pairs, languages).with_context(|| format!("in `{}`", path.display()))?;
-    }
-    dataset.pairs.truncate(config.limit.unwrap_or(usize::MAX));
-    if dataset.pairs.is_empty() && dataset.spoilt.is_empty() {
+    rows.finish().with_context(|| format!("in `{}`", path.display()))?;
+    if rows.n_kept == 0 && rows.spoilt.is_empty() {
         bail!("no rows are left of `{}` (`data.limit` is {:?})", path.display(), config.limit);
     }
-    Ok(dataset)
+    Ok(rows.spoilt)
 }
 
-fn resolve_format(format: DataFormat, rows: &[RawRow]) -> Result<DataFormat> {
-    if format != DataFormat::Auto {
-        return Ok(format);
-    }
-    let Some(row) = rows.iter().find_map(|row| row.value.as_ref().ok()) else {
-        let problem = rows.iter().find_map(|row| row.value.as_ref().err());
-        bail!("no row is valid JSON: {}", problem.map_or("", String::as_str));
-    };
-    match row {
-        row if parallel::recognises(row) => Ok(DataFormat::Parallel),
-        row if llamafactory::recognises(row) => Ok(DataFormat::Llamafactory),
-        row => {
-            let keys: Vec<_> = row.as_object().into_iter().flatten().map(|(key, _)| format!("`{key}`")).collect();
-            bail!(
-                "unknown format: the first row has the keys [{}], where `parallel` has `dominant` and `target`, \
-                 and `llamafactory` has `source_conversations` and `target_conversations`",
-                keys.join(", ")
-            )
+/// From the rows of a file, piece by piece, to the pairs that the configuration asks for.
+struct Rows<'a> {
+    config: &'a DataConfig,
+    /// `None` until a row was met that tells.
+    format: Option<DataFormat>,
+    /// What is wrong with the first row that is not JSON, for the case that none is.
+    first_problem: Option<String>,
+    languages: Languages,
+    /// Rows of each target language, where `data.languages` chooses among them.
+    present: BTreeMap<String, usize>,
+    n_rows: usize,
+    n_kept: usize,
+    spoilt: Vec<SpoiltRow>,
+}
+
+impl<'a> Rows<'a> {
+    fn new(config: &'a DataConfig) -> Self {
+        Self {
+            config,
+            format: (config.format != DataFormat::Auto).then_some(config.format),
+            first_problem: None,
+            languages: Languages::default(),
+            present: BTreeMap::new(),
+            n_rows: 0,
+            n_kept: 0,
+            spoilt: Vec::new(),
         }
     }
+
+    fn take(&mut self, piece: Vec<RawRow>) -> Result<Vec<ParallelPair>> {
+        if self.format.is_none() {
+            self.recognise(&piece)?;
+        }
+        let (format, n_before) = (self.format, self.n_rows);
+        self.n_rows += piece.len();
+        let parsed: Vec<_> = piece.into_par_iter().enumerate().map(|(i, row)| parse(format, n_before + i, row)).collect();
+        let mut pairs = Vec::with_capacity(parsed.len());
+        for row in parsed {
+            match row {
+                Ok(pair) => pairs.push(pair),
+                Err(spoilt) => self.spoilt.push(spoilt),
+            }
+        }
+        let n_wanted = self.config.limit.unwrap_or(usize::MAX) - self.n_kept;
+        if self.config.languages.is_none() {
+            pairs.truncate(n_wanted);
+        }
+        pairs.par_iter_mut().for_each(|pair| self.languages.fill(pair));
+        if let Some(languages) = &self.config.languages {
+            for pair in &pairs {
+                *self.present.entry(pair.target.lang.clone()).or_default() += 1;
+            }
+            pairs.retain(|pair| languages.contains(&pair.target.lang));
+            pairs.truncate(n_wanted);
+        }
+        self.n_kept += pairs.len();
+        Ok(pairs)
+    }
+
+    /// The format is that of the first row that is JSON.
+    fn recognise(&mut self, rows: &[RawRow]) -> Result<()> {
+        self.format = match rows.iter().find_map(|row| row.value.as_ref().ok()) {
+            Some(row) if parallel::recognises(row) => Some(DataFormat::Parallel),
+            Some(row) if llamafactory::recognises(row) => Some(DataFormat::Llamafactory),
+            Some(row) => {
+                let keys: Vec<_> = row.as_object().into_iter().flatten().map(|(key, _)| format!("`{key}`")).collect();
+                bail!(
+                    "unknown format: the first row has the keys [{}], where `parallel` has `dominant` and `target`, \
+                     and `llamafactory` has `source_conversations` and `target_conversations`",
+                    keys.join(", ")
+                )
+            }
+            None => None,
+        };
+        if self.first_problem.is_none() {
+            self.first_problem = rows.iter().find_map(|row| row.value.as_ref().err()).cloned();
+        }
+        Ok(())
+    }
+
+    /// # Errors
+    /// No row told the format, or a language that was asked for is not there.
+    fn finish(&self) -> Result<()> {
+        if self.format.is_none() {
+            bail!("no row is valid JSON: {}", self.first_problem.as_deref().unwrap_or_default());
+        }
+        let wanted = self.config.languages.iter().flatten();
+        let unknown: Vec<_> = wanted.filter(|lang| !self.present.contains_key(*lang)).map(|lang| format!("`{lang}`")).collect();
+        if !unknown.is_empty() {
+            let present: Vec<_> = self.present.iter().map(|(lang, n)| format!("`{lang}` ({n} rows)")).collect();
+            bail!("`data.languages` asks for {}, but the target languages are {}", unknown.join(", "), present.join(", "));
+        }
+        Ok(())
+    }
 }
 
-fn parse(format: DataFormat, index: usize, row: RawRow) -> std::result::Result<ParallelPair, SpoiltRow> {
+/// Without a format no row was JSON.
+fn parse(format: Option<DataFormat>, index: usize, row: RawRow) -> std::result::Result<ParallelPair, SpoiltRow> {
     let spoilt = |fault| SpoiltRow { index, line: row.line, fault };
     let value = row.value.as_ref().map_err(|error| spoilt(RowFault::Malformed(format!("not valid JSON: {error}"))))?;
     let pair = Fields::of_row(value).and_then(|fields| match format {
-        DataFormat::Llamafactory => llamafactory::pair(&fields, index),
-        DataFormat::Parallel | DataFormat::Auto => parallel::pair(&fields, index),
+        Some(DataFormat::Llamafactory) => llamafactory::pair(&fields, index),
+        Some(DataFormat::Parallel | DataFormat::Auto) | None => parallel::pair(&fields, index),
     });
-    let mut pair = pair.map_err(|error| spoilt(RowFault::Malformed(format!("{error:#}"))))?;
+    let pair = pair.map_err(|error| spoilt(RowFault::Malformed(format!("{error:#}"))))?;
     for (side, preference) in [("dominant", &pair.dominant), ("target", &pair.target)] {
         if let Some(which) = rows::empty_response(preference) {
             return Err(spoilt(RowFault::Empty(format!("the {which} response of the {side} pair is empty"))));
@@ -131,20 +225,5 @@ fn parse(format: DataFormat, index: usize, row: RawRow) -> std::result::Result<P
             return Err(spoilt(RowFault::Malformed(format!("the {side} prompt must end with a user turn"))));
         }
     }
-    language::fill(&mut pair);
     Ok(pair)
-}
-
-fn keep_languages(pairs: &mut Vec<ParallelPair>, languages: &[String]) -> Result<()> {
-    let mut present: BTreeMap<&str, usize> = BTreeMap::new();
-    for pair in pairs.iter() {
-        *present.entry(&pair.target.lang).or_default() += 1;
-    }
-    let unknown: Vec<_> = languages.iter().filter(|lang| !present.contains_key(lang.as_str())).map(|lang| format!("`{lang}`")).collect();
-    if !unknown.is_empty() {
-        let present: Vec<_> = present.iter().map(|(lang, n)| format!("`{lang}` ({n} rows)")).collect();
-        bail!("`data.languages` asks for {}, but the target languages are {}", unknown.join(", "), present.join(", "));
-    }
-    pairs.retain(|pair| languages.contains(&pair.target.lang));
-    Ok(())
 }

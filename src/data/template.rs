@@ -6,7 +6,7 @@
 mod builtin;
 mod globals;
 
-use super::pair::{Message, Role};
+use super::pair::Message;
 use super::tokenizer_config::TokenizerConfig;
 use crate::config::{BUILTIN_TEMPLATES, CHECKPOINT_TEMPLATE};
 use anyhow::{Context, Result, anyhow, bail};
@@ -78,19 +78,11 @@ impl Template {
 
     /// The conversation as text; `add_generation_prompt` appends what introduces the assistant's next turn.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        let messages: Vec<Value> = messages.iter().map(|m| context! { role => role_name(m.role), content => m.content.as_str() }).collect();
+        let messages: Vec<Value> = messages.iter().map(|m| context! { role => m.role.name(), content => m.content.as_str() }).collect();
         let template = self.environment.get_template("template").with_context(|| format!("in the chat template `{}`", self.name))?;
         template
             .render(context! { messages, add_generation_prompt, tools => (), documents => () })
             .map_err(|error| anyhow!("the chat template `{}` failed on this conversation: {error}", self.name))
-    }
-}
-
-fn role_name(role: Role) -> &'static str {
-    match role {
-        Role::System => "system",
-        Role::User => "user",
-        Role::Assistant => "assistant",
     }
 }
 

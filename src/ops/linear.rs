@@ -124,10 +124,12 @@ mod tests {
     fn one_row_alone_equals_the_same_row_among_many() {
         for (d_in, d_out) in [(8, 4), (600, 48), (64, 300)] {
             let (x, w) = (random(1, &[70, d_in]), random(2, &[d_out, d_in]));
-            let all = forward(&x, &w, None, ComputeDtype::F32).unwrap().to_vec2::<f32>().unwrap();
-            for i in [0, 33, 69] {
-                let alone = forward(&x.narrow(0, i, 1).unwrap(), &w, None, ComputeDtype::F32).unwrap().to_vec2::<f32>().unwrap();
-                assert_eq!(alone[0], all[i]);
+            for compute in [ComputeDtype::F32, ComputeDtype::Bf16] {
+                let all = forward(&x, &w, None, compute).unwrap().to_vec2::<f32>().unwrap();
+                for i in [0, 33, 69] {
+                    let alone = forward(&x.narrow(0, i, 1).unwrap(), &w, None, compute).unwrap().to_vec2::<f32>().unwrap();
+                    assert_eq!(alone[0], all[i], "{compute:?}");
+                }
             }
         }
     }

@@ -23,6 +23,7 @@ pub mod rms_norm;
 pub mod rope;
 
 pub use buffer::{Buffer, Scratch};
+pub use gemm::has_bf16_instructions;
 pub use real::Real;
 
 use anyhow::{Context, Result, bail, ensure};

@@ -44,7 +44,7 @@ impl Provenance {
             pad_token: (states == MEAN_PADDED).then_some(pad_token),
             dtype,
             device: device_kind(model).into(),
-            instruction_set: instruction_set().into(),
+            instruction_set: instruction_set(dtype).into(),
             engine: ENGINE_VERSION,
         })
     }
@@ -114,9 +114,12 @@ fn device_kind(model: &Decoder) -> &'static str {
 }
 
 /// Kernels are chosen at run time by what the processor offers, and sums of eight and of sixteen lanes differ in their last bits.
-fn instruction_set() -> &'static str {
+fn instruction_set(dtype: ComputeDtype) -> &'static str {
     #[cfg(target_arch = "x86_64")]
     {
+        if dtype == ComputeDtype::Bf16 && ops::has_bf16_instructions() {
+            return "x86_64+avx512f+avx512bf16";
+        }
         if std::is_x86_feature_detected!("avx512f") {
             return "x86_64+avx512f";
         }

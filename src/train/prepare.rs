@@ -5,7 +5,6 @@
 
 use super::checkpoint::Found;
 use crate::config::{DataConfig, DataFormat, EvalConfig, OutputDtype, Pooling, RetentionConfig, RunConfig};
-use crate::data;
 use crate::data::encode::{EncodeReport, EncodedPair, Encoder};
 use crate::data::loader::{Loader, dominant_numbers, hold_out};
 use crate::device;
@@ -65,8 +64,7 @@ impl Prepared {
 
         let encoder = Encoder::new(&model_dir, &config.data)?;
         let pad_token = pad_token(&encoder, &config.retention)?;
-        let pairs = data::load(&hub::resolve_data(&config.data)?, &config.data)?;
-        let (rows, encoding) = encoder.encode_all(&pairs)?;
+        let (rows, encoding) = encoder.encode_file(&hub::resolve_data(&config.data)?, &config.data)?;
         let (train, held_out, eval_encoding) = split(rows, &config, &encoder)?;
         check_tokens(train.iter().chain(&held_out), &description)?;
         // Finds a group that no batch can hold; the loader of the run is made once it is known which rows stay.
@@ -154,13 +152,14 @@ fn split(
                 limit: None,
                 ..config.data.clone()
             };
-            let load = || -> Result<_> { encoder.encode_all(&data::load(&hub::resolve_data(&data)?, &data)?) };
+            let load = || -> Result<_> { encoder.encode_file(&hub::resolve_data(&data)?, &data) };
             let (held_out, report) = load().context("in the held-out rows of `eval.path`")?;
             Ok((rows, held_out, Some(report)))
         }
         EvalConfig { fraction: Some(fraction), .. } => {
             let split = hold_out(&dominant_numbers(&rows), *fraction, config.train.seed)?;
-            let pick = |indices: &[usize]| indices.iter().map(|&index| rows[index].clone()).collect();
+            let mut rows: Vec<_> = rows.into_iter().map(Some).collect();
+            let mut pick = |indices: &[usize]| indices.iter().filter_map(|&index| rows[index].take()).collect();
             Ok((pick(&split.train), pick(&split.held_out), None))
         }
         EvalConfig { path: None, fraction: None, .. } => Ok((rows, Vec::new(), None)),
@@ -208,9 +207,12 @@ fn digest(sets: [&[EncodedPair]; 2]) -> String {
         count(hash, text.len());
         hash.update(text);
     };
-    let tokens = |hash: &mut Sha256, tokens: &[u32]| {
+    let mut bytes = Vec::new();
+    let mut tokens = |hash: &mut Sha256, tokens: &[u32]| {
         count(hash, tokens.len());
-        tokens.iter().for_each(|token| hash.update(token.to_le_bytes()));
+        bytes.clear();
+        tokens.iter().for_each(|token| bytes.extend_from_slice(&token.to_le_bytes()));
+        hash.update(&bytes);
     };
     for rows in sets {
         count(&mut hash, rows.len());

@@ -12,7 +12,7 @@ const MAY_USE: [(&str, &[&str]); 18] = [
     ("progress", &[]),
     ("config", &[]),
     ("cli", &[]),
-    ("data", &["config"]),
+    ("data", &["config", "progress"]),
     ("objective", &["config"]),
     ("ops", &["config", "data::batch"]),
     ("model", &["config", "data::batch", "digest", "ops"]),

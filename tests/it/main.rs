@@ -1,6 +1,7 @@
 //! All integration tests in one executable: each would link the whole engine again.
 
 mod architecture;
+mod bf16;
 mod candle_transformers;
 mod cli;
 mod config;
@@ -10,6 +11,7 @@ mod faults;
 mod gaps;
 mod golden;
 mod hub;
+mod many_rows;
 mod objective;
 mod properties;
 mod reference;

@@ -20,8 +20,8 @@ pub const SINGLE_FILE: &str = "model.safetensors";
 /// The list of the shards that hold a model's weights.
 pub const INDEX_FILE: &str = "model.safetensors.index.json";
 
-/// Elements that one task widens; small enough that the chunks of a large matrix keep every core busy.
-const WIDEN_CHUNK: usize = 1 << 18;
+/// Elements that one task widens; small enough that the chunks of a projection keep every core busy.
+const WIDEN_CHUNK: usize = 1 << 16;
 /// Elements of which file and memory hold a copy at a time (64 MiB of f32): what was read is let go, or reading a checkpoint would take
 /// the memory of its files besides that of its tensors.
 const PIECE: usize = 1 << 24;

@@ -1,11 +1,24 @@
-//! Matrix products on the CPU: the `gemm` crate behind a safe, bounds-checked front.
+//! Matrix products on the CPU behind a safe, bounds-checked front: in f32 and f64 the `gemm` crate, in bf16 a kernel of our own where the
+//! processor has instructions for it.
 //!
-//! `gemm` splits rows and columns over threads, never the inner dimension, so a result does not depend on the number of threads. The order
-//! in which it sums depends on the inner dimension alone, except for very small products, which [`stable_rows`] avoids.
+//! Threads meet once a product and take bands of rows or columns of the result, never parts of the inner dimension, so that their number
+//! changes no bit. The order in which `gemm` sums depends on the inner dimension alone, except for very small products, which
+//! [`stable_rows`] avoids and of which no band is made.
+
+#[cfg(target_arch = "x86_64")]
+mod bf16;
 
 use super::Real;
 use crate::config::ComputeDtype;
 use rayon::prelude::*;
+use std::ops::Range;
+
+/// `gemm` computes tiles of 48 x 8 f32, or the other way round.
+const TILE: usize = 48;
+/// Rows or columns of a band, before it is rounded to tiles: it stays above the 64 up to which `gemm` has ways of its own.
+const MIN_BAND: usize = 3 * TILE;
+/// Multiplications below which waking another thread costs more than it saves.
+const MIN_PARALLEL: usize = 4 << 20;
 
 /// A matrix in a slice: element (i, j) is `data[i * row_stride + j * column_stride]`.
 #[derive(Debug, Clone, Copy)]
@@ -33,6 +46,12 @@ impl<'a, T> Matrix<'a, T> {
         Self::strided(data, data.len() / columns, columns, columns)
     }
 
+    /// Some rows.
+    fn band(self, rows: Range<usize>) -> Self {
+        let start = if rows.is_empty() { 0 } else { rows.start * self.row_stride };
+        Self { data: &self.data[start..], rows: rows.len(), ..self }
+    }
+
     pub fn transposed(self) -> Self {
         Self { rows: self.columns, columns: self.rows, row_stride: self.column_stride, column_stride: self.row_stride, ..self }
     }
@@ -52,26 +71,77 @@ pub enum Threads {
     One,
 }
 
+/// Asserts that `a · b` exists and fits `n_out` values in rows `stride` values apart.
+fn check<T>(n_out: usize, stride: usize, a: &Matrix<T>, b: &Matrix<T>) {
+    let (m, n) = (a.rows, b.columns);
+    assert_eq!(a.columns, b.rows, "inner dimensions of {m} x {} and {} x {n}", a.columns, b.rows);
+    assert!(
+        m == 0 || n == 0 || (n <= stride && (m - 1) * stride + n <= n_out),
+        "a {m} x {n} result of stride {stride} does not fit {n_out} values"
+    );
+}
+
 /// `out (+)= factor * a · b`, with `out` in rows `stride` values apart.
 pub fn multiply<T: Real>(out: &mut [T], stride: usize, write: Write, factor: T, a: Matrix<T>, b: Matrix<T>, threads: Threads) {
-    let (m, n, k) = (a.rows, b.columns, a.columns);
-    assert_eq!(k, b.rows, "inner dimensions of {m} x {k} and {} x {n}", b.rows);
-    if m == 0 || n == 0 {
-        return;
-    }
-    assert!(n <= stride && (m - 1) * stride + n <= out.len(), "a {m} x {n} result of stride {stride} does not fit {} values", out.len());
-    let parallelism = match threads {
-        Threads::Pool if rayon::current_num_threads() > 1 => gemm::Parallelism::Rayon(0),
-        _ => gemm::Parallelism::None,
+    check(out.len(), stride, &a, &b);
+    let out = Band(out.as_mut_ptr());
+    let n_bands = match threads {
+        Threads::Pool => n_bands(a.rows, b.columns, a.columns),
+        Threads::One => 1,
     };
-    // SAFETY: both matrices were checked against their slices when they were made, `out` just above; `out` is borrowed mutably, so it
-    // overlaps neither. `T` is f32 or f64, which `gemm` supports.
+    if n_bands <= 1 {
+        // SAFETY: `check` asserted that the product fits `out`, which is borrowed mutably.
+        return unsafe { multiply_band(out, stride, write, factor, a, b) };
+    }
+    // Rows or columns, whichever are more: what is not split is packed by every thread.
+    let by_rows = a.rows >= b.columns;
+    let n = a.rows.max(b.columns);
+    let start = |band: usize| (band * n / n_bands).next_multiple_of(TILE).min(n);
+    let work = |band: usize| {
+        let range = start(band)..start(band + 1);
+        let (offset, a, b) =
+            if by_rows { (range.start * stride, a.band(range), b) } else { (range.start, a, b.transposed().band(range).transposed()) };
+        // SAFETY: as above; the bands are disjoint.
+        unsafe { multiply_band(out.behind(offset), stride, write, factor, a, b) }
+    };
+    let work = &work;
+    rayon::scope(|scope| {
+        (1..n_bands).for_each(|band| scope.spawn(move |_| work(band)));
+        work(0);
+    });
+}
+
+/// In how many bands a product of `m x n` values is computed on the surrounding pool.
+fn n_bands(m: usize, n: usize, k: usize) -> usize {
+    // `gemm` has ways of its own with few rows or columns.
+    let is_small = m.saturating_mul(n).saturating_mul(k) < MIN_PARALLEL || m.min(n) < 4;
+    if is_small { 1 } else { rayon::current_num_threads().min(m.max(n) / MIN_BAND) }
+}
+
+#[derive(Clone, Copy)]
+struct Band<T>(*mut T);
+
+impl<T> Band<T> {
+    fn behind(self, offset: usize) -> Self {
+        Self(self.0.wrapping_add(offset))
+    }
+}
+
+// SAFETY: a pointer into a slice that is borrowed mutably until all bands of it are written, each by one thread.
+unsafe impl<T: Send> Sync for Band<T> {}
+
+/// # Safety
+///
+/// `out` is valid for the values of `a · b` in rows `stride` values apart, and nobody else reads or writes those meanwhile.
+unsafe fn multiply_band<T: Real>(out: Band<T>, stride: usize, write: Write, factor: T, a: Matrix<T>, b: Matrix<T>) {
+    // SAFETY: both matrices were checked against their slices when they were made; `out` is the caller's. `T` is f32 or f64, which `gemm`
+    // supports.
     unsafe {
         gemm::gemm(
-            m,
-            n,
-            k,
-            out.as_mut_ptr(),
+            a.rows,
+            b.columns,
+            a.columns,
+            out.0,
             1,
             stride as isize,
             write == Write::Add,
@@ -86,18 +156,30 @@ pub fn multiply<T: Real>(out: &mut [T], stride: usize, write: Write, factor: T, 
             false,
             false,
             false,
-            parallelism,
+            gemm::Parallelism::None,
         );
     }
 }
 
-/// `out (+)= factor * a · b` on the surrounding pool, computed in `compute`: with bf16 both inputs are rounded to bf16 (to nearest even) and
-/// products are accumulated in f32, as tensor cores and autocast do. The values in memory stay f32.
+/// `out (+)= factor * a · b` on the surrounding pool, computed in `compute`: with bf16 both inputs are rounded to bf16 (to nearest even)
+/// and products are summed in f32, as tensor cores and autocast do. The values in memory stay f32.
 pub fn multiply_in(compute: ComputeDtype, out: &mut [f32], stride: usize, write: Write, factor: f32, a: Matrix<f32>, b: Matrix<f32>) {
-    match compute {
-        ComputeDtype::F32 => multiply(out, stride, write, factor, a, b, Threads::Pool),
-        ComputeDtype::Bf16 => multiply_rounded(out, stride, write, factor, a, b),
+    if compute == ComputeDtype::F32 {
+        return multiply(out, stride, write, factor, a, b, Threads::Pool);
     }
+    #[cfg(target_arch = "x86_64")]
+    if let Some(processor) = bf16::Avx512Bf16::detect() {
+        return processor.multiply(out, stride, write, factor, a, b);
+    }
+    multiply_rounded(out, stride, write, factor, a, b);
+}
+
+/// Whether this processor has instructions for bf16 products. With them, sums differ in their last bits.
+pub fn has_bf16_instructions() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return bf16::Avx512Bf16::detect().is_some();
+    #[cfg(not(target_arch = "x86_64"))]
+    return false;
 }
 
 /// A bf16 product in f32 arithmetic, of rounded copies.
@@ -110,13 +192,16 @@ fn multiply_rounded(out: &mut [f32], stride: usize, write: Write, factor: f32, a
 /// The least number of rows for which a row's result of [`multiply_in`] does not depend on how many rows are computed beside it.
 ///
 /// `gemm` treats one row, products of at most 256 values, and (64 x 64 at most) long inner dimensions in ways of their own.
-pub fn stable_rows(_compute: ComputeDtype, columns: usize, inner: usize) -> usize {
+pub fn stable_rows(compute: ComputeDtype, columns: usize, inner: usize) -> usize {
+    if compute == ComputeDtype::Bf16 && has_bf16_instructions() {
+        return 1;
+    }
     if columns <= 64 && inner > 512 { 65 } else { 256 / columns.max(1) + 2 }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::check::values;
+    use super::super::check::{to_f32, values};
     use super::*;
 
     fn slow(a: Matrix<f64>, b: Matrix<f64>) -> Vec<f64> {
@@ -145,11 +230,35 @@ mod tests {
     }
 
     #[test]
+    fn the_number_of_threads_changes_no_bit() {
+        for (m, n, k) in [(448, 100, 600), (100, 448, 600), (289, 290, 400), (4, 3000, 1000), (65, 600, 513), (5000, 64, 600)] {
+            let (a, b) = (to_f32(&values(1, m * k)), to_f32(&values(2, n * k)));
+            assert!(m * n * k >= MIN_PARALLEL, "threads take part");
+            for (a, b) in [
+                (Matrix::new(&a, k), Matrix::new(&b, k).transposed()),
+                (Matrix::new(&a, k), Matrix::new(&b, n)),
+                (Matrix::new(&a, m).transposed(), Matrix::new(&b, n)),
+            ] {
+                let run = |threads| {
+                    let mut out = vec![1.0; m * n];
+                    multiply(&mut out, n, Write::Add, 0.5, a, b, threads);
+                    out
+                };
+                let one = run(Threads::One);
+                for n_threads in [2, 3, 8] {
+                    let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();
+                    assert!(pool.install(|| run(Threads::Pool)) == one, "{m} x {n} x {k} on {n_threads} threads");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn a_row_does_not_depend_on_its_neighbours() {
         for (n, k) in [(4, 33), (48, 600), (64, 2048), (65, 100), (300, 1030), (1000, 64)] {
             let at_least = stable_rows(ComputeDtype::F32, n, k);
-            let x: Vec<f32> = values(3, (at_least + 200) * k).iter().map(|&v| v as f32).collect();
-            let w: Vec<f32> = values(4, n * k).iter().map(|&v| v as f32).collect();
+            let x = to_f32(&values(3, (at_least + 200) * k));
+            let w = to_f32(&values(4, n * k));
             let run = |rows: usize| {
                 let mut out = vec![0.0; rows * n];
                 multiply(
@@ -168,5 +277,118 @@ mod tests {
                 assert!(run(rows) == all[..rows * n], "{rows} rows of {n} columns, inner {k}");
             }
         }
+    }
+
+    type MultiplyRounded = fn(&mut [f32], usize, Write, f32, Matrix<f32>, Matrix<f32>);
+
+    /// What this processor takes, and what others take.
+    const ROUNDED: [(&str, MultiplyRounded); 2] = [
+        ("here", |out, stride, write, factor, a, b| multiply_in(ComputeDtype::Bf16, out, stride, write, factor, a, b)),
+        ("without instructions for bf16", multiply_rounded),
+    ];
+
+    /// Values as bf16 has them, and the matrix of an operand that is `rows x columns`: as it is or the other way round, in longer rows.
+    fn rounded(seed: u64, n: usize) -> Vec<f32> {
+        values(seed, n).iter().map(|&v| half::bf16::from_f64(v).to_f32()).collect()
+    }
+
+    fn laid_out<T>(data: &[T], rows: usize, columns: usize, transposed: bool, gap: usize) -> Matrix<'_, T> {
+        if transposed {
+            Matrix::strided(data, columns, rows, rows + gap).transposed()
+        } else {
+            Matrix::strided(data, rows, columns, columns + gap)
+        }
+    }
+
+    #[test]
+    fn bf16_products_match_f64_products_of_rounded_inputs() {
+        let shapes = [
+            (1, 1, 1),
+            (2, 3, 1),
+            (3, 2, 2),
+            (1, 100, 576),
+            (576, 1, 65),
+            (15, 17, 16),
+            (16, 15, 17),
+            (17, 16, 31),
+            (31, 33, 32),
+            (33, 31, 33),
+            (63, 65, 64),
+            (65, 63, 65),
+            (14, 32, 384),
+            (28, 64, 385),
+            (29, 33, 769),
+            (100, 576, 100),
+            (576, 100, 63),
+        ];
+        for (m, n, k) in shapes {
+            let gap = (m + n + k) % 3;
+            let (a, b) = (rounded(1, (m + gap) * (k + gap)), rounded(2, (n + gap) * (k + gap)));
+            // Something to round off again, less than half a unit.
+            let nudged = |values: &[f32]| values.iter().map(|v| v * (1.0 + 1e-3)).collect::<Vec<f32>>();
+            let (nudged_a, nudged_b) = (nudged(&a), nudged(&b));
+            let (exact_a, exact_b) =
+                (a.iter().map(|&v| f64::from(v)).collect::<Vec<_>>(), b.iter().map(|&v| f64::from(v)).collect::<Vec<_>>());
+            for (ta, tb) in [(false, false), (false, true), (true, false), (true, true)] {
+                let expected = slow(laid_out(&exact_a, m, k, ta, gap), laid_out(&exact_b, k, n, tb, gap));
+                for (name, multiply) in ROUNDED {
+                    let stride = n + gap;
+                    let mut out = vec![0.75; m * stride];
+                    let (a, b) = (laid_out(&nudged_a, m, k, ta, gap), laid_out(&nudged_b, k, n, tb, gap));
+                    multiply(&mut out, stride, Write::Add, 0.5, a, b);
+                    let check = |out: &[f32], want: &dyn Fn(f64) -> f64| {
+                        for (i, row) in out.chunks(stride).enumerate() {
+                            for (j, &value) in row[..n].iter().enumerate() {
+                                let want = want(expected[i * n + j]);
+                                let error = (f64::from(value) - want).abs();
+                                assert!(error < 1e-6 * (1.0 + k as f64), "{name}, {m} x {n} x {k}: ({i}, {j}) is {value}, not {want}");
+                            }
+                            assert!(row[n..].iter().all(|&v| v == 0.75), "{name}: values between rows are not touched");
+                        }
+                    };
+                    check(&out, &|product| 0.75 + 0.5 * product);
+                    multiply(&mut out, stride, Write::Overwrite, 2.0, a, b);
+                    check(&out, &|product| 2.0 * product);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn bf16_products_carry_nan_and_infinity_where_they_belong() {
+        let (m, n, k) = (20, 40, 50);
+        for (name, multiply) in ROUNDED {
+            for (special, expected) in [(f32::NAN, f32::NAN), (f32::INFINITY, f32::INFINITY), (f32::NEG_INFINITY, f32::NEG_INFINITY)] {
+                let mut a = vec![1.0; m * k];
+                a[17 * k + 49] = special;
+                let b = vec![0.5; n * k];
+                let mut out = vec![f32::NAN; m * n];
+                multiply(&mut out, n, Write::Overwrite, 1.0, Matrix::new(&a, k), Matrix::new(&b, k).transposed());
+                for (i, row) in out.chunks(n).enumerate() {
+                    let expected = if i == 17 { expected } else { 25.0 };
+                    assert!(row.iter().all(|v| v.to_bits() == expected.to_bits() || (v.is_nan() && expected.is_nan())), "{name}: row {i}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_empty_inner_dimension_gives_zeros() {
+        for (name, multiply) in ROUNDED {
+            let (a, b) = (Matrix::strided(&[], 3, 0, 0), Matrix::strided(&[], 2, 0, 0).transposed());
+            let mut out = vec![1.0; 6];
+            multiply(&mut out, 2, Write::Add, 1.0, a, b);
+            assert_eq!(out, [1.0; 6], "{name}");
+            multiply(&mut out, 2, Write::Overwrite, 1.0, a, b);
+            assert_eq!(out, [0.0; 6], "{name}");
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "does not fit")]
+    fn a_result_that_is_too_small_is_refused() {
+        let values = [1.0; 6];
+        let (a, b) = (Matrix::new(&values, 2), Matrix::new(&values, 2).transposed());
+        multiply_in(ComputeDtype::Bf16, &mut [0.0; 8], 3, Write::Overwrite, 1.0, a, b);
     }
 }
