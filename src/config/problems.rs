@@ -51,7 +51,16 @@ impl ConfigError {
 
     /// A problem that shows only when the data is known.
     pub(crate) fn with_data(message: String) -> Self {
-        Self::new(vec![Problem { place: Place::Nowhere { origin: "with this data".into() }, message }])
+        Self::with("data", message)
+    }
+
+    /// A problem that shows only when the model is known.
+    pub(crate) fn with_model(message: String) -> Self {
+        Self::with("model", message)
+    }
+
+    fn with(what: &str, message: String) -> Self {
+        Self::new(vec![Problem { place: Place::Nowhere { origin: format!("with this {what}") }, message }])
     }
 
     /// In reading order, at least one.

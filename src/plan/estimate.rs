@@ -71,13 +71,13 @@ impl Estimate {
             let needs = of(passes);
             sum.tokens += needs.tokens;
             sum.flops += needs.flops;
+            sum.seconds += needs.seconds;
             if needs.flops.total() > largest.flops.total() {
                 largest = needs;
             }
         }
         let share = 1.0 / workload.batches.len().max(1) as f64;
-        let flops = sum.flops.scaled(share);
-        let mean_step = StepNeeds { tokens: share * sum.tokens, flops, seconds: Seconds::of_step(&flops, setup.n_parameters, rates) };
+        let mean_step = StepNeeds { tokens: share * sum.tokens, flops: sum.flops.scaled(share), seconds: sum.seconds.scaled(share) };
         let measuring = workload.measuring.iter().map(|(times, passes)| *times as f64 * of(passes).seconds.of_passes());
         Self {
             memory: Memory::of(setup),
@@ -99,7 +99,7 @@ impl Estimate {
 fn step_needs(passes: &[Pass], setup: &Setup, rates: &Rates) -> StepNeeds {
     let flops = flops(passes, setup.description, setup.step);
     let tokens = passes.iter().map(|pass| pass.n_tokens as f64).sum();
-    StepNeeds { tokens, flops, seconds: Seconds::of_step(&flops, setup.n_parameters, rates) }
+    StepNeeds { tokens, flops, seconds: Seconds::of_step(passes, &flops, setup.description, setup.n_parameters, rates) }
 }
 
 /// Operations of some passes.

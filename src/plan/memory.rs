@@ -45,7 +45,7 @@ pub struct Memory {
     /// Kept from forward to backward by the fullest pass.
     pub activations: u64,
     /// Logits that exist at once.
-    pub head: u64,
+    pub logits: u64,
     /// Within an op or from one to the next, and what waits in the pool for a pass of another length.
     pub scratch: u64,
     /// The frozen reference's scores, and its head for `kl`.
@@ -73,7 +73,7 @@ impl Memory {
             gradients: parameters,
             moments: 2 * parameters,
             activations: bytes(lent.of(Kind::Activation)),
-            head: bytes(lent.of(Kind::Logits)),
+            logits: bytes(lent.of(Kind::Logits)),
             scratch: bytes(lent.of(Kind::Scratch) + n_idle + n_unpooled),
             reference: bytes(setup.n_reference),
             data: setup.data,
@@ -93,7 +93,7 @@ impl Memory {
             ("gradients", self.gradients),
             ("optimizer moments", self.moments),
             ("activations", self.activations),
-            ("logits", self.head),
+            ("logits", self.logits),
             ("scratch", self.scratch),
             ("reference scores", self.reference),
             ("encoded rows", self.data),

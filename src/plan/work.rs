@@ -178,6 +178,17 @@ pub fn projections(d: &DecoderDescription) -> [(usize, usize); 4] {
     [(qkv, d.hidden_size), (d.hidden_size, attended), (2 * d.intermediate_size, d.hidden_size), (d.hidden_size, d.intermediate_size)]
 }
 
+/// Bytes that a pass moves between its products, in norms, rotations, gates and residual sums, and over logits: about what it reads and
+/// writes there, counted in values a token.
+pub fn elementwise_bytes(pass: &Pass, d: &DecoderDescription) -> f64 {
+    let (attended, turned) = (d.n_heads * d.head_dim, (d.n_heads + d.n_kv_heads) * d.head_dim);
+    let forward = 9 * d.hidden_size + 3 * d.intermediate_size + 2 * turned;
+    let backward = 18 * d.hidden_size + 6 * d.intermediate_size + 2 * turned + 6 * attended;
+    let (of_block, of_logits) = if pass.gradient == Gradient::None { (forward, 2) } else { (forward + backward, 4) };
+    let values = d.layers.len() * of_block * pass.n_tokens + of_logits * d.vocab_size * (pass.n_scored + pass.n_compared);
+    (size_of::<f32>() * values) as f64
+}
+
 /// Bytes that an update of `n` parameters moves: gradients cleared (4), read for their norm (4), and AdamW, which reads weight, gradient and
 /// both moments and writes all but the gradient (28).
 pub fn optimizer_bytes(n_parameters: usize) -> f64 {

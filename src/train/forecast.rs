@@ -116,7 +116,7 @@ impl<'a> Forecast<'a> {
              and {} are free\n",
             gib(memory.total()),
             gib(model),
-            gib(memory.activations + memory.head + memory.scratch),
+            gib(memory.activations + memory.logits + memory.scratch),
             gib(available)
         );
         let checkpointed = self.memory(self.settled(ActivationCheckpointing::ON)).total();

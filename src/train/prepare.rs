@@ -4,7 +4,9 @@
 //! What it will need is the next question ([`super::forecast`]). `--dry-run` stops after both.
 
 use super::checkpoint::Found;
-use crate::config::{DataConfig, DataFormat, EvalConfig, OutputDtype, Pooling, RetentionConfig, RunConfig};
+use crate::config::{
+    ActivationCheckpointing, ConfigError, DataConfig, DataFormat, EvalConfig, OutputDtype, Pooling, RetentionConfig, RunConfig,
+};
 use crate::data::encode::{EncodeReport, EncodedPair, Encoder};
 use crate::data::loader::{Loader, dominant_numbers, hold_out};
 use crate::device;
@@ -51,6 +53,7 @@ impl Prepared {
             None => hub::resolve_model(&config.model.path, config.model.revision.as_deref())?.dir,
         };
         let (description, weights) = inspect_model(&model_dir)?;
+        check_checkpointing(&config, &description)?;
         let n_parameters = n_parameters(&description);
         let disk = checkpoint_bytes(&config, weights.dtype(), n_parameters);
         let reference_dir = match (&config.reference.path, checkpoint) {
@@ -163,6 +166,17 @@ fn split(
             Ok((pick(&split.train), pick(&split.held_out), None))
         }
         EvalConfig { path: None, fraction: None, .. } => Ok((rows, Vec::new(), None)),
+    }
+}
+
+fn check_checkpointing(config: &RunConfig, description: &DecoderDescription) -> Result<()> {
+    let n_blocks = description.layers.len();
+    match config.train.activation_checkpointing {
+        ActivationCheckpointing::Every(n) if n.get() > n_blocks.max(1) => {
+            let message = format!("`train.activation_checkpointing` is {n}, and the model has {n_blocks} blocks: it can be at most that");
+            Err(ConfigError::with_model(message).into())
+        }
+        _ => Ok(()),
     }
 }
 

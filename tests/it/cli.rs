@@ -33,7 +33,7 @@ fn help_says_in_its_first_lines_which_mpo_this_is() {
 
 #[test]
 fn every_subcommand_has_help_with_examples_of_itself() {
-    for command in ["train", "check", "gaps"] {
+    for command in ["train", "plan", "check", "gaps"] {
         let output = run(&[command, "--help"]);
         assert_eq!(output.status.code(), Some(0));
         assert!(stdout(&output).contains(&format!("Examples:\n  mpo {command} ")), "{}", stdout(&output));

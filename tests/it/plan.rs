@@ -11,7 +11,7 @@ use mpo::train::prepare::Prepared;
 use mpo::train::step::{Gradients, StepSettings, evaluate_batch, passes};
 use serde_json::Value;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 fn plan(work: &Sandbox, arguments: &[&str]) -> Value {
@@ -57,6 +57,9 @@ fn a_wrong_configuration_is_wrong_usage() {
     assert_eq!(output.status.code(), Some(2));
     assert!(stderr(&output).contains("or a number of blocks, 1 or more"), "{}", stderr(&output));
     assert_eq!(work.mpo(&["plan"]).status.code(), Some(2));
+    let output = work.mpo(&["plan", "--config", "run.toml", "--set", "train.activation_checkpointing=9"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("with this model: `train.activation_checkpointing` is 9, and the model has"), "{}", stderr(&output));
 }
 
 #[test]
@@ -107,20 +110,19 @@ fn passes_are_known_before_they_are_made() {
     }
 }
 
-/// The most memory that a process had, in bytes, as `/usr/bin/time -v` reports it.
+/// The most memory that a process had, in bytes: its high-water mark, asked for until it ends. What `wait4` reports would begin with the
+/// memory of this test, from which the process was forked.
 #[cfg(target_os = "linux")]
-fn peak_of(mut child: std::process::Child) -> f64 {
-    use std::io::Read;
-    let mut said = String::new();
-    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-    // SAFETY: `rusage` is plain old data, both pointers are valid, and nobody else waits for this child.
-    let usage = unsafe {
-        let (mut status, mut usage) = (0, std::mem::zeroed::<libc::rusage>());
-        assert_eq!(libc::wait4(child.id() as i32, &mut status, 0, &mut usage), child.id() as i32);
-        assert_eq!(status, 0, "{said}");
-        usage
-    };
-    1024.0 * usage.ru_maxrss as f64
+fn peak_of(mut child: Child) -> f64 {
+    let mut peak = 0.0;
+    while child.try_wait().unwrap().is_none() {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
+        let mark = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse::<f64>().ok());
+        peak = mark.map_or(peak, |kib| 1024.0 * kib);
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    assert!(child.wait().unwrap().success());
+    peak
 }
 
 #[cfg(target_os = "linux")]
@@ -133,7 +135,7 @@ fn the_peak_of_memory_is_within_a_tenth_of_the_plan() {
         let planned = number(&plan(&work, &arguments), "peak_bytes");
         let out = format!("output.dir={out}");
         let mut train = work.command(&[&["train"][..], &arguments, &["--set", &out]].concat());
-        let seen = peak_of(train.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap());
+        let seen = peak_of(train.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
         assert!((planned / seen - 1.0).abs() < 0.1, "{set}: {planned} bytes planned, {seen} seen");
     }
 }
@@ -214,7 +216,8 @@ fn a_profile_is_a_trace_of_nested_spans() {
         };
         spans.iter().filter(|(name, ..)| name == inner).filter(is_within).count()
     };
-    assert_eq!((within("step", "run"), within("checkpoint", "run"), within("reference", "start")), (2, 1, 1));
+    assert_eq!((within("step", "run"), within("checkpoint", "run")), (2, 1));
+    assert!(within("reference", "start") > 0);
     for side in ["dominant side", "target side"] {
         assert_eq!(within(side, "step"), 2);
         assert!(within("forward", side) >= 2 && within("backward", side) == 2 && within("data", side) >= 2, "{side}");
