@@ -183,3 +183,85 @@ pub fn projections(d: &DecoderDescription) -> [(usize, usize); 4] {
 pub fn optimizer_bytes(n_parameters: usize) -> f64 {
     36.0 * n_parameters as f64
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::batch::PromptSharing;
+    use crate::model::family::describe;
+    use serde_json::{Value, json};
+    use std::num::NonZeroUsize;
+
+    /// Of two layers, D 8, 4 query heads and 2 key heads of 2, I 16, V 32.
+    fn llama() -> Value {
+        json!({
+            "model_type": "llama", "vocab_size": 32, "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "tie_word_embeddings": false,
+        })
+    }
+
+    /// A prompt of 3 and answers of 2 and 4 tokens.
+    fn batch() -> PackedBatch {
+        let mut batch = PackedBatch::default();
+        batch.push_responses(&[1; 3], &[&[2; 2], &[3; 4]], PromptSharing::Shared);
+        batch
+    }
+
+    const KEPT: StepMemory = StepMemory { keep: Keep::ForBackward, kept_logits: 0 };
+
+    #[test]
+    fn a_pass_by_hand() {
+        let d = describe(&llama()).unwrap();
+        // qkv (8 + 4 + 4) x 8, output 8 x 8, gate and up 32 x 8, down 8 x 16
+        assert_eq!(weights_of_a_block(&d), 128 + 64 + 256 + 128);
+        let pass = Pass::new(&batch(), &d, 6, Gradient::OfScores);
+        // The prompt's queries see 1, 2, 3 keys, the first answer's 4, 5, the second's 4, 5, 6, 7.
+        assert_eq!((pass.n_tokens, pass.n_largest_tree, pass.n_visible), (9, 9, 2 * (6 + 9 + 22)));
+        let flops = Flops::of(&pass, &d, KEPT);
+        assert_eq!(flops.body_forward, (2 * 9 * 2 * 576) as f64);
+        assert_eq!((flops.body_backward, flops.recomputed), (2.0 * flops.body_forward, 0.0));
+        // 4 heads of 2: q·k and p·v, 4 each a pair; five such products in the backward.
+        assert_eq!(flops.attention, (4 * 2 * 2 * (2 + 5) * 74) as f64);
+        assert_eq!(flops.head, (2 * 8 * 32 * 6 * 4) as f64, "logits twice, and two gradients");
+        assert_eq!(flops.total(), flops.of_products() + flops.attention);
+        assert_eq!(Flops::of(&pass, &d, StepMemory { kept_logits: 6 * 32, ..KEPT }).head, (2 * 8 * 32 * 6 * 3) as f64, "logits once");
+    }
+
+    #[test]
+    fn a_pass_that_only_looks_does_less() {
+        let d = describe(&llama()).unwrap();
+        let with = |gradient, n_compared| Flops::of(&Pass { n_compared, ..Pass::new(&batch(), &d, 6, gradient) }, &d, KEPT);
+        let none = with(Gradient::None, 0);
+        assert_eq!((none.body_backward, none.attention, none.head), (0.0, (4 * 2 * 2 * 2 * 74) as f64, (2 * 8 * 32 * 6) as f64));
+        assert_eq!(with(Gradient::OfStates, 0).head, none.head, "scores without a gradient");
+        assert_eq!(with(Gradient::OfStates, 5).head - none.head, (2 * 8 * 32 * 5 * 4) as f64);
+        assert_eq!(with(Gradient::None, 5).head - none.head, (2 * 8 * 32 * 5 * 2) as f64);
+    }
+
+    #[test]
+    fn checkpointing_runs_the_blocks_again_but_for_each_groups_last_product() {
+        let d = describe(&llama()).unwrap();
+        let pass = Pass::new(&batch(), &d, 0, Gradient::OfStates);
+        let every = |n: usize| StepMemory { keep: Keep::BlockInputs { every: NonZeroUsize::new(n).unwrap() }, ..KEPT };
+        let again = |n| Flops::of(&pass, &d, every(n)).recomputed;
+        let (forward, down) = ((2 * 9 * 2 * 576 + 4 * 2 * 2 * 2 * 74) as f64, (2 * 9 * 8 * 16) as f64);
+        assert_eq!((again(1), again(2)), (forward - 2.0 * down, forward - down));
+    }
+
+    #[test]
+    fn a_window_and_padding_see_less() {
+        let mut config = llama();
+        config["model_type"] = "mistral".into();
+        config["sliding_window"] = 3.into();
+        let d = describe(&config).unwrap();
+        // 1, 2, 3 | 3, 3 | 3, 3, 3, 3
+        assert_eq!(Pass::new(&batch(), &d, 0, Gradient::None).n_visible, 2 * (6 + 6 + 12));
+        let mut padded = PackedBatch::default();
+        let sequence = padded.push_segment(&[1; 4], None, true);
+        padded.push_segment(&[0; 2], Some(sequence), false);
+        padded.push_segment(&[1; 2], None, true);
+        let d = describe(&llama()).unwrap();
+        let pass = Pass::new(&padded, &d, 0, Gradient::None);
+        assert_eq!((pass.n_visible, pass.n_largest_tree), (2 * (10 + 2 * 4 + 3), 6), "padding sees the sequence and not itself");
+    }
+}

@@ -9,7 +9,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 
 /// A copy of the built-in model as a folder of its own, to damage.
-fn model(work: &Sandbox, name: &str) -> PathBuf {
+pub(crate) fn model(work: &Sandbox, name: &str) -> PathBuf {
     let output = work.mpo(&["train", "--config", "run.toml", "--set", "output.dir=dry", "--dry-run"]);
     assert!(output.status.success(), "{}", stderr(&output));
     let cached = std::fs::read_dir(work.path("cache/builtin")).unwrap().next().unwrap().unwrap().path();

@@ -1,0 +1,246 @@
+//! What a run will need is what it then takes: operations to the last one, memory within a tenth; and the trace of where its time went.
+
+use crate::faults;
+use crate::support::{borrowed, llama, model, rows, scores};
+use crate::train::{Sandbox, assert_same_run, metrics, stderr};
+use mpo::config::{self, ActivationCheckpointing, RunConfig};
+use mpo::model::decoder::Keep;
+use mpo::plan::StepMemory;
+use mpo::train::forecast::Forecast;
+use mpo::train::prepare::Prepared;
+use mpo::train::step::{Gradients, StepSettings, evaluate_batch, passes};
+use serde_json::Value;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+fn plan(work: &Sandbox, arguments: &[&str]) -> Value {
+    let output = work.mpo(&[&["plan", "--json"][..], arguments].concat());
+    assert!(output.status.success(), "{}", stderr(&output));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+fn number(value: &Value, key: &str) -> f64 {
+    value[key].as_f64().unwrap_or_else(|| panic!("`{key}` of {value}"))
+}
+
+#[test]
+fn the_table_and_the_json_say_the_same() {
+    let work = Sandbox::new();
+    let output = work.mpo(&["plan", "--config", "run.toml"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let table = String::from_utf8(output.stdout).unwrap();
+    for words in ["935040 parameters", "all activations kept", "it fits", "mean batch", "The run: 12 steps", "as configured"] {
+        assert!(table.contains(words), "`{words}` in:\n{table}");
+    }
+    let json = plan(&work, &["--config", "run.toml"]);
+    assert_eq!((&json["n_parameters"], &json["fits"], &json["activation_checkpointing"]), (&935_040.into(), &true.into(), &"off".into()));
+    let parts: u64 = json["memory"].as_object().unwrap().values().map(|bytes| bytes.as_u64().unwrap()).sum();
+    assert_eq!(json["peak_bytes"].as_u64(), Some(parts));
+    assert_eq!((number(&json["memory"], "weights"), number(&json["memory"], "moments")), (4.0 * 935_040.0, 8.0 * 935_040.0));
+
+    let switches = json["switches"].as_array().unwrap();
+    let switched = |set: &str| switches.iter().find(|switch| switch["set"][0] == set).unwrap_or_else(|| panic!("{set} in {switches:#?}"));
+    let checkpointed = switched("train.activation_checkpointing=on");
+    assert!(number(checkpointed, "peak_bytes") < number(&json, "peak_bytes"));
+    assert!(number(&checkpointed["mean_step"]["flops"], "recomputed") > 0.0);
+    // Six rows share a dominant pair, and a batch holds two: the plan says what batch would hold them.
+    assert_eq!(switched("train.group_by_dominant=true")["set"][1], "train.batch_size=6");
+    assert!(number(&switched("train.micro_batch_size=1")["memory"], "activations") < number(&json["memory"], "activations"));
+    assert!(number(&json["rates"], "products") > 1e8);
+}
+
+#[test]
+fn a_wrong_configuration_is_wrong_usage() {
+    let work = Sandbox::new();
+    let output = work.mpo(&["plan", "--config", "run.toml", "--set", "train.activation_checkpointing=0"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("or a number of blocks, 1 or more"), "{}", stderr(&output));
+    assert_eq!(work.mpo(&["plan"]).status.code(), Some(2));
+}
+
+#[test]
+fn the_log_counts_the_operations_that_the_plan_promised() {
+    let work = Sandbox::new();
+    let promised = plan(&work, &["--config", "run.toml"]);
+    let promised: f64 = promised["mean_step"]["flops"].as_object().unwrap().values().map(|flops| flops.as_f64().unwrap()).sum();
+    let output = work.train("out", &[]);
+    let lines = metrics(&work.path("out"));
+    let counted: f64 = lines.iter().map(|line| number(line, "flops_per_second") * number(line, "seconds")).sum();
+    assert!((counted / (12.0 * promised) - 1.0).abs() < 1e-9, "{counted} and {}", 12.0 * promised);
+
+    for line in &lines {
+        let shares = line.as_object().unwrap().iter().filter(|(key, _)| key.starts_with("share/"));
+        let known: f64 = shares.map(|(_, share)| share.as_f64().unwrap()).sum();
+        assert!((0.5..1.001).contains(&known), "{line}");
+        assert!(number(line, "gemm_share") > 0.0);
+        ["forward", "head", "backward", "optimizer"].iter().for_each(|phase| assert!(number(line, &format!("share/{phase}")) > 0.0));
+    }
+    let summary: Value = serde_json::from_slice(&std::fs::read(work.path("out/summary.json")).unwrap()).unwrap();
+    assert!(number(&summary, "gemm_flops_per_second") > 0.0 && number(&summary["shares"], "backward") > 0.0);
+    let said = stderr(&output);
+    for words in ["memory   about", "work     ", "matrix products reach", "of what matrix products alone reach here; data"] {
+        assert!(said.contains(words), "`{words}` in:\n{said}");
+    }
+}
+
+#[test]
+fn passes_are_known_before_they_are_made() {
+    let (rows, config) = (rows(5, 24, 60, 3), RunConfig::default());
+    let policy = model(&llama(16, 60), 1);
+    let variants: [&dyn Fn(&mut RunConfig); 5] = [
+        &|_| (),
+        &|config| config.train.micro_batch_size = 2,
+        &|config| (config.train.group_by_dominant, config.train.micro_batch_size) = (true, 5),
+        &|config| config.retention.pooling = config::Pooling::MeanPadded,
+        &|config| (config.retention.kind, config.objective.gap_target) = (config::RetentionKind::Kl, config::GapTarget::Policy),
+    ];
+    for change in variants {
+        let mut config = config.clone();
+        change(&mut config);
+        let (settings, reference) = (StepSettings::new(&config, 0), scores(&policy, &rows, &config));
+        for gradients in [Gradients::None, Gradients::Both, Gradients::RetentionOnly] {
+            let outcome = evaluate_batch(&policy, &borrowed(&rows), Some(&reference), &settings, gradients).unwrap();
+            assert_eq!(outcome.passes, passes(&borrowed(&rows), &settings, gradients, policy.description()), "{settings:?} {gradients:?}");
+            assert_eq!(outcome.n_tokens_computed, outcome.passes.iter().map(|pass| pass.n_tokens).sum::<usize>());
+        }
+    }
+}
+
+/// The most memory that a process had, in bytes, as `/usr/bin/time -v` reports it.
+#[cfg(target_os = "linux")]
+fn peak_of(mut child: std::process::Child) -> f64 {
+    use std::io::Read;
+    let mut said = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    // SAFETY: `rusage` is plain old data, both pointers are valid, and nobody else waits for this child.
+    let usage = unsafe {
+        let (mut status, mut usage) = (0, std::mem::zeroed::<libc::rusage>());
+        assert_eq!(libc::wait4(child.id() as i32, &mut status, 0, &mut usage), child.id() as i32);
+        assert_eq!(status, 0, "{said}");
+        usage
+    };
+    1024.0 * usage.ru_maxrss as f64
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn the_peak_of_memory_is_within_a_tenth_of_the_plan() {
+    let work = Sandbox::new();
+    let smoke = ["--config", "smoke.toml", "--set", "train.max_steps=12"];
+    for (out, set) in [("off", "train.activation_checkpointing=off"), ("on", "train.activation_checkpointing=on")] {
+        let arguments = [&smoke[..], &["--set", set]].concat();
+        let planned = number(&plan(&work, &arguments), "peak_bytes");
+        let out = format!("output.dir={out}");
+        let mut train = work.command(&[&["train"][..], &arguments, &["--set", &out]].concat());
+        let seen = peak_of(train.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap());
+        assert!((planned / seen - 1.0).abs() < 0.1, "{set}: {planned} bytes planned, {seen} seen");
+    }
+}
+
+#[test]
+fn what_is_computed_again_changes_no_bit() {
+    let work = Sandbox::new();
+    for setting in ["off", "on", "2"] {
+        work.train(setting, &[&format!("train.activation_checkpointing={setting}")]);
+    }
+    assert_same_run(&work.path("off"), &work.path("on"));
+    assert_same_run(&work.path("off"), &work.path("2"));
+}
+
+#[test]
+fn auto_keeps_what_fits_and_refuses_what_cannot() {
+    let work = Sandbox::new();
+    let model = faults::model(&work, "model");
+    let prepared = |setting: &str| {
+        let (model, data) = (model.display(), model.join("train.jsonl"));
+        let text = format!(
+            "[model]\npath = \"{model}\"\n[data]\npath = \"{}\"\n[train]\nmax_steps = 3\nbatch_size = 8\nmicro_batch_size = 8\n\
+             activation_checkpointing = {setting}\n[output]\ndir = \"{}\"\n",
+            data.display(),
+            work.path("out").display()
+        );
+        Prepared::new(config::parse(&text, "my.toml", &[]).unwrap(), None).unwrap()
+    };
+    let (auto, off) = (prepared("\"auto\""), prepared("\"off\""));
+    let forecast = Forecast::new(&auto, &auto.config, None, 20 << 20).unwrap();
+    let everything = forecast.settled(ActivationCheckpointing::Off);
+    assert_eq!(everything, StepMemory::default());
+    let [most, least] = [everything, forecast.settled(ActivationCheckpointing::ON)].map(|step| forecast.memory(step).total());
+    assert!(least < most);
+    assert_eq!(forecast.choose(None).unwrap(), everything, "nothing is known of the memory");
+    assert_eq!(forecast.choose(Some(2 * most)).unwrap(), everything);
+    assert!(matches!(forecast.choose(Some(most)).unwrap().keep, Keep::BlockInputs { .. }), "it would fit, and leave nothing to others");
+    let error = forecast.choose(Some(least - 1)).unwrap_err().to_string();
+    assert!(error.contains("MiB for f32 weights, gradients and optimizer moments") && error.contains("are free"), "{error}");
+    assert!(error.contains("`train.micro_batch_size`") && !error.contains("activation_checkpointing"), "{error}");
+
+    let forecast = Forecast::new(&off, &off.config, None, 20 << 20).unwrap();
+    assert_eq!(forecast.choose(Some(most)).unwrap(), everything, "what was asked for is done where it fits at all");
+    let error = forecast.choose(Some(most - 1)).unwrap_err().to_string();
+    assert!(error.contains("with `train.activation_checkpointing = \"on\"` it needs"), "{error}");
+}
+
+/// Begin and end in microseconds of every span of a trace, by name.
+fn spans(trace: &Path) -> Vec<(String, f64, f64)> {
+    let events: Vec<Value> = serde_json::from_slice(&std::fs::read(trace).unwrap()).unwrap();
+    let (mut open, mut spans) = (Vec::new(), Vec::new());
+    for event in events.iter().filter(|event| event["ph"] != "M") {
+        let (name, at) = (event["name"].as_str().unwrap().to_owned(), event["ts"].as_f64().unwrap());
+        match event["ph"].as_str().unwrap() {
+            "B" => open.push((name, at)),
+            "E" => {
+                let (begun, since) = open.pop().unwrap();
+                assert_eq!(begun, name, "a span ends before those within it");
+                spans.push((name, since, at));
+            }
+            other => panic!("{other}"),
+        }
+    }
+    assert!(open.is_empty(), "{open:?} never end");
+    spans
+}
+
+#[test]
+fn a_profile_is_a_trace_of_nested_spans() {
+    let work = Sandbox::new();
+    let output = work.mpo(&["train", "--config", "run.toml", "--set", "output.dir=out", "--set", "train.max_steps=2", "--profile"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(stderr(&output).contains("out/trace.json`: open it at ui.perfetto.dev"), "{}", stderr(&output));
+    let spans = spans(&work.path("out/trace.json"));
+    let within = |inner: &str, outer: &str| {
+        let is_within = |(_, begin, end): &&(String, f64, f64)| {
+            spans.iter().any(|(name, outer_begin, outer_end)| name == outer && outer_begin <= begin && end <= outer_end)
+        };
+        spans.iter().filter(|(name, ..)| name == inner).filter(is_within).count()
+    };
+    assert_eq!((within("step", "run"), within("checkpoint", "run"), within("reference", "start")), (2, 1, 1));
+    for side in ["dominant side", "target side"] {
+        assert_eq!(within(side, "step"), 2);
+        assert!(within("forward", side) >= 2 && within("backward", side) == 2 && within("data", side) >= 2, "{side}");
+    }
+    assert!(within("head", "target side") >= 4 && within("optimizer", "step") == 4);
+    assert!(within("block forward", "forward") > 0 && within("block backward", "backward") > 0);
+}
+
+#[test]
+fn a_run_that_is_interrupted_or_fails_has_its_trace_too() {
+    let work = Sandbox::new();
+    let long = ["train", "--config", "run.toml", "--set", "output.dir=out", "--set", "train.max_steps=100000", "--profile", "mine.json"];
+    let mut child = work.command(&long).stderr(Stdio::piped()).spawn().unwrap();
+    let started = Instant::now();
+    while !work.path("out/metrics.jsonl").exists() || metrics(&work.path("out")).is_empty() {
+        assert!(started.elapsed() < Duration::from_secs(120));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    // SAFETY: the child is ours and not yet waited for.
+    unsafe { libc::kill(child.id() as i32, libc::SIGINT) };
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(spans(&work.path("mine.json")).iter().any(|(name, ..)| name == "checkpoint"));
+
+    // One that fails before it begins leaves nothing, and says what was wrong.
+    let error =
+        work.fails(&["train", "--config", "run.toml", "--set", "output.dir=none", "--set", "data.min_dominant_gap=1000", "--profile"]);
+    assert!(error.contains("drops all"), "{error}");
+    assert!(!work.path("none").exists());
+}
