@@ -13,7 +13,7 @@ use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Share of the most that was on loan at once by which pool and loans together may exceed it: pieces that wait for their turn.
-pub(crate) const HEADROOM: f64 = 0.1;
+pub(crate) const HEADROOM: f64 = 0.05;
 
 /// A piece may be larger than the request by this share of it.
 const SLACK: f64 = 0.25;
