@@ -32,6 +32,9 @@
 //! gradients                      train       -> clip, AdamW, checkpoint, metrics.jsonl
 //! ```
 //!
+//! Before anything large is loaded, [`plan`] counts what the run's own batches will take, in operations and in bytes; [`train::forecast`] asks it
+//! whether the run fits and what of a forward may be kept, and the log compares every step with the same count.
+//!
 //! [`train::run`] is the loop, on one screen; [`train::step`] is one optimizer batch; [`objective`] is the paper.
 //!
 //! # The engine

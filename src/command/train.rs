@@ -24,7 +24,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 /// Time for measuring what the step's use of the machine is compared with.
-const MEASURING: Duration = Duration::from_millis(250);
+const MEASURING: Duration = Duration::from_millis(150);
 
 /// Runs `mpo train`; without `--config` and `--resume` the caller has said what to do.
 ///

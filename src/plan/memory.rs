@@ -11,6 +11,7 @@ use super::work::Pass;
 use crate::model::description::DecoderDescription;
 use crate::ops::buffer::HEADROOM;
 use serde::Serialize;
+use std::cmp::Reverse;
 
 /// Bytes of an f32.
 const VALUE: u64 = size_of::<f32>() as u64;
@@ -60,7 +61,7 @@ impl Memory {
     pub fn of(setup: &Setup) -> Self {
         let mut replay = Replay::new(setup.description);
         let mut n_unpooled = 0;
-        for pass in setup.passes.iter().copied().flatten() {
+        for pass in fullest(setup.passes.iter().copied().flatten()) {
             replay.pass(pass, setup.step);
             n_unpooled = n_unpooled.max(replay::n_unpooled(pass, setup.description, setup.threads));
         }
@@ -99,5 +100,74 @@ impl Memory {
             ("encoded rows", self.data),
             ("program and tokenizer", self.process),
         ]
+    }
+}
+
+/// The passes that no other one contains: whatever a run holds at most, it holds in one of these.
+fn fullest<'a>(passes: impl Iterator<Item = &'a Pass>) -> Vec<&'a Pass> {
+    let mut longest_first: Vec<&Pass> = passes.collect();
+    longest_first.sort_by_key(|pass| Reverse((pass.n_tokens, pass.n_scored, pass.n_compared)));
+    let mut fullest: Vec<&Pass> = Vec::new();
+    for pass in longest_first {
+        let is_contained = |other: &&Pass| {
+            (other.gradient, other.n_tokens >= pass.n_tokens) == (pass.gradient, true)
+                && other.n_scored >= pass.n_scored
+                && other.n_compared >= pass.n_compared
+        };
+        if !fullest.iter().any(is_contained) {
+            fullest.push(pass);
+        }
+    }
+    fullest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::work::Gradient;
+    use super::*;
+    use crate::model::family::describe;
+    use serde_json::json;
+
+    fn pass(n_tokens: usize, n_scored: usize, gradient: Gradient) -> Pass {
+        Pass { n_tokens, n_visible: 0, n_largest_tree: n_tokens, n_scored, n_compared: 0, gradient }
+    }
+
+    #[test]
+    fn only_passes_that_no_other_contains_are_looked_at() {
+        let passes = [
+            pass(9, 4, Gradient::OfScores),
+            pass(10, 3, Gradient::OfScores),
+            pass(8, 3, Gradient::OfScores),
+            pass(8, 0, Gradient::OfStates),
+            pass(10, 3, Gradient::OfScores),
+        ];
+        assert_eq!(fullest(passes.iter()), [&passes[1], &passes[0], &passes[3]]);
+    }
+
+    #[test]
+    fn parameters_by_hand_and_parts_add_up() {
+        let config = json!({
+            "model_type": "llama", "vocab_size": 32, "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "tie_word_embeddings": true,
+        });
+        let description = describe(&config).unwrap();
+        let passes = [pass(1 << 14, 0, Gradient::OfStates)];
+        let setup = Setup {
+            description: &description,
+            n_parameters: 1000,
+            step: StepMemory::default(),
+            threads: 1,
+            passes: &[&passes],
+            n_reference: 16,
+            data: 700,
+            process: 5000,
+        };
+        let memory = Memory::of(&setup);
+        assert_eq!([memory.weights, memory.gradients, memory.moments, memory.reference], [4000, 4000, 8000, 64]);
+        assert_eq!((memory.data, memory.process), (700, 4300 + OVERHEAD));
+        // x and r; query, key and value; attended and its log-sum-exp; middle and r; gate and up; the final norm's input and r.
+        let n_bytes = 4 * (1u64 << 14);
+        assert_eq!(memory.activations, n_bytes * (8 + 1 + 16 + 8 + 4 + 8 + 1 + 32 + 8 + 1));
+        assert_eq!(memory.total(), memory.parts().iter().map(|(_, bytes)| bytes).sum::<u64>());
     }
 }

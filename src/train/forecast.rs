@@ -17,6 +17,7 @@ use crate::plan::work::{Gradient, Pass};
 use crate::reference::split_by_tokens;
 use crate::scoring::{self, KeptStates};
 use anyhow::{Result, bail};
+use rayon::prelude::*;
 use std::time::Duration;
 
 /// Rows that are looked at one batch at a time; those of a longer run are like the first ones.
@@ -142,10 +143,15 @@ fn workload(prepared: &Prepared, config: &RunConfig, n_taken: Option<usize>) -> 
     let mut batches = Vec::new();
     let mut n_rows = 0;
     while batches.len() < n_steps && n_rows < MOST_ROWS {
-        let rows: Vec<&EncodedPair> = loader.next_batch().into_iter().map(|row| &train[row]).collect();
-        n_rows += rows.len();
-        batches.push(passes(&rows, &settings, Gradients::Both, description));
+        let batch = loader.next_batch();
+        n_rows += batch.len();
+        batches.push(batch);
     }
+    let of_batch = |batch: &Vec<usize>| {
+        let rows: Vec<&EncodedPair> = batch.iter().map(|&row| &train[row]).collect();
+        passes(&rows, &settings, Gradients::Both, description)
+    };
+    let batches = batches.par_iter().map(of_batch).collect();
 
     let all: Vec<&EncodedPair> = train.iter().chain(held_out).collect();
     let scored = if n_taken.is_some() { Vec::new() } else { distinct_dominant(&all) };

@@ -83,7 +83,10 @@ struct Line {
     tokens_computed: u64,
     seconds: f64,
     peak_rss_bytes: u64,
+    // Lines of an older version do not say.
+    #[serde(default)]
     flops_per_second: f64,
+    #[serde(default)]
     gemm_share: f64,
     #[serde(flatten)]
     more: BTreeMap<String, Value>,
