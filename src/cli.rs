@@ -15,6 +15,7 @@ First steps:
   mpo train --config smoke.toml             what MPO does, offline, in under a minute
   mpo recipes                               the configurations inside this binary
   mpo recipes show llama31.toml > my.toml   one of them, to edit
+  mpo plan  --config my.toml                memory, operations and time that it will take
   mpo train --config my.toml --dry-run      check everything, train nothing
   mpo train --config my.toml
 
@@ -42,6 +43,8 @@ pub struct Cli {
 pub enum Command {
     /// Train a model, or go on with a stopped run
     Train(TrainArgs),
+    /// What a run will need: memory, operations, time, and what each switch would change
+    Plan(PlanArgs),
     /// Look a data set over before training on it
     Check(CheckArgs),
     /// Measure reward gaps per row and per language, without training
@@ -94,13 +97,44 @@ pub struct TrainArgs {
     /// Go on with the run in this folder, from its newest intact checkpoint
     ///
     /// Its config.toml is used; with --config or --set, a change is refused with the difference unless it leaves finished steps as they
-    /// were: where files lie, how often to save, evaluate and report, how many threads, and a longer run.
+    /// were: where files lie, how often to save, evaluate and report, how many threads, activation checkpointing, and a longer run.
     #[arg(long, value_name = "OUT")]
     pub resume: Option<PathBuf>,
 
     /// Check everything, show the first encoded row with its response tokens marked, and stop; nothing is written
     #[arg(long)]
     pub dry_run: bool,
+
+    /// Write a trace of where the time goes, to open at ui.perfetto.dev; `OUT/trace.json` when FILE is left out
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = DEFAULT_TRACE, conflicts_with = "dry_run")]
+    pub profile: Option<PathBuf>,
+}
+
+/// Stands for `trace.json` in the run's folder: no file can have this name.
+pub const DEFAULT_TRACE: &str = "/";
+
+/// `mpo plan`
+#[derive(Debug, Clone, Default, Args)]
+#[command(after_help = "\
+Examples:
+  mpo plan --config smoke.toml
+  mpo plan --config my.toml --set train.batch_size=6 --set train.group_by_dominant=true
+  mpo plan --config my.toml --json > plan.json
+
+The data is read and encoded as for training, the model's files are looked at and not loaded, and this machine is measured for about two
+seconds. The table goes to stdout. Memory is the peak of the resident set, as `/usr/bin/time -v` reports it.")]
+pub struct PlanArgs {
+    /// A TOML file, or the name of a built-in recipe if there is no such file
+    #[arg(long, value_name = "FILE")]
+    pub config: String,
+
+    /// Override one key, as in `--set train.epochs=1`; may be repeated, the last one wins
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+
+    /// JSON in place of the table: bytes, operations and seconds
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `mpo check`

@@ -86,6 +86,7 @@ pub mod hub;
 pub mod model;
 pub mod objective;
 pub mod ops;
+pub mod plan;
 pub mod progress;
 pub mod reference;
 pub mod scoring;

@@ -12,6 +12,7 @@ use crate::objective::{PairScores, ResponseScore};
 use crate::ops;
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
+use tracing::info_span;
 
 /// Which final-norm states of a sequence are kept beside its score.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,13 +74,20 @@ pub struct ScoredPair {
     pub rejected: ScoredSequence,
 }
 
-/// Scores `pairs` in one packed forward.
-pub fn score(model: &Decoder, pairs: &[&EncodedPreference], kept: KeptStates, pad_token: u32) -> Result<Vec<ScoredPair>> {
+/// `pairs` as one packed forward takes them.
+pub fn pack(pairs: &[&EncodedPreference], kept: KeptStates, pad_token: u32) -> (PackedBatch, Vec<PairSpans>) {
     let layout = kept.layout(pad_token);
     let mut batch = PackedBatch::default();
-    let spans: Vec<PairSpans> = pairs.iter().map(|pair| batch.push_pair(pair, &layout)).collect();
-    let hidden_ND = model.forward(&batch, Keep::Nothing)?.hidden_ND;
-    let log_probs = model.log_probs(&hidden_ND, &response_targets(&batch, &spans))?;
+    let spans = pairs.iter().map(|pair| batch.push_pair(pair, &layout)).collect();
+    (batch, spans)
+}
+
+/// Scores `pairs` in one packed forward.
+pub fn score(model: &Decoder, pairs: &[&EncodedPreference], kept: KeptStates, pad_token: u32) -> Result<Vec<ScoredPair>> {
+    let (batch, spans) = pack(pairs, kept, pad_token);
+    let hidden_ND = info_span!("forward").in_scope(|| model.forward(&batch, Keep::Nothing))?.hidden_ND;
+    let targets = response_targets(&batch, &spans);
+    let log_probs = info_span!("head").in_scope(|| model.log_probs(&hidden_ND, &targets))?;
     let states = ops::read(&hidden_ND)?;
     let hidden_size = hidden_ND.dim(1)?;
     let scores = pair_scores(&log_probs, &spans)?;

@@ -4,11 +4,13 @@
 
 mod check;
 mod gaps;
+mod plan;
 mod recipes;
 mod train;
 
 use crate::cli::{Cli, Command};
 use crate::config::ConfigError;
+use crate::device;
 use anyhow::{Context, Result};
 use clap::Parser;
 use std::io::{ErrorKind, IsTerminal, Write};
@@ -19,6 +21,7 @@ const USAGE: u8 = 2;
 
 /// Parses the command line, runs it, and turns an error chain into an exit code.
 pub fn main() -> ExitCode {
+    device::settle_allocator();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -42,6 +45,7 @@ fn dispatch(command: &Command) -> Result<ExitCode> {
     match command {
         Command::Train(args) if args.settings.config.is_none() && args.resume.is_none() => Ok(recipes::say_how_to_start()),
         Command::Train(args) => train::run(args),
+        Command::Plan(args) => plan::run(args),
         Command::Check(args) => check::run(args),
         Command::Gaps(args) => gaps::run(args),
         Command::Recipes(args) => recipes::run(args),

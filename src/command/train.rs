@@ -1,20 +1,30 @@
 //! `mpo train`: a configuration, or a run to go on with, to a trained model.
 
+use super::plan::first_lines;
 use super::print;
-use crate::cli::TrainArgs;
+use crate::cli::{DEFAULT_TRACE, TrainArgs};
 use crate::config;
 use crate::data::encode::EncodedPair;
 use crate::data::loader::{Loader, dominant_numbers};
 use crate::device::{self, gib};
 use crate::progress::say;
 use crate::train::checkpoint::Found;
-use crate::train::prepare::Plan;
-use crate::train::run::Ending;
+use crate::train::claim::Claim;
+use crate::train::forecast::{self, Forecast};
+use crate::train::phases::Phases;
+use crate::train::prepare::Prepared;
+use crate::train::profile::Profile;
+use crate::train::run::{Ending, Machine};
 use crate::train::{interrupt, resume, start};
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
+
+/// Time for measuring what the step's use of the machine is compared with.
+const MEASURING: Duration = Duration::from_millis(250);
 
 /// Runs `mpo train`; without `--config` and `--resume` the caller has said what to do.
 ///
@@ -42,78 +52,120 @@ pub fn run(args: &TrainArgs) -> Result<ExitCode> {
     };
     let threads = device::thread_pool(&config.hardware)?;
     threads.install(|| {
-        let plan = Plan::new(config, found.as_ref())?;
-        if args.dry_run { print(&describe(&plan)?).map(|()| ExitCode::SUCCESS) } else { train(plan, found) }
+        let prepared = Prepared::new(config, found.as_ref())?;
+        let n_taken = found.as_ref().map(|found| found.state.step);
+        let forecast = Forecast::new(&prepared, &prepared.config, n_taken, device::rss_bytes())?;
+        let available = forecast::available();
+        let memory = forecast.choose(available)?;
+        if args.dry_run {
+            print(&describe(&prepared, forecast.memory(memory).total(), available)?)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        interrupt::listen()?;
+        say_warnings(&prepared);
+        let rates = forecast.rates(MEASURING)?;
+        say(&starting(&prepared, found.as_ref()));
+        say(&first_lines(&forecast.estimate(memory, &rates), memory, &rates, available));
+        drop(forecast);
+        train(prepared, found, Machine { memory, rates, phases: Phases::default() }, args.profile.as_deref())
     })
 }
 
-fn train(plan: Plan, found: Option<Found>) -> Result<ExitCode> {
-    let out = plan.config.output.dir.clone();
-    for report in [Some(&plan.encoding), plan.eval_encoding.as_ref()].into_iter().flatten() {
+/// What is not as it was in the data, and a disk that may become full.
+fn say_warnings(prepared: &Prepared) {
+    for report in [Some(&prepared.encoding), prepared.eval_encoding.as_ref()].into_iter().flatten() {
         if !(report.cut.is_empty() && report.dropped.is_empty()) {
             say(&report.to_string());
         }
     }
-    if let Some(free) = device::free_disk(&out).filter(|free| *free < plan.disk) {
-        let keep = plan.config.checkpoint.keep;
+    if let Some(free) = device::free_disk(&prepared.config.output.dir).filter(|free| *free < prepared.disk) {
+        let keep = prepared.config.checkpoint.keep;
         say(&format!(
             "warning: {} are free, and {} checkpoints take up to {} (`checkpoint.keep` = {keep})",
             gib(free),
             keep + 1,
-            gib(plan.disk)
+            gib(prepared.disk)
         ));
     }
-    interrupt::listen()?;
-    say(&starting(&plan, found.as_ref()));
-    let Some(run) = start::start(plan, found)? else {
-        say(&format!("Stopped while the reference was being scored.\nGo on with: mpo train --resume {}", out.display()));
-        return Ok(ExitCode::from(interrupt::EXIT_CODE));
-    };
-    match run.train()? {
-        Ending::Finished(summary) => {
+}
+
+fn train(prepared: Prepared, found: Option<Found>, machine: Machine, profile: Option<&Path>) -> Result<ExitCode> {
+    let out = prepared.config.output.dir.clone();
+    let claim = Claim::new(&out)?;
+    let trace = profile.map(|file| if file == Path::new(DEFAULT_TRACE) { out.join("trace.json") } else { file.to_owned() });
+    let (profile, listener) = trace.map(|path| Profile::create(&path)).transpose()?.unzip();
+    let phases = machine.phases.clone();
+    let trained = phases.observe(listener, || match start::start(prepared, found, claim, machine)? {
+        Some(run) => run.train().map(Some),
+        None => Ok(None),
+    });
+    // Of a run that failed too: what it did until then may be why. One that failed before it began has left nothing.
+    let trace = profile.filter(|_| out.exists()).map(Profile::finish);
+    let trained = trained?;
+    if let Some(path) = trace.transpose()? {
+        say(&format!("Wrote the trace `{}`: open it at ui.perfetto.dev", path.display()));
+    }
+    match trained {
+        None => {
+            say(&format!("Stopped while the reference was being scored.\nGo on with: mpo train --resume {}", out.display()));
+            Ok(ExitCode::from(interrupt::EXIT_CODE))
+        }
+        Some(Ending::Finished(summary)) => {
             say(&format!("\n{}", summary.text()));
             Ok(ExitCode::SUCCESS)
         }
-        Ending::Interrupted(checkpoint) => {
+        Some(Ending::Interrupted(checkpoint)) => {
             say(&format!("Stopped. Everything is in `{}`.\nGo on with: mpo train --resume {}", checkpoint.display(), out.display()));
             Ok(ExitCode::from(interrupt::EXIT_CODE))
         }
     }
 }
 
-fn starting(plan: &Plan, found: Option<&Found>) -> String {
+fn starting(prepared: &Prepared, found: Option<&Found>) -> String {
     let from = found.map_or(String::new(), |found| format!("Going on after step {}: ", found.state.step));
     format!(
         "{from}{} parameters, {} training rows ({}), {} held out; output in `{}`",
-        plan.n_parameters,
-        plan.train.len(),
-        languages(&plan.train),
-        plan.held_out.len(),
-        plan.config.output.dir.display()
+        prepared.n_parameters,
+        prepared.train.len(),
+        languages(&prepared.train),
+        prepared.held_out.len(),
+        prepared.config.output.dir.display()
     )
 }
 
 /// What `--dry-run` shows.
-fn describe(plan: &Plan) -> Result<String> {
+fn describe(prepared: &Prepared, peak: u64, available: Option<u64>) -> Result<String> {
     let mut text = String::new();
-    let loader = Loader::new(&dominant_numbers(&plan.train), &plan.config.train)?;
-    let n_steps = loader.n_steps(&plan.config.train)?;
-    writeln!(text, "Model      {} ({}, {} parameters)", plan.model_dir.display(), plan.description.model_type, plan.n_parameters)?;
-    let reference = plan.config.reference.path.as_deref().unwrap_or("the model itself");
+    let loader = Loader::new(&dominant_numbers(&prepared.train), &prepared.config.train)?;
+    let n_steps = loader.n_steps(&prepared.config.train)?;
+    writeln!(
+        text,
+        "Model      {} ({}, {} parameters)",
+        prepared.model_dir.display(),
+        prepared.description.model_type,
+        prepared.n_parameters
+    )?;
+    let reference = prepared.config.reference.path.as_deref().unwrap_or("the model itself");
     writeln!(text, "Reference  {reference}")?;
-    writeln!(text, "Data       {} training rows ({}), {} held out", plan.train.len(), languages(&plan.train), plan.held_out.len())?;
-    for report in [Some(&plan.encoding), plan.eval_encoding.as_ref()].into_iter().flatten() {
+    writeln!(
+        text,
+        "Data       {} training rows ({}), {} held out",
+        prepared.train.len(),
+        languages(&prepared.train),
+        prepared.held_out.len()
+    )?;
+    for report in [Some(&prepared.encoding), prepared.eval_encoding.as_ref()].into_iter().flatten() {
         writeln!(text, "           {report}")?;
     }
-    writeln!(text, "Steps      {n_steps}, {} rows each", plan.config.train.batch_size)?;
-    let available = device::available_memory().map_or("unknown".into(), gib);
-    writeln!(text, "Memory     about {} needed, {available} free", gib(plan.memory.total()))?;
-    let free = device::free_disk(&plan.config.output.dir).map_or("unknown".into(), gib);
-    writeln!(text, "Disk       up to {} for checkpoints, {free} free", gib(plan.disk))?;
-    writeln!(text, "Output     {}\n", plan.config.output.dir.display())?;
-    if let Some(row) = plan.train.first() {
+    writeln!(text, "Steps      {n_steps}, {} rows each", prepared.config.train.batch_size)?;
+    let available = available.map_or("unknown".into(), gib);
+    writeln!(text, "Memory     about {} needed, {available} free; `mpo plan` says for what", gib(peak))?;
+    let free = device::free_disk(&prepared.config.output.dir).map_or("unknown".into(), gib);
+    writeln!(text, "Disk       up to {} for checkpoints, {free} free", gib(prepared.disk))?;
+    writeln!(text, "Output     {}\n", prepared.config.output.dir.display())?;
+    if let Some(row) = prepared.train.first() {
         writeln!(text, "Row `{}` as the model sees it; ⟦…⟧ are the tokens that are scored\n", row.id)?;
-        writeln!(text, "{}\n{}", plan.encoder.marked(&row.dominant)?, plan.encoder.marked(&row.target)?)?;
+        writeln!(text, "{}\n{}", prepared.encoder.marked(&row.dominant)?, prepared.encoder.marked(&row.target)?)?;
     }
     writeln!(text, "Nothing was trained or written (--dry-run).")?;
     Ok(text)

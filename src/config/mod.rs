@@ -156,6 +156,9 @@ pub struct TrainConfig {
     pub shuffle: bool,
     /// Batches of whole groups that share a dominant pair, whose policy pass is then computed once.
     pub group_by_dominant: bool,
+    /// What is kept for the backward pass, and what computed again: `"auto"`, `"on"`, `"off"`, or N to keep the input of every Nth block.
+    /// Results do not depend on it.
+    pub activation_checkpointing: ActivationCheckpointing,
     /// Non-finite steps in a row before the run stops.
     pub max_skipped_steps: usize,
 }
@@ -300,6 +303,7 @@ impl Default for TrainConfig {
             seed: 0,
             shuffle: true,
             group_by_dominant: false,
+            activation_checkpointing: ActivationCheckpointing::Auto,
             max_skipped_steps: 3,
         }
     }

@@ -1,6 +1,9 @@
 //! The choices of the configuration: each enum is one key's list of allowed words, spelled in the TOML as in `snake_case`.
 
-use serde::{Deserialize, Serialize};
+use serde::de::{Error, Unexpected, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::fmt;
+use std::num::NonZeroUsize;
 
 /// `model.dtype`: the type of matrix inputs. Accumulation and master weights are f32 either way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -121,6 +124,64 @@ pub enum Reduction {
     Sum,
     /// The squared norm divided by the hidden size, as the authors computed it.
     Mean,
+}
+
+/// `train.activation_checkpointing`: what a forward keeps for its backward. The same numbers bit for bit; less memory for more time.
+///
+/// In the TOML `"auto"`, `"on"`, `"off"`, or a whole number N; `"on"` is 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ActivationCheckpointing {
+    /// `Off` where the run then fits comfortably in the memory that is free, else `Every(1)`.
+    Auto,
+    /// Everything that the backward reads.
+    Off,
+    /// The input of every Nth block; the backward runs the N blocks behind it forward again.
+    Every(NonZeroUsize),
+}
+
+impl ActivationCheckpointing {
+    /// Every block by itself: the least memory next to the least that must be kept.
+    pub const ON: Self = Self::Every(NonZeroUsize::MIN);
+}
+
+impl Serialize for ActivationCheckpointing {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match *self {
+            Self::Auto => serializer.serialize_str("auto"),
+            Self::Off => serializer.serialize_str("off"),
+            Self::ON => serializer.serialize_str("on"),
+            Self::Every(n) => serializer.serialize_u64(n.get() as u64),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for ActivationCheckpointing {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct WordOrNumber;
+        impl Visitor<'_> for WordOrNumber {
+            type Value = ActivationCheckpointing;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("\"auto\", \"on\", \"off\", or a number of blocks, 1 or more")
+            }
+
+            fn visit_str<E: Error>(self, word: &str) -> Result<Self::Value, E> {
+                match word {
+                    "auto" => Ok(ActivationCheckpointing::Auto),
+                    "on" => Ok(ActivationCheckpointing::ON),
+                    "off" => Ok(ActivationCheckpointing::Off),
+                    _ => Err(E::invalid_value(Unexpected::Str(word), &self)),
+                }
+            }
+
+            // TOML has signed numbers only.
+            fn visit_i64<E: Error>(self, n: i64) -> Result<Self::Value, E> {
+                let n_blocks = usize::try_from(n).ok().and_then(NonZeroUsize::new);
+                n_blocks.map(ActivationCheckpointing::Every).ok_or_else(|| E::invalid_value(Unexpected::Signed(n), &self))
+            }
+        }
+        deserializer.deserialize_any(WordOrNumber)
+    }
 }
 
 /// `optimizer.kind`.

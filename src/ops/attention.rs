@@ -19,7 +19,7 @@ use rayon::prelude::*;
 use std::ops::Range;
 
 /// Query rows whose scores exist at a time.
-const BLOCK: usize = 64;
+pub(crate) const BLOCK: usize = 64;
 
 /// Everything about an attention layer but its values. Rows of `qkv` hold H query heads, then K key heads, then K value heads.
 #[derive(Debug, Clone, Copy, PartialEq)]

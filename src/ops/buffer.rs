@@ -13,13 +13,13 @@ use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Share of the most that was on loan at once by which pool and loans together may exceed it: pieces that wait for their turn.
-const HEADROOM: f64 = 0.1;
+pub(crate) const HEADROOM: f64 = 0.1;
 
 /// A piece may be larger than the request by this share of it.
 const SLACK: f64 = 0.25;
 
 /// Pieces below this many values stay with the system's allocator, which keeps such by itself.
-const LEAST: usize = 8 * 1024;
+pub(crate) const LEAST: usize = 8 * 1024;
 
 static POOL: Mutex<Pool> = Mutex::new(Pool { free: Vec::new(), n_lent: 0, most_lent: 0, n_returns: 0 });
 
@@ -127,6 +127,12 @@ impl InplaceOp1 for TakeOut {
 fn pool() -> MutexGuard<'static, Pool> {
     // The list of free memory is whole whatever a thread that held it was doing.
     POOL.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The most values that were lent out at once, for the tests of whoever predicts it.
+#[cfg(test)]
+pub(crate) fn most_lent() -> usize {
+    pool().most_lent
 }
 
 /// All sizes are capacities, in values.

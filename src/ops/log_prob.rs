@@ -159,7 +159,7 @@ impl Head {
 }
 
 /// Rows of a chunk, such that all chunks but the last are equal and the last is not much smaller.
-fn rows_per_chunk(n_rows: usize, n_vocab: usize, chunk: usize) -> usize {
+pub(crate) fn rows_per_chunk(n_rows: usize, n_vocab: usize, chunk: usize) -> usize {
     let most = (chunk / n_vocab).max(1);
     n_rows.div_ceil(n_rows.div_ceil(most).max(1)).max(1)
 }

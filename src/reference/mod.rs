@@ -249,8 +249,8 @@ pub fn shared_folder() -> Option<PathBuf> {
     Some(Environment::from_process().ok()?.mpo_cache.join("reference"))
 }
 
-/// Cuts `pairs` into runs of at most [`TOKENS_PER_FORWARD`] tokens; a longer pair stands alone.
-fn split_by_tokens<'a, 'b>(pairs: &'b [&'a EncodedPreference]) -> Vec<&'b [&'a EncodedPreference]> {
+/// Cuts `pairs` into the runs that are scored together, of at most `TOKENS_PER_FORWARD` tokens; a longer pair stands alone.
+pub fn split_by_tokens<'a, 'b>(pairs: &'b [&'a EncodedPreference]) -> Vec<&'b [&'a EncodedPreference]> {
     let mut runs = Vec::new();
     let (mut start, mut n_packed) = (0, 0);
     for (index, pair) in pairs.iter().enumerate() {

@@ -72,7 +72,7 @@ pub fn term_norms(policy: &Decoder, rows: &[&EncodedPair], reference: &FrozenSco
 
 /// Measures the policy on `rows`.
 pub fn measure(policy: &Decoder, rows: &[&EncodedPair], mut is: PolicyIs<'_>, settings: &StepSettings, beta: f64) -> Result<Measurement> {
-    let settings = StepSettings { dominant_passes: dominant_passes(settings), ..settings.clone() };
+    let settings = measuring(settings);
     let mut measures = Vec::with_capacity(rows.len());
     let mut sums = Losses { loss: 0.0, mpo: 0.0, retention: 0.0 };
     let progress = Progress::new("measuring", rows.len());
@@ -93,10 +93,11 @@ pub fn measure(policy: &Decoder, rows: &[&EncodedPair], mut is: PolicyIs<'_>, se
     Ok(Measurement::new(losses, &measures, beta))
 }
 
-/// Rows that share a dominant pair need its pass once, unless the value depends on what is padded together.
-fn dominant_passes(settings: &StepSettings) -> DominantPasses {
+/// The settings of [`measure`]: rows that share a dominant pair need its pass once, unless the value depends on what is padded together.
+pub fn measuring(settings: &StepSettings) -> StepSettings {
     let padded = settings.retention.kind == RetentionKind::Hidden && settings.retention.pooling == Pooling::MeanPadded;
-    if padded { settings.dominant_passes } else { DominantPasses::OncePerPair }
+    let dominant_passes = if padded { settings.dominant_passes } else { DominantPasses::OncePerPair };
+    StepSettings { dominant_passes, ..settings.clone() }
 }
 
 /// The policy's own reward gaps on the distinct dominant pairs of `rows`, by dominant language: what retention is there to keep.

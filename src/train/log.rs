@@ -3,9 +3,12 @@
 //! A line is in the file when the next step begins, so that a killed run keeps what it has measured. On resume the lines after the
 //! checkpoint are cut, and each step stands once.
 
+use super::metrics::SHARE;
 use crate::files::write_atomically;
 use anyhow::{Context, Result};
 use serde::Serialize;
+use serde_json::Value;
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -63,19 +66,31 @@ pub struct Totals {
     /// Wall time of all steps, over all starts of the run.
     pub seconds: f64,
     pub peak_rss_bytes: u64,
+    /// Floating-point operations a second.
+    pub flops_per_second: f64,
+    /// Of the rate of matrix products that was measured at the start.
+    pub gemm_share: f64,
+    /// Of the steps' time, by phase.
+    pub shares: BTreeMap<String, f64>,
+}
+
+/// What is added up of a line.
+#[derive(serde::Deserialize)]
+struct Line {
+    loss: Option<f64>,
+    epoch: f64,
+    tokens: u64,
+    tokens_computed: u64,
+    seconds: f64,
+    peak_rss_bytes: u64,
+    flops_per_second: f64,
+    gemm_share: f64,
+    #[serde(flatten)]
+    more: BTreeMap<String, Value>,
 }
 
 /// Adds up the lines of `path`.
 pub fn totals(path: &Path) -> Result<Totals> {
-    #[derive(serde::Deserialize)]
-    struct Line {
-        loss: Option<f64>,
-        epoch: f64,
-        tokens: u64,
-        tokens_computed: u64,
-        seconds: f64,
-        peak_rss_bytes: u64,
-    }
     let text = fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
     let mut totals = Totals::default();
     for (index, line) in text.lines().enumerate() {
@@ -89,7 +104,16 @@ pub fn totals(path: &Path) -> Result<Totals> {
         totals.tokens_computed += line.tokens_computed;
         totals.seconds += line.seconds;
         totals.peak_rss_bytes = totals.peak_rss_bytes.max(line.peak_rss_bytes);
+        totals.flops_per_second += line.seconds * line.flops_per_second;
+        totals.gemm_share += line.seconds * line.gemm_share;
+        for (key, value) in &line.more {
+            if let (Some(phase), Some(share)) = (key.strip_prefix(SHARE), value.as_f64()) {
+                *totals.shares.entry(phase.to_owned()).or_default() += line.seconds * share;
+            }
+        }
     }
+    let rates = [&mut totals.flops_per_second, &mut totals.gemm_share];
+    rates.into_iter().chain(totals.shares.values_mut()).for_each(|sum| *sum /= totals.seconds);
     Ok(totals)
 }
 
@@ -122,6 +146,22 @@ mod tests {
             text.lines().map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap()["step"].as_u64().unwrap()).collect();
         assert_eq!(steps, [1, 2, 3, 4]);
         assert!(text.starts_with("{\"step\":1,\"loss\":0.30000000000000004}\n"), "numbers are written in full: {text}");
+    }
+
+    #[test]
+    fn rates_and_shares_are_weighed_by_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = MetricsLog::open(&dir.path().join("metrics.jsonl"), 0).unwrap();
+        for (step, seconds, rate, share) in [(1, 1.0, 80.0, 0.4), (2, 3.0, 100.0, 0.2)] {
+            let line = json!({
+                "step": step, "loss": 1.0, "epoch": 0.5, "tokens": 10, "tokens_computed": 9, "seconds": seconds, "peak_rss_bytes": 7,
+                "flops_per_second": rate, "gemm_share": rate / 200.0, "share/head": share, "reward_gap_target/sw": 0.1,
+            });
+            log.append(&line).unwrap();
+        }
+        let totals = totals(log.path()).unwrap();
+        assert_eq!((totals.seconds, totals.flops_per_second, totals.gemm_share), (4.0, 95.0, 0.475));
+        assert_eq!(totals.shares, BTreeMap::from([("head".to_owned(), 0.25)]));
     }
 
     #[test]

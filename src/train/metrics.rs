@@ -3,9 +3,12 @@
 //! Values are those before the update, over the whole batch; gaps are without beta. Beside the fixed keys stand the batch's languages
 //! (`reward_gap_target/sw`), and on some lines what was measured on other rows with the same weights: `eval_…` on held-out rows, `probe_…`
 //! on fixed training rows (see [`super::evaluate`]), `grad_norm_mpo` and `grad_norm_retention` on the first steps; and what failure signs
-//! are judged by: `overshoot`, `bad_supervision`, `displacement/sw`, `gap_closed/sw`.
+//! are judged by: `overshoot`, `bad_supervision`, `displacement/sw`, `gap_closed/sw`. How well the machine was used stands in
+//! `flops_per_second` (what the batch takes by `plan::work`, over the step's wall time), `gemm_share` (that over the rate of matrix products
+//! measured at the start) and `share/forward`, … (a phase's share of the step).
 
 use super::measure::Measurement;
+use super::phases::PHASES;
 use super::signs::Trend;
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -42,8 +45,36 @@ pub struct StepLine {
     pub more: Map<String, Value>,
 }
 
-/// The keys of `metrics.jsonl` that depend on the clock or on the machine: all others are equal in equal runs.
-pub const TIMING_KEYS: [&str; 3] = ["seconds", "tokens_per_second", "peak_rss_bytes"];
+/// Whether a key of `metrics.jsonl` depends on the clock or on the machine: all others are equal in equal runs.
+pub fn is_timing(key: &str) -> bool {
+    ["seconds", "tokens_per_second", "flops_per_second", "gemm_share", "peak_rss_bytes"].contains(&key) || key.starts_with(SHARE)
+}
+
+/// What the keys of phases begin with.
+pub const SHARE: &str = "share/";
+
+/// What a step made of the machine.
+#[derive(Debug, Clone, Copy)]
+pub struct Use {
+    /// Floating-point operations that the batch takes.
+    pub flops: f64,
+    /// Wall time.
+    pub seconds: f64,
+    /// Of it, by phase.
+    pub phase_seconds: [f64; PHASES.len()],
+    /// Operations a second of matrix products alone.
+    pub peak: f64,
+}
+
+/// Adds how well the machine was used.
+pub fn add_use(line: &mut Map<String, Value>, used: &Use) {
+    let flops_per_second = used.flops / used.seconds;
+    line.insert("flops_per_second".into(), flops_per_second.into());
+    line.insert("gemm_share".into(), (flops_per_second / used.peak).into());
+    for (phase, seconds) in PHASES.iter().zip(used.phase_seconds) {
+        line.insert(format!("{SHARE}{phase}"), (seconds / used.seconds).into());
+    }
+}
 
 /// Adds each target language's gap: `reward_gap_target/sw`.
 pub fn add_languages(line: &mut Map<String, Value>, prefix: &str, measured: &Measurement) {

@@ -4,7 +4,7 @@
 //! batch forward and backward (the objective and the engine behind it), `clip`, `optimizer` and `schedule` turn its gradient into an update.
 //! `evaluate` and `measure` say where the policy stands, `signs` what looks wrong about it. `metrics` and `log` write the lines,
 //! `checkpoint` and `folder` save, `claim` holds the run's folder, `resume` goes on, `summary` ends the run; `console` and `interrupt` face
-//! the person.
+//! the person. `phases` says where the time goes, `profile` draws it.
 
 pub mod checkpoint;
 pub mod claim;
@@ -12,12 +12,15 @@ pub mod clip;
 pub mod console;
 pub mod evaluate;
 pub mod folder;
+pub mod forecast;
 pub mod interrupt;
 pub mod log;
 pub mod measure;
 pub mod metrics;
 pub mod optimizer;
+pub mod phases;
 pub mod prepare;
+pub mod profile;
 pub mod resume;
 pub mod run;
 pub mod schedule;

@@ -1,14 +1,13 @@
 //! Everything that can be found wrong before anything large is loaded or anything is written.
 //!
-//! A [`Plan`] is a run whose files exist, whose weights have the right names and shapes, whose rows are encoded and fit the model, and whose
-//! memory need was compared with what there is. `--dry-run` stops here.
+//! A [`Prepared`] run is one whose files exist, whose weights have the right names and shapes, and whose rows are encoded and fit the model.
+//! What it will need is the next question ([`super::forecast`]). `--dry-run` stops after both.
 
 use super::checkpoint::Found;
 use crate::config::{DataConfig, DataFormat, EvalConfig, OutputDtype, Pooling, RetentionConfig, RunConfig};
-use crate::data::batch::padded_length;
-use crate::data::encode::{EncodeReport, EncodedPair, EncodedPreference, Encoder};
+use crate::data::encode::{EncodeReport, EncodedPair, Encoder};
 use crate::data::loader::{Loader, dominant_numbers, hold_out};
-use crate::device::{self, TrainingMemory};
+use crate::device;
 use crate::digest::hex;
 use crate::hub;
 use crate::model::description::DecoderDescription;
@@ -20,7 +19,7 @@ use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 
 /// A run that may start.
-pub struct Plan {
+pub struct Prepared {
     pub config: RunConfig,
     /// The folder that the policy, its tokenizer and its template are read from.
     pub model_dir: PathBuf,
@@ -38,13 +37,12 @@ pub struct Plan {
     pub eval_encoding: Option<EncodeReport>,
     /// Of the tokens of all rows.
     pub data_sha256: String,
-    pub memory: TrainingMemory,
     /// Bytes that the checkpoints of the run take at most.
     pub disk: u64,
 }
 
-impl Plan {
-    /// Makes the plan of `config`; a run that goes on from a checkpoint needs nothing of the original model.
+impl Prepared {
+    /// Prepares the run of `config`; one that goes on from a checkpoint needs nothing of the original model.
     pub fn new(config: RunConfig, checkpoint: Option<&Found>) -> Result<Self> {
         device::select(&config.hardware)?;
         check_eval(&config)?;
@@ -53,7 +51,8 @@ impl Plan {
             None => hub::resolve_model(&config.model.path, config.model.revision.as_deref())?.dir,
         };
         let (description, weights) = inspect_model(&model_dir)?;
-        let (n_parameters, disk) = (weights.n_parameters(), checkpoint_bytes(&config, &weights));
+        let n_parameters = n_parameters(&description);
+        let disk = checkpoint_bytes(&config, weights.dtype(), n_parameters);
         let reference_dir = match (&config.reference.path, checkpoint) {
             (Some(path), None) => Some(hub::resolve_model(path, config.reference.revision.as_deref())?.dir),
             (None, _) | (_, Some(_)) => None,
@@ -71,9 +70,6 @@ impl Plan {
         // Finds a group that no batch can hold; the loader of the run is made once it is known which rows stay.
         Loader::new(&dominant_numbers(&train), &config.train)?;
 
-        let n_tokens = largest_pass(&train, &config.retention) * config.train.micro_batch_size;
-        let memory = TrainingMemory::estimate(&description, n_parameters as u64, config.model.dtype, n_tokens as u64);
-        memory.check()?;
         Ok(Self {
             data_sha256: digest([&train, &held_out]),
             pad_token,
@@ -87,7 +83,6 @@ impl Plan {
             held_out,
             encoding,
             eval_encoding,
-            memory,
             disk,
         })
     }
@@ -95,15 +90,20 @@ impl Plan {
 
 /// Size of what is on disk when a new checkpoint was written and the oldest is not yet removed: of each, the model, master weights and two
 /// moments.
-fn checkpoint_bytes(config: &RunConfig, weights: &weights::Checkpoint) -> u64 {
+fn checkpoint_bytes(config: &RunConfig, dtype: SavedDtype, n_parameters: usize) -> u64 {
     let saved = match config.output.dtype {
-        OutputDtype::Checkpoint => weights.dtype(),
+        OutputDtype::Checkpoint => dtype,
         OutputDtype::F32 => SavedDtype::F32,
         OutputDtype::Bf16 => SavedDtype::Bf16,
     };
     let bytes_per_parameter = saved.n_bytes() + 3 * SavedDtype::F32.n_bytes();
     let n_checkpoints = if config.checkpoint.every_steps.is_some() { config.checkpoint.keep + 1 } else { 1 };
-    (n_checkpoints * bytes_per_parameter * weights.n_parameters()) as u64
+    (n_checkpoints * bytes_per_parameter * n_parameters) as u64
+}
+
+/// Of the decoder: a file may repeat its embeddings as a head.
+fn n_parameters(description: &DecoderDescription) -> usize {
+    family::expected_tensors(description).iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()
 }
 
 /// Reads `config.json` and the headers of the weights, and compares them.
@@ -193,22 +193,10 @@ fn check_tokens<'a>(rows: impl Iterator<Item = &'a EncodedPair>, description: &D
 
 /// What `mean_padded` pads with. Nothing else pads, so that other runs need no such token.
 fn pad_token(encoder: &Encoder, retention: &RetentionConfig) -> Result<u32> {
-    match is_padded(retention) {
+    match KeptStates::of(retention) == KeptStates::Pooled(Pooling::MeanPadded) {
         true => encoder.pad_token().context("`retention.pooling` is `mean_padded`"),
         false => Ok(encoder.pad_token().unwrap_or_default()),
     }
-}
-
-fn is_padded(retention: &RetentionConfig) -> bool {
-    KeptStates::of(retention) == KeptStates::Pooled(Pooling::MeanPadded)
-}
-
-/// Tokens of the largest pass over one preference pair that keeps states for a backward pass: a prompt that both answers share, and on the
-/// dominant side the padding of `mean_padded`. Held-out rows have no backward pass and keep next to nothing.
-fn largest_pass(rows: &[EncodedPair], retention: &RetentionConfig) -> usize {
-    let n_padding = |pair: &EncodedPreference| 2 * padded_length(pair.longest_sequence()) - pair.prompt.len() - pair.n_packed();
-    let n_dominant = |pair: &EncodedPreference| pair.n_packed() + if is_padded(retention) { n_padding(pair) } else { 0 };
-    rows.iter().map(|row| n_dominant(&row.dominant).max(row.target.n_packed())).max().unwrap_or(0)
 }
 
 /// Of everything in the rows that training depends on; every part behind its length, so that no two sets of rows read the same.
@@ -246,8 +234,7 @@ fn digest(sets: [&[EncodedPair]; 2]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::batch::PackedBatch;
-    use crate::data::encode::Response;
+    use crate::data::encode::{EncodedPreference, Response};
 
     fn row(id: &str) -> EncodedPair {
         let response = |n: usize| Response { tokens: vec![65; n], n_end_tokens: 1 };
@@ -269,15 +256,5 @@ mod tests {
         assert_ne!(same, changed(&|row| row.dominant.chosen.n_end_tokens = 2));
         assert_ne!(same, changed(&|row| row.target.prompt[0] = 66));
         assert_ne!(same, digest([&[], &[row("a")]]), "held out, not trained on");
-    }
-
-    #[test]
-    fn the_largest_pass_is_as_long_as_it_will_be_packed() {
-        let last = RetentionConfig { pooling: Pooling::Last, ..RetentionConfig::default() };
-        let padded = RetentionConfig { pooling: Pooling::MeanPadded, ..RetentionConfig::default() };
-        assert_eq!(largest_pass(&[row("a")], &last), 3 + 2 + 9);
-        let mut batch = PackedBatch::default();
-        batch.push_pair(&row("a").dominant, &KeptStates::of(&padded).layout(0));
-        assert_eq!(largest_pass(&[row("a")], &padded), batch.n_tokens());
     }
 }

@@ -8,8 +8,9 @@ use super::evaluate::{PolicyIs, dominant_gaps, evaluate, measure, term_norms};
 use super::interrupt;
 use super::log::MetricsLog;
 use super::measure::{Measured, Measurement};
-use super::metrics::{StepLine, add_languages, add_measurement, add_trends};
+use super::metrics::{StepLine, Use, add_languages, add_measurement, add_trends, add_use};
 use super::optimizer::AdamW;
+use super::phases::Phases;
 use super::schedule::Schedule;
 use super::signs::{Position, trends};
 use super::step::{BatchOutcome, Gradients, StepSettings};
@@ -19,14 +20,18 @@ use crate::data::encode::EncodedPair;
 use crate::data::loader::Loader;
 use crate::device::peak_rss_bytes;
 use crate::model::decoder::Decoder;
+use crate::plan::StepMemory;
+use crate::plan::estimate::flops;
+use crate::plan::rates::Rates;
 use crate::reference::FrozenScores;
 use anyhow::{Result, bail};
 use serde_json::{Map, Value};
 use std::path::PathBuf;
 use std::time::Instant;
+use tracing::info_span;
 
 /// Steps on which the gradient norm of each term is measured, counted from the first that sees a policy which has moved.
-const N_TERM_NORMS: usize = 3;
+pub(super) const N_TERM_NORMS: usize = 3;
 
 /// Everything that a training run is made of.
 pub struct Run {
@@ -54,8 +59,20 @@ pub struct Run {
     /// How many of the signs were said on this console.
     pub n_signs_said: usize,
     pub console: Console,
+    pub machine: Machine,
     /// Keeps another process out of `dir`, and takes it away again where not even one step is taken.
     pub claim: Claim,
+}
+
+/// What a run computes with.
+#[derive(Debug, Clone)]
+pub struct Machine {
+    /// What a forward keeps.
+    pub memory: StepMemory,
+    /// Measured before the start.
+    pub rates: Rates,
+    /// Where the time goes; only counts within [`Phases::observe`].
+    pub phases: Phases,
 }
 
 /// How a run came to its end.
@@ -68,6 +85,7 @@ pub enum Ending {
 impl Run {
     /// Trains from wherever the run stands to its end, or to Ctrl-C.
     pub fn train(mut self) -> Result<Ending> {
+        let _span = info_span!("run").entered();
         let mut saved = None;
         while self.state.step < self.n_steps && !interrupt::requested() {
             let measured = self.measure_if_due()?;
@@ -111,8 +129,10 @@ impl Run {
 
     /// One optimizer step over one batch. Loss or gradient that is not finite makes no update, but loader and schedule advance.
     fn step(&mut self, mut more: Map<String, Value>) -> Result<StepLine> {
+        let _span = info_span!("step", step = self.state.step + 1).entered();
         let lr = self.schedule.lr(self.state.step);
-        let rows: Vec<&EncodedPair> = self.loader.next_batch().into_iter().map(|row| &self.train[row]).collect();
+        let batch = info_span!("data").in_scope(|| self.loader.next_batch());
+        let rows: Vec<&EncodedPair> = batch.into_iter().map(|row| &self.train[row]).collect();
         if let Some(look) = self.look_at_terms() {
             let [mpo, retention] = term_norms(&self.policy, &rows, &self.reference, &self.settings)?;
             more.extend([("grad_norm_mpo".into(), mpo.into()), ("grad_norm_retention".into(), retention.into())]);
@@ -121,11 +141,14 @@ impl Run {
             }
         }
 
+        // Looking and measuring are not the step.
+        self.machine.phases.take();
         let started = Instant::now();
         let still_reference = self.state.step == 0 && self.starts_as_reference;
         let is = if still_reference { PolicyIs::TheReference(&mut self.reference) } else { PolicyIs::Trained(&self.reference) };
-        self.policy.zero_gradients()?;
+        info_span!("optimizer").in_scope(|| self.policy.zero_gradients())?;
         let outcome = evaluate(&self.policy, &rows, is, &self.settings, Gradients::Both)?;
+        let optimizer = info_span!("optimizer").entered();
         let grad_norm = gradient_norm(self.policy.parameters())?;
         if outcome.loss.is_finite() && grad_norm.is_finite() {
             self.optimizer.step(self.policy.parameters(), lr, clip_factor(grad_norm, self.config.optimizer.clip_norm))?;
@@ -137,11 +160,14 @@ impl Run {
             self.console.say(&format!("step {}: no update, loss or gradient is not finite; rows {}", self.state.step + 1, bad.join(", ")));
             more.insert("skipped_rows".into(), bad.into());
         }
+        drop(optimizer);
         let seconds = started.elapsed().as_secs_f64();
         self.state.step += 1;
 
         let measured = Measurement::of_batch(&rows, &outcome, self.config.objective.beta)?;
         add_languages(&mut more, "", &measured);
+        let flops = flops(&outcome.passes, self.policy.description(), self.settings.memory).total();
+        add_use(&mut more, &Use { flops, seconds, phase_seconds: self.machine.phases.take(), peak: self.machine.rates.products });
         let Measurement { losses, all, .. } = measured;
         let position = self.position();
         self.state.signs.judge_step(position, losses.mpo, self.config.retention.weight * losses.retention);
@@ -197,6 +223,7 @@ impl Run {
     }
 
     fn save(&mut self) -> Result<PathBuf> {
+        let _span = info_span!("checkpoint").entered();
         self.state.loader = self.loader.state();
         self.state.n_updates = self.optimizer.n_updates;
         // A checkpoint must not outlive the lines of the steps that led to it.
@@ -256,6 +283,7 @@ impl Run {
     }
 
     fn measure(&self, rows: &[&EncodedPair]) -> Result<Measurement> {
+        let _span = info_span!("measure").entered();
         let is = PolicyIs::Trained(&self.reference);
         self.console.aside(|| measure(&self.policy, rows, is, &self.settings, self.config.objective.beta))
     }

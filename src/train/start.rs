@@ -1,4 +1,4 @@
-//! From a plan to a run that stands at its first step, or at the step of a checkpoint.
+//! From a prepared run to one that stands at its first step, or at the step of a checkpoint.
 
 use super::checkpoint::{self, Found, SourceFiles, TrainerState};
 use super::claim::Claim;
@@ -8,8 +8,8 @@ use super::interrupt;
 use super::log::MetricsLog;
 use super::measure::Measured;
 use super::optimizer::AdamW;
-use super::prepare::Plan;
-use super::run::Run;
+use super::prepare::Prepared;
+use super::run::{Machine, Run};
 use super::schedule::Schedule;
 use super::signs::Signs;
 use super::step::StepSettings;
@@ -24,18 +24,19 @@ use crate::reference::{Folders, FrozenScores, Provenance, ScoringReport, shared_
 use crate::scoring::KeptStates;
 use anyhow::{Context, Result, ensure};
 use std::path::{Path, PathBuf};
+use tracing::info_span;
 
-/// Makes the run folder and everything that a run is made of, and measures where it begins. A new folder is gone again on an error.
+/// Makes everything that a run is made of, in the folder of `claim`, and measures where it begins. A new folder is gone again on an error.
 ///
 /// `None` where Ctrl-C was pressed while the reference was being scored: the run can go on from the scores that it has.
-pub fn start(plan: Plan, found: Option<Found>) -> Result<Option<Run>> {
-    let Plan { config, model_dir, reference_dir, pad_token, train, held_out, data_sha256, .. } = plan;
+pub fn start(prepared: Prepared, found: Option<Found>, mut claim: Claim, machine: Machine) -> Result<Option<Run>> {
+    let _span = info_span!("start").entered();
+    let Prepared { config, model_dir, reference_dir, pad_token, train, held_out, data_sha256, .. } = prepared;
     if let Some(found) = &found {
         let same = found.state.data_sha256 == data_sha256;
         ensure!(same, "the rows are not those that `{}` was trained on: did `{}` change?", found.dir.display(), config.data.path);
     }
     let dir = config.output.dir.clone();
-    let mut claim = Claim::new(&dir)?;
     let config_text = config.to_toml()?;
     write_atomically(&dir.join("config.toml"), config_text.as_bytes())?;
     let starts_as_reference = config.reference.path.is_none();
@@ -66,7 +67,7 @@ pub fn start(plan: Plan, found: Option<Found>) -> Result<Option<Run>> {
     let n_steps = loader.n_steps(&config.train)?;
     ensure!(n_steps > 0, "`train.epochs` and `train.max_steps` leave no step to take");
     let mut optimizer = AdamW::new(&config.optimizer, policy.parameters())?;
-    let settings = StepSettings::new(&config, pad_token);
+    let settings = StepSettings { memory: machine.memory, ..StepSettings::new(&config, pad_token) };
     let probe = probe_rows(&train);
     let state = match found {
         Some(found) => {
@@ -109,6 +110,7 @@ pub fn start(plan: Plan, found: Option<Found>) -> Result<Option<Run>> {
         optimizer,
         loader,
         state,
+        machine,
         claim,
     }))
 }
@@ -168,6 +170,7 @@ impl Scorer<'_> {
         let states = KeptStates::of(&self.config.retention);
         let provenance = Provenance::of(model, self.config.model.dtype, states, self.pad_token)?;
         let folders = Folders { run: Some(self.folder()), shared: shared_folder() };
+        let _span = info_span!("reference").entered();
         let (scores, report) =
             FrozenScores::score_until(&interrupt::requested, model, pairs, provenance, folders).context("scoring the reference")?;
         report.say();

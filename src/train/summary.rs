@@ -2,10 +2,12 @@
 
 use super::log::{self, Totals};
 use super::measure::{Measured, Measurement};
+use super::phases::PHASES;
 use super::run::Run;
 use super::signs::Sign;
 use crate::config::RetentionKind;
 use crate::files::write_atomically;
+use crate::plan::units::flop_rate;
 use anyhow::Result;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -27,6 +29,8 @@ pub struct Summary {
     #[serde(flatten)]
     pub totals: Totals,
     pub tokens_per_second: f64,
+    /// Of matrix products alone, measured before this start of the run.
+    pub gemm_flops_per_second: f64,
     /// Both on the same rows, with the weights of step 0 and of the last step.
     pub before: Measured,
     pub after: Measured,
@@ -79,6 +83,7 @@ impl Summary {
             rows: Rows { train: run.train.len(), measured: run.probe.len(), held_out: run.held_out.len() },
             tokens_per_second: totals.tokens as f64 / totals.seconds,
             totals,
+            gemm_flops_per_second: run.machine.rates.products,
             before: run.state.start.clone(),
             after,
             failure_signs: run.state.signs.found.clone(),
@@ -102,9 +107,10 @@ impl Summary {
     }
 
     fn write_text(&self, out: &mut String) -> std::fmt::Result {
-        let Totals { first_loss, last_loss, epochs, seconds, .. } = self.totals;
+        let &Totals { first_loss, last_loss, epochs, seconds, .. } = &self.totals;
         let loss = |loss: Option<f64>| loss.map_or("not finite".into(), |loss| format!("{loss:.4}"));
         writeln!(out, "Trained {} steps ({epochs:.2} epochs) in {seconds:.0} s, {:.0} tokens/s", self.steps, self.tokens_per_second)?;
+        writeln!(out, "{}", use_of_the_machine(&self.totals))?;
         writeln!(out, "loss of the first and last batch: {} -> {}", loss(first_loss), loss(last_loss))?;
         if self.skipped_steps > 0 {
             writeln!(out, "{} steps made no update: loss or gradient was not finite", self.skipped_steps)?;
@@ -163,4 +169,18 @@ impl Summary {
         }
         Ok(())
     }
+}
+
+/// `112 GFLOP/s, 61 % of …; forward 25 %, …`
+fn use_of_the_machine(totals: &Totals) -> String {
+    let percent = |share: f64| format!("{:.0} %", 100.0 * share);
+    let known: f64 = totals.shares.values().sum();
+    let shares = PHASES.iter().filter_map(|phase| Some(format!("{phase} {}", percent(*totals.shares.get(*phase)?))));
+    format!(
+        "{}, {} of what matrix products alone reach here; {}, other {}",
+        flop_rate(totals.flops_per_second),
+        percent(totals.gemm_share),
+        shares.collect::<Vec<_>>().join(", "),
+        percent(1.0 - known)
+    )
 }

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 /// model either, a model knows nothing of training, and nothing but the command line knows the command line. `data::batch` is where tokens
 /// lie in a packed row: plain index ranges.
 const MAY_USE: [(&str, &[&str]); 18] = [
-    ("allocator", &[]),
     ("digest", &[]),
     ("files", &[]),
     ("progress", &[]),
@@ -17,13 +16,17 @@ const MAY_USE: [(&str, &[&str]); 18] = [
     ("objective", &["config"]),
     ("ops", &["config", "data::batch"]),
     ("model", &["config", "data::batch", "digest", "ops"]),
-    ("device", &["config", "model::description"]),
+    ("device", &["config"]),
+    ("plan", &["config", "data::batch", "model", "ops"]),
     ("hub", &["config", "digest", "model::weights", "progress"]),
     ("scoring", &["config", "data", "model", "objective", "ops"]),
     ("reference", &["config", "data", "digest", "files", "hub", "model", "objective", "ops", "progress", "scoring"]),
     ("gaps", &["config", "data", "objective", "reference"]),
-    ("train", &["config", "data", "device", "digest", "files", "hub", "model", "objective", "ops", "progress", "reference", "scoring"]),
-    ("command", &["cli", "config", "data", "device", "files", "gaps", "hub", "model", "progress", "reference", "scoring", "train"]),
+    (
+        "train",
+        &["config", "data", "device", "digest", "files", "hub", "model", "objective", "ops", "plan", "progress", "reference", "scoring"],
+    ),
+    ("command", &["cli", "config", "data", "device", "files", "gaps", "hub", "model", "plan", "progress", "reference", "scoring", "train"]),
     ("main", &["command"]),
 ];
 

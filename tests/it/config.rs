@@ -171,6 +171,23 @@ fn a_resolved_configuration_resolves_to_itself_under_every_variant() {
 }
 
 #[test]
+fn activation_checkpointing_is_a_word_or_a_number_of_blocks() {
+    use ActivationCheckpointing::{Auto, Every, Off};
+    let every = |n: usize| Every(n.try_into().unwrap());
+    assert_eq!(least(&[]).train.activation_checkpointing, Auto);
+    for (typed, meant, stored) in
+        [("auto", Auto, "\"auto\""), ("off", Off, "\"off\""), ("on", every(1), "\"on\""), ("1", every(1), "\"on\""), ("4", every(4), "4")]
+    {
+        let config = least(&[&format!("train.activation_checkpointing={typed}")]);
+        assert_eq!(config.train.activation_checkpointing, meant);
+        let text = config.to_toml().unwrap();
+        assert!(text.contains(&format!("\nactivation_checkpointing = {stored}\n")), "{text}");
+        assert_eq!(parse(&text, "config.toml", &[]).unwrap(), config);
+        check_resume(&least(&[]), &config).unwrap();
+    }
+}
+
+#[test]
 fn scoring_needs_no_length_of_training_and_no_file() {
     let arguments = [
         Argument { flag: "--model", key: "model.path", value: Some("builtin:tiny") },
@@ -190,6 +207,18 @@ fn scoring_needs_no_length_of_training_and_no_file() {
 #[test]
 fn each_rule_says_what_is_wrong_and_what_would_be_right() {
     let rules: &[(&[&str], &str)] = &[
+        (
+            &["train.activation_checkpointing=some"],
+            "`train.activation_checkpointing` is string \"some\"; expected \"auto\", \"on\", \"off\", or a number of blocks, 1 or more",
+        ),
+        (
+            &["train.activation_checkpointing=0"],
+            "`train.activation_checkpointing` is integer `0`; expected \"auto\", \"on\", \"off\", or a number of blocks, 1 or more",
+        ),
+        (
+            &["train.activation_checkpointing=true"],
+            "`train.activation_checkpointing` is boolean `true`; expected \"auto\", \"on\", \"off\", or a number of blocks, 1 or more",
+        ),
         (&["optimizer.lr=-1"], "`optimizer.lr` is -1: it must be a finite number above 0"),
         (&["optimizer.lr=nan"], "`optimizer.lr` is NaN: it must be a finite number above 0"),
         (&["optimizer.betas=[0.9, 1.0]"], "`optimizer.betas` is [0.9, 1]: both must be at least 0 and below 1"),

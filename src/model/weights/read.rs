@@ -22,6 +22,9 @@ pub const INDEX_FILE: &str = "model.safetensors.index.json";
 
 /// Elements that one task widens; small enough that the chunks of a projection keep every core busy.
 const WIDEN_CHUNK: usize = 1 << 16;
+/// Elements of which file and memory hold a copy at a time (64 MiB of f32): what was read is let go, or reading a checkpoint would take
+/// the memory of its files besides that of its tensors.
+const PIECE: usize = 1 << 24;
 
 /// The weights in a model folder, mapped and not yet read.
 #[derive(Debug)]
@@ -44,6 +47,16 @@ struct SavedTensor {
     shape: Vec<usize>,
     /// Within the shard's file.
     bytes: Range<usize>,
+}
+
+impl Shard {
+    /// Lets go of the pages that hold `range`; they can be read again.
+    fn forget(&self, range: Range<usize>) {
+        // SAFETY: the mapping is read-only, so that nothing is lost with a page: the next access reads the file again.
+        // An error means that the pages stay, which does no harm.
+        #[cfg(unix)]
+        let _ = unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len()) };
+    }
 }
 
 impl Checkpoint {
@@ -141,21 +154,27 @@ impl Checkpoint {
     /// Widens the tensor `name` to f32 into `out`, on all cores when it is large.
     pub fn read_into(&self, name: &str, out: &mut [f32]) -> Result<()> {
         let tensor = self.tensor(name)?;
-        let bytes = self.bytes(tensor);
         let n_bytes = tensor.dtype.n_bytes();
         ensure!(
-            bytes.len() == out.len() * n_bytes,
+            tensor.bytes.len() == out.len() * n_bytes,
             "tensor `{name}` has {} elements (shape {:?}), the buffer to fill has {}",
-            bytes.len() / n_bytes,
+            tensor.bytes.len() / n_bytes,
             tensor.shape,
             out.len()
         );
-        if out.len() <= WIDEN_CHUNK {
-            widen(tensor.dtype, bytes, out);
-        } else {
-            out.par_chunks_mut(WIDEN_CHUNK)
-                .zip(bytes.par_chunks(WIDEN_CHUNK * n_bytes))
-                .for_each(|(out, bytes)| widen(tensor.dtype, bytes, out));
+        for (piece, out) in out.chunks_mut(PIECE).enumerate() {
+            let start = tensor.bytes.start + piece * PIECE * n_bytes;
+            let range = start..start + out.len() * n_bytes;
+            let shard = &self.shards[tensor.shard];
+            let bytes = &shard.map[range.clone()];
+            match out.len() <= WIDEN_CHUNK {
+                true => widen(tensor.dtype, bytes, out),
+                false => out
+                    .par_chunks_mut(WIDEN_CHUNK)
+                    .zip(bytes.par_chunks(WIDEN_CHUNK * n_bytes))
+                    .for_each(|(out, bytes)| widen(tensor.dtype, bytes, out)),
+            }
+            shard.forget(range);
         }
         Ok(())
     }

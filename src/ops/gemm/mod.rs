@@ -1,8 +1,9 @@
 //! Matrix products on the CPU behind a safe, bounds-checked front: in f32 and f64 the `gemm` crate, in bf16 a kernel of our own where the
 //! processor has instructions for it.
 //!
-//! `gemm` splits rows and columns over threads, never the inner dimension, so a result does not depend on the number of threads. The order
-//! in which it sums depends on the inner dimension alone, except for very small products, which [`stable_rows`] avoids.
+//! Threads meet once a product and take bands of rows or columns of the result, never parts of the inner dimension, so that their number
+//! changes no bit. The order in which `gemm` sums depends on the inner dimension alone, except for very small products, which
+//! [`stable_rows`] avoids and of which no band is made.
 
 #[cfg(target_arch = "x86_64")]
 mod bf16;
@@ -10,6 +11,14 @@ mod bf16;
 use super::Real;
 use crate::config::ComputeDtype;
 use rayon::prelude::*;
+use std::ops::Range;
+
+/// `gemm` computes tiles of 48 x 8 f32, or the other way round.
+const TILE: usize = 48;
+/// Rows or columns of a band, before it is rounded to tiles: it stays above the 64 up to which `gemm` has ways of its own.
+const MIN_BAND: usize = 3 * TILE;
+/// Multiplications below which waking another thread costs more than it saves.
+const MIN_PARALLEL: usize = 4 << 20;
 
 /// A matrix in a slice: element (i, j) is `data[i * row_stride + j * column_stride]`.
 #[derive(Debug, Clone, Copy)]
@@ -35,6 +44,12 @@ impl<'a, T> Matrix<'a, T> {
     /// Rows of `columns` values, one behind the other.
     pub fn new(data: &'a [T], columns: usize) -> Self {
         Self::strided(data, data.len() / columns, columns, columns)
+    }
+
+    /// Some rows.
+    fn band(self, rows: Range<usize>) -> Self {
+        let start = if rows.is_empty() { 0 } else { rows.start * self.row_stride };
+        Self { data: &self.data[start..], rows: rows.len(), ..self }
     }
 
     pub fn transposed(self) -> Self {
@@ -68,23 +83,65 @@ fn check<T>(n_out: usize, stride: usize, a: &Matrix<T>, b: &Matrix<T>) {
 
 /// `out (+)= factor * a · b`, with `out` in rows `stride` values apart.
 pub fn multiply<T: Real>(out: &mut [T], stride: usize, write: Write, factor: T, a: Matrix<T>, b: Matrix<T>, threads: Threads) {
-    let (m, n, k) = (a.rows, b.columns, a.columns);
     check(out.len(), stride, &a, &b);
-    if m == 0 || n == 0 {
-        return;
-    }
-    let parallelism = match threads {
-        Threads::Pool if rayon::current_num_threads() > 1 => gemm::Parallelism::Rayon(0),
-        _ => gemm::Parallelism::None,
+    let out = Band(out.as_mut_ptr());
+    let n_bands = match threads {
+        Threads::Pool => n_bands(a.rows, b.columns, a.columns),
+        Threads::One => 1,
     };
-    // SAFETY: both matrices were checked against their slices when they were made, `out` just above; `out` is borrowed mutably, so it
-    // overlaps neither. `T` is f32 or f64, which `gemm` supports.
+    if n_bands <= 1 {
+        // SAFETY: `check` asserted that the product fits `out`, which is borrowed mutably.
+        return unsafe { multiply_band(out, stride, write, factor, a, b) };
+    }
+    // Rows or columns, whichever are more: what is not split is packed by every thread.
+    let by_rows = a.rows >= b.columns;
+    let n = a.rows.max(b.columns);
+    let start = |band: usize| (band * n / n_bands).next_multiple_of(TILE).min(n);
+    let work = |band: usize| {
+        let range = start(band)..start(band + 1);
+        let (offset, a, b) =
+            if by_rows { (range.start * stride, a.band(range), b) } else { (range.start, a, b.transposed().band(range).transposed()) };
+        // SAFETY: as above; the bands are disjoint.
+        unsafe { multiply_band(out.behind(offset), stride, write, factor, a, b) }
+    };
+    let work = &work;
+    rayon::scope(|scope| {
+        (1..n_bands).for_each(|band| scope.spawn(move |_| work(band)));
+        work(0);
+    });
+}
+
+/// In how many bands a product of `m x n` values is computed on the surrounding pool.
+fn n_bands(m: usize, n: usize, k: usize) -> usize {
+    // `gemm` has ways of its own with few rows or columns.
+    let is_small = m.saturating_mul(n).saturating_mul(k) < MIN_PARALLEL || m.min(n) < 4;
+    if is_small { 1 } else { rayon::current_num_threads().min(m.max(n) / MIN_BAND) }
+}
+
+#[derive(Clone, Copy)]
+struct Band<T>(*mut T);
+
+impl<T> Band<T> {
+    fn behind(self, offset: usize) -> Self {
+        Self(self.0.wrapping_add(offset))
+    }
+}
+
+// SAFETY: a pointer into a slice that is borrowed mutably until all bands of it are written, each by one thread.
+unsafe impl<T: Send> Sync for Band<T> {}
+
+/// # Safety
+///
+/// `out` is valid for the values of `a · b` in rows `stride` values apart, and nobody else reads or writes those meanwhile.
+unsafe fn multiply_band<T: Real>(out: Band<T>, stride: usize, write: Write, factor: T, a: Matrix<T>, b: Matrix<T>) {
+    // SAFETY: both matrices were checked against their slices when they were made; `out` is the caller's. `T` is f32 or f64, which `gemm`
+    // supports.
     unsafe {
         gemm::gemm(
-            m,
-            n,
-            k,
-            out.as_mut_ptr(),
+            a.rows,
+            b.columns,
+            a.columns,
+            out.0,
             1,
             stride as isize,
             write == Write::Add,
@@ -99,13 +156,13 @@ pub fn multiply<T: Real>(out: &mut [T], stride: usize, write: Write, factor: T, 
             false,
             false,
             false,
-            parallelism,
+            gemm::Parallelism::None,
         );
     }
 }
 
-/// `out (+)= factor * a · b` on the surrounding pool, computed in `compute`: with bf16 both inputs are rounded to bf16 (to nearest even) and
-/// products are summed in f32, as tensor cores and autocast do. The values in memory stay f32.
+/// `out (+)= factor * a · b` on the surrounding pool, computed in `compute`: with bf16 both inputs are rounded to bf16 (to nearest even)
+/// and products are summed in f32, as tensor cores and autocast do. The values in memory stay f32.
 pub fn multiply_in(compute: ComputeDtype, out: &mut [f32], stride: usize, write: Write, factor: f32, a: Matrix<f32>, b: Matrix<f32>) {
     if compute == ComputeDtype::F32 {
         return multiply(out, stride, write, factor, a, b, Threads::Pool);
@@ -144,7 +201,7 @@ pub fn stable_rows(compute: ComputeDtype, columns: usize, inner: usize) -> usize
 
 #[cfg(test)]
 mod tests {
-    use super::super::check::values;
+    use super::super::check::{to_f32, values};
     use super::*;
 
     fn slow(a: Matrix<f64>, b: Matrix<f64>) -> Vec<f64> {
@@ -173,11 +230,35 @@ mod tests {
     }
 
     #[test]
+    fn the_number_of_threads_changes_no_bit() {
+        for (m, n, k) in [(448, 100, 600), (100, 448, 600), (289, 290, 400), (4, 3000, 1000), (65, 600, 513), (5000, 64, 600)] {
+            let (a, b) = (to_f32(&values(1, m * k)), to_f32(&values(2, n * k)));
+            assert!(m * n * k >= MIN_PARALLEL, "threads take part");
+            for (a, b) in [
+                (Matrix::new(&a, k), Matrix::new(&b, k).transposed()),
+                (Matrix::new(&a, k), Matrix::new(&b, n)),
+                (Matrix::new(&a, m).transposed(), Matrix::new(&b, n)),
+            ] {
+                let run = |threads| {
+                    let mut out = vec![1.0; m * n];
+                    multiply(&mut out, n, Write::Add, 0.5, a, b, threads);
+                    out
+                };
+                let one = run(Threads::One);
+                for n_threads in [2, 3, 8] {
+                    let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();
+                    assert!(pool.install(|| run(Threads::Pool)) == one, "{m} x {n} x {k} on {n_threads} threads");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn a_row_does_not_depend_on_its_neighbours() {
         for (n, k) in [(4, 33), (48, 600), (64, 2048), (65, 100), (300, 1030), (1000, 64)] {
             let at_least = stable_rows(ComputeDtype::F32, n, k);
-            let x: Vec<f32> = values(3, (at_least + 200) * k).iter().map(|&v| v as f32).collect();
-            let w: Vec<f32> = values(4, n * k).iter().map(|&v| v as f32).collect();
+            let x = to_f32(&values(3, (at_least + 200) * k));
+            let w = to_f32(&values(4, n * k));
             let run = |rows: usize| {
                 let mut out = vec![0.0; rows * n];
                 multiply(

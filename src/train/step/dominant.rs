@@ -1,16 +1,19 @@
 //! The dominant side: the retention term and, where the objective reads them, the policy's dominant scores.
 
-use super::{DominantPasses, Side, Step, ids, kl, n_tokens_unshared};
+use super::{DominantPasses, Gradients, Side, Step, StepSettings, ids, kl, n_answer_tokens, n_tokens_unshared};
 use crate::config::RetentionKind;
 use crate::data::batch::{PackedBatch, PairSpans};
 use crate::data::encode::{EncodedPair, EncodedPreference};
 use crate::model::decoder::Forward;
+use crate::model::description::DecoderDescription;
 use crate::objective::{PairScores, retention};
 use crate::ops::{self, Buffer, Scratch};
+use crate::plan::work::{Gradient, Pass};
 use crate::reference::FrozenHead;
 use crate::scoring::{KeptStates, ScoredSequence, pair_scores, response_targets};
 use anyhow::{Context, Result, ensure};
 use std::collections::HashMap;
+use tracing::info_span;
 
 /// Rows of a batch that share a dominant pair: their retention is computed once and counts once for each.
 struct DominantGroup<'a> {
@@ -36,6 +39,35 @@ fn dominant_groups<'a>(rows: &[&'a EncodedPair], passes: DominantPasses) -> Vec<
     groups
 }
 
+/// The pairs of one micro-batch, one behind the other.
+fn pack(groups: &[DominantGroup], settings: &StepSettings) -> (PackedBatch, Vec<PairSpans>) {
+    let _span = info_span!("data").entered();
+    let mut batch = PackedBatch::default();
+    let layout = KeptStates::of(&settings.retention).layout(settings.pad_token);
+    let spans = groups.iter().map(|group| batch.push_pair(group.pair, &layout)).collect();
+    (batch, spans)
+}
+
+/// The head runs only for an objective that reads dominant scores; these have no gradient.
+fn pass(batch: &PackedBatch, spans: &[PairSpans], settings: &StepSettings, gradients: Gradients, description: &DecoderDescription) -> Pass {
+    let n_scored = if settings.objective.passes().policy_dominant { n_answer_tokens(spans) } else { 0 };
+    let n_compared = if settings.retention.kind == RetentionKind::Kl { n_answer_tokens(spans) } else { 0 };
+    let gradient = if gradients.of_retention() && settings.has_retention() { Gradient::OfStates } else { Gradient::None };
+    Pass { n_compared, ..Pass::new(batch, description, n_scored, gradient) }
+}
+
+/// The passes of this side, without making them.
+pub(super) fn passes(rows: &[&EncodedPair], settings: &StepSettings, gradients: Gradients, description: &DecoderDescription) -> Vec<Pass> {
+    if !settings.needs_dominant() {
+        return Vec::new();
+    }
+    let pass_of = |groups: &[DominantGroup]| {
+        let (batch, spans) = pack(groups, settings);
+        pass(&batch, &spans, settings, gradients, description)
+    };
+    dominant_groups(rows, settings.dominant_passes).chunks(settings.micro_batch_size).map(pass_of).collect()
+}
+
 /// What the dominant side found for a row.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct DominantOutcome {
@@ -47,15 +79,16 @@ pub(super) struct DominantOutcome {
 impl Step<'_> {
     /// What each row's dominant pair gives; nothing is computed when nothing is asked for.
     pub(super) fn dominant_side(&self, rows: &[&EncodedPair]) -> Result<Side<DominantOutcome>> {
-        let mut side = Side { outcomes: vec![DominantOutcome::default(); rows.len()], n_tokens: 0, n_tokens_computed: 0 };
-        if !self.settings.has_retention() && !self.settings.objective.passes().policy_dominant {
+        let mut side = Side { outcomes: vec![DominantOutcome::default(); rows.len()], n_tokens: 0, passes: Vec::new() };
+        if !self.settings.needs_dominant() {
             return Ok(side);
         }
+        let _span = info_span!("dominant side").entered();
         side.n_tokens = rows.iter().map(|row| n_tokens_unshared(&row.dominant)).sum();
         for groups in dominant_groups(rows, self.settings.dominant_passes).chunks(self.settings.micro_batch_size) {
             let named = || format!("dominant side of {}", ids(groups.iter().flat_map(|group| &group.rows).map(|&row| rows[row])));
-            let (outcomes, n_packed) = self.dominant_pass(groups).with_context(named)?;
-            side.n_tokens_computed += n_packed;
+            let (outcomes, pass) = self.dominant_pass(groups).with_context(named)?;
+            side.passes.push(pass);
             for (group, outcome) in groups.iter().zip(outcomes) {
                 group.rows.iter().for_each(|&row| side.outcomes[row] = outcome);
             }
@@ -63,29 +96,27 @@ impl Step<'_> {
         Ok(side)
     }
 
-    /// One micro-batch: an outcome for each group, and the tokens packed. The head runs only for an objective that reads dominant scores.
-    fn dominant_pass(&self, groups: &[DominantGroup]) -> Result<(Vec<DominantOutcome>, usize)> {
-        let kept = KeptStates::of(&self.settings.retention);
-        let with_gradients = self.gradients.of_retention() && self.settings.has_retention();
-        let mut batch = PackedBatch::default();
-        let layout = kept.layout(self.settings.pad_token);
-        let spans: Vec<PairSpans> = groups.iter().map(|group| batch.push_pair(group.pair, &layout)).collect();
-        let forward = self.policy.forward(&batch, self.settings.memory(with_gradients).keep)?;
+    /// One micro-batch: an outcome for each group.
+    fn dominant_pass(&self, groups: &[DominantGroup]) -> Result<(Vec<DominantOutcome>, Pass)> {
+        let (batch, spans) = pack(groups, self.settings);
+        let pass = pass(&batch, &spans, self.settings, self.gradients, self.policy.description());
+        let forward = info_span!("forward").in_scope(|| self.policy.forward(&batch, self.settings.memory(pass.gradient).keep))?;
 
         let mut outcomes = vec![DominantOutcome::default(); groups.len()];
-        if self.settings.objective.passes().policy_dominant {
-            let log_probs = self.policy.log_probs(&forward.hidden_ND, &response_targets(&batch, &spans))?;
+        if pass.n_scored > 0 {
+            let targets = response_targets(&batch, &spans);
+            let log_probs = info_span!("head").in_scope(|| self.policy.log_probs(&forward.hidden_ND, &targets))?;
             let scores = pair_scores(&log_probs, &spans)?;
             outcomes.iter_mut().zip(scores).for_each(|(outcome, scores)| outcome.policy = Some(scores));
         }
         if self.settings.has_retention() {
             let (values, d_hidden_ND) = self.retention(groups, &spans, &forward)?;
             outcomes.iter_mut().zip(values).for_each(|(outcome, value)| outcome.retention = Some(value));
-            if with_gradients {
-                self.policy.backward(forward, &d_hidden_ND)?;
+            if pass.gradient != Gradient::None {
+                info_span!("backward").in_scope(|| self.policy.backward(forward, &d_hidden_ND))?;
             }
         }
-        Ok((outcomes, batch.n_tokens()))
+        Ok((outcomes, pass))
     }
 
     /// Unweighted retention of both sequences of each group, and d loss / d hidden states. For `kl` this also adds to the head's gradient.
@@ -103,7 +134,8 @@ impl Step<'_> {
             let scale = self.settings.retention.weight * retention::sequence_weight(group.rows.len(), self.totals.n_rows);
             let n_end_tokens = [group.pair.chosen.n_end_tokens, group.pair.rejected.n_end_tokens];
             let mut value = [0.0; 2];
-            for (sequence, frozen) in reference.pair(group.pair)?.into_iter().enumerate() {
+            let frozen = info_span!("reference").in_scope(|| reference.pair(group.pair))?;
+            for (sequence, frozen) in frozen.into_iter().enumerate() {
                 let span = spans.both()[sequence];
                 value[sequence] = match self.settings.retention.kind {
                     RetentionKind::None => 0.0,
@@ -113,6 +145,7 @@ impl Step<'_> {
                     }
                     RetentionKind::Kl => {
                         let rows: Vec<usize> = span.predicting_rows().collect();
+                        let _span = info_span!("head").entered();
                         self.kl_retention(&hidden_ND, &rows, (frozen, reference.head()?), scale, &mut d_hidden_ND)?
                     }
                 };

@@ -6,12 +6,10 @@
 use crate::model::decoder::Decoder;
 use crate::objective::retention::{kl_divergence, kl_divergence_backward};
 use crate::ops::Scratch;
+use crate::plan::COMPARED_LOGITS_PER_CHUNK;
 use crate::reference::FrozenHead;
 use anyhow::{Result, ensure};
 use rayon::prelude::*;
-
-/// Logits of one model that exist at a time (16 MiB of f32).
-const LOGITS_PER_CHUNK: usize = 4 * 1024 * 1024;
 
 /// The mean divergence over M positions, nats, from the policy's and the reference's final-norm states `[M, D]` there.
 ///
@@ -30,7 +28,7 @@ pub fn mean_divergence(
         reference.vocab_size()?
     );
     let n_positions = policy_MD.len() / hidden_size;
-    let states_per_chunk = (LOGITS_PER_CHUNK / vocab_size).max(1) * hidden_size;
+    let states_per_chunk = (COMPARED_LOGITS_PER_CHUNK / vocab_size).max(1) * hidden_size;
     let mut sum = 0.0;
     let mut d_policy_MD = Vec::new();
     for (policy_states, reference_states) in policy_MD.chunks(states_per_chunk).zip(reference_MD.chunks(states_per_chunk)) {

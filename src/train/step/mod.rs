@@ -12,10 +12,13 @@ mod target;
 pub use first_batch::{FirstBatch, evaluate_first_batch};
 
 use crate::config::{Gap, RetentionConfig, RetentionKind, RunConfig};
-use crate::data::batch::PromptSharing;
+use crate::data::batch::{PairSpans, PromptSharing};
 use crate::data::encode::{EncodedPair, EncodedPreference};
 use crate::model::decoder::{Decoder, Keep};
+use crate::model::description::DecoderDescription;
 use crate::objective::{BatchTotals, Objective, PairScores, retention};
+pub use crate::plan::StepMemory;
+use crate::plan::work::{Gradient, Pass};
 use crate::reference::FrozenScores;
 use anyhow::Result;
 
@@ -36,22 +39,6 @@ pub struct StepSettings {
     pub pad_token: u32,
     /// What stays in memory from a forward to its backward.
     pub memory: StepMemory,
-}
-
-/// What stays in memory from a forward to its backward, and what is made again. Results are the same, bit for bit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct StepMemory {
-    /// Of the blocks, in a pass with gradients.
-    pub keep: Keep,
-    /// At most so many of a micro-batch's logits.
-    pub kept_logits: usize,
-}
-
-impl Default for StepMemory {
-    fn default() -> Self {
-        // 256 MiB of logits: whole micro-batches of small models, and little beside what training a large one takes.
-        Self { keep: Keep::ForBackward, kept_logits: 64 * 1024 * 1024 }
-    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,6 +90,8 @@ pub struct BatchOutcome {
     pub n_tokens: usize,
     /// Tokens that the policy's forward passes computed.
     pub n_tokens_computed: usize,
+    /// The policy's passes, in their order: what the batch cost.
+    pub passes: Vec<Pass>,
 }
 
 impl StepSettings {
@@ -121,13 +110,18 @@ impl StepSettings {
         }
     }
 
-    /// What a pass with or without a backward keeps.
-    fn memory(&self, with_gradients: bool) -> StepMemory {
-        if with_gradients { self.memory } else { StepMemory { keep: Keep::Nothing, kept_logits: 0 } }
+    /// What a pass keeps.
+    fn memory(&self, gradient: Gradient) -> StepMemory {
+        if gradient == Gradient::None { StepMemory { keep: Keep::Nothing, kept_logits: 0 } } else { self.memory }
     }
 
     fn has_retention(&self) -> bool {
         self.retention.kind != RetentionKind::None
+    }
+
+    /// Whether anything is asked of the dominant side.
+    fn needs_dominant(&self) -> bool {
+        self.has_retention() || self.objective.passes().policy_dominant
     }
 }
 
@@ -162,6 +156,7 @@ pub fn evaluate_batch(
     let dominant = step.dominant_side(rows)?;
     let target = step.target_side(rows, &dominant.outcomes)?;
     let rows = target.outcomes;
+    let passes = [dominant.passes, target.passes].concat();
     let objective = rows.iter().map(|row| row.objective_share).sum();
     let retention = settings.has_retention().then(|| mean_retention(&rows));
     Ok(BatchOutcome {
@@ -170,16 +165,23 @@ pub fn evaluate_batch(
         retention,
         rows,
         n_tokens: dominant.n_tokens + target.n_tokens,
-        n_tokens_computed: dominant.n_tokens_computed + target.n_tokens_computed,
+        n_tokens_computed: passes.iter().map(|pass| pass.n_tokens).sum(),
+        passes,
     })
 }
 
-/// What one side found, a row at a time, and the tokens that it took.
+/// The passes that [`evaluate_batch`] makes of `rows`, in their order, without making them.
+pub fn passes(rows: &[&EncodedPair], settings: &StepSettings, gradients: Gradients, description: &DecoderDescription) -> Vec<Pass> {
+    let [dominant, target] = [dominant::passes, target::passes].map(|of_side| of_side(rows, settings, gradients, description));
+    [dominant, target].concat()
+}
+
+/// What one side found, a row at a time, and what it took.
 struct Side<Outcome> {
     /// In the order of the batch's rows.
     outcomes: Vec<Outcome>,
     n_tokens: usize,
-    n_tokens_computed: usize,
+    passes: Vec<Pass>,
 }
 
 /// What all micro-batches of a batch have in common.
@@ -208,6 +210,11 @@ fn batch_totals(rows: &[&EncodedPair]) -> BatchTotals {
 /// Tokens of both sequences of a pair, each with its own prompt.
 fn n_tokens_unshared(pair: &EncodedPreference) -> usize {
     2 * pair.prompt.len() + pair.chosen.tokens.len() + pair.rejected.tokens.len()
+}
+
+/// Both answers of each pair: the tokens that the head or `kl` looks at.
+fn n_answer_tokens(spans: &[PairSpans]) -> usize {
+    spans.iter().flat_map(PairSpans::both).map(|span| span.response.len()).sum()
 }
 
 fn ids<'a>(rows: impl Iterator<Item = &'a EncodedPair>) -> String {

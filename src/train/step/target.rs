@@ -1,39 +1,64 @@
 //! The target side: the objective of some rows, and its gradient.
 
 use super::dominant::DominantOutcome;
-use super::{RowOutcome, Side, Step, ids, n_tokens_unshared};
+use super::{Gradients, RowOutcome, Side, Step, StepSettings, ids, n_answer_tokens, n_tokens_unshared};
 use crate::data::batch::{Layout, PackedBatch, PairSpans};
 use crate::data::encode::EncodedPair;
+use crate::model::description::DecoderDescription;
 use crate::objective::{PairScores, RowLoss, RowScores};
 use crate::ops::Buffer;
+use crate::plan::work::{Gradient, Pass};
 use crate::scoring::{pair_scores, response_targets};
 use anyhow::{Context, Result};
+use tracing::info_span;
+
+/// The rows of one micro-batch, one behind the other.
+fn pack(rows: &[&EncodedPair], settings: &StepSettings) -> (PackedBatch, Vec<PairSpans>) {
+    let _span = info_span!("data").entered();
+    let mut batch = PackedBatch::default();
+    let layout = Layout { sharing: settings.target_sharing, pad_token: None };
+    let spans = rows.iter().map(|row| batch.push_pair(&row.target, &layout)).collect();
+    (batch, spans)
+}
+
+fn pass(batch: &PackedBatch, spans: &[PairSpans], gradients: Gradients, description: &DecoderDescription) -> Pass {
+    let gradient = if gradients.of_objective() { Gradient::OfScores } else { Gradient::None };
+    Pass::new(batch, description, n_answer_tokens(spans), gradient)
+}
+
+/// The passes of this side, without making them.
+pub(super) fn passes(rows: &[&EncodedPair], settings: &StepSettings, gradients: Gradients, description: &DecoderDescription) -> Vec<Pass> {
+    let pass_of = |rows: &[&EncodedPair]| {
+        let (batch, spans) = pack(rows, settings);
+        pass(&batch, &spans, gradients, description)
+    };
+    rows.chunks(settings.micro_batch_size).map(pass_of).collect()
+}
 
 impl Step<'_> {
     /// The objective of every row.
     pub(super) fn target_side(&self, rows: &[&EncodedPair], dominant: &[DominantOutcome]) -> Result<Side<RowOutcome>> {
+        let _span = info_span!("target side").entered();
         let n_tokens = rows.iter().map(|row| n_tokens_unshared(&row.target)).sum();
-        let mut side = Side { outcomes: Vec::with_capacity(rows.len()), n_tokens, n_tokens_computed: 0 };
+        let mut side = Side { outcomes: Vec::with_capacity(rows.len()), n_tokens, passes: Vec::new() };
         let micro_batch_size = self.settings.micro_batch_size;
         for (rows, dominant) in rows.chunks(micro_batch_size).zip(dominant.chunks(micro_batch_size)) {
             let named = || format!("target side of {}", ids(rows.iter().copied()));
-            let (outcomes, n_packed) = self.target_pass(rows, dominant).with_context(named)?;
-            side.n_tokens_computed += n_packed;
+            let (outcomes, pass) = self.target_pass(rows, dominant).with_context(named)?;
+            side.passes.push(pass);
             side.outcomes.extend(outcomes);
         }
         Ok(side)
     }
 
-    /// One micro-batch: an outcome for each row, and the tokens packed.
-    fn target_pass(&self, rows: &[&EncodedPair], dominant: &[DominantOutcome]) -> Result<(Vec<RowOutcome>, usize)> {
-        let with_gradients = self.gradients.of_objective();
-        let mut batch = PackedBatch::default();
-        let layout = Layout { sharing: self.settings.target_sharing, pad_token: None };
-        let spans: Vec<PairSpans> = rows.iter().map(|row| batch.push_pair(&row.target, &layout)).collect();
+    /// One micro-batch: an outcome for each row.
+    fn target_pass(&self, rows: &[&EncodedPair], dominant: &[DominantOutcome]) -> Result<(Vec<RowOutcome>, Pass)> {
+        let (batch, spans) = pack(rows, self.settings);
+        let pass = pass(&batch, &spans, self.gradients, self.policy.description());
         let targets = response_targets(&batch, &spans);
-        let memory = self.settings.memory(with_gradients);
-        let forward = self.policy.forward(&batch, memory.keep)?;
-        let scored = self.policy.score(&forward.hidden_ND, &targets, memory.kept_logits)?;
+        let memory = self.settings.memory(pass.gradient);
+        let forward = info_span!("forward").in_scope(|| self.policy.forward(&batch, memory.keep))?;
+        let scored = info_span!("head").in_scope(|| self.policy.score(&forward.hidden_ND, &targets, memory.kept_logits))?;
 
         let mut outcomes = Vec::with_capacity(rows.len());
         let mut losses = Vec::with_capacity(rows.len());
@@ -43,12 +68,13 @@ impl Step<'_> {
             outcomes.push(self.row_outcome(&scores, &loss, dominant));
             losses.push(loss);
         }
-        if with_gradients {
+        if pass.gradient != Gradient::None {
             let d_hidden_ND = Buffer::zeros(forward.hidden_ND.dims())?;
-            self.policy.score_backward(&forward.hidden_ND, (&targets, scored), &d_log_probs(&losses, &spans), &d_hidden_ND)?;
-            self.policy.backward(forward, &d_hidden_ND)?;
+            let (scored, d_log_probs) = ((&targets[..], scored), d_log_probs(&losses, &spans));
+            info_span!("head").in_scope(|| self.policy.score_backward(&forward.hidden_ND, scored, &d_log_probs, &d_hidden_ND))?;
+            info_span!("backward").in_scope(|| self.policy.backward(forward, &d_hidden_ND))?;
         }
-        Ok((outcomes, batch.n_tokens()))
+        Ok((outcomes, pass))
     }
 
     fn row_scores(&self, row: &EncodedPair, dominant: &DominantOutcome, policy_target: PairScores) -> Result<RowScores> {
@@ -57,6 +83,7 @@ impl Step<'_> {
             Some(reference) if wanted => reference.pair_scores(pair).map(Some),
             _ => Ok(None),
         };
+        let _span = info_span!("reference").entered();
         Ok(RowScores {
             policy_target,
             policy_dominant: dominant.policy,

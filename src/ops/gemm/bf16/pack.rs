@@ -14,9 +14,9 @@ const PIECE: usize = 2 * LANES;
 const VALUES_AHEAD: usize = 4 * PIECE;
 const ROWS_AHEAD: usize = 16;
 
-/// Packs the inner indices `inner` of some panels of `source`, a matrix of one vector (row of A, column of B) a row: `WIDTH` vectors a panel
-/// from vector `first` on, a panel for each `panel_lines` of `out`. A panel holds, for each pair of inner indices, one line for every 16
-/// vectors. Vectors and inner indices that do not exist become zero.
+/// Packs the inner indices `inner` of some panels of `source`, a matrix of one vector (row of A, column of B) a row: `WIDTH` vectors a
+/// panel from vector `first` on, a panel for each `panel_lines` of `out`. A panel holds, for each pair of inner indices, one line for
+/// every 16 vectors. Vectors and inner indices that do not exist become zero.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 pub fn pack<const WIDTH: usize>(source: &Matrix<f32>, first: usize, inner: &Range<usize>, out: &mut [Line], panel_lines: usize) {
     if source.column_stride == 1 {
@@ -75,8 +75,8 @@ fn pack_piece<const WIDTH: usize>(values: &[f32], stride: usize, out: &mut [Line
     }
 }
 
-/// Panels of vectors that lie side by side: 16 values at one inner index are interleaved with the 16 at the next. All panels advance together,
-/// so that memory is read in long runs.
+/// Panels of vectors that lie side by side: 16 values at one inner index are interleaved with the 16 at the next. All panels advance
+/// together, so that memory is read in long runs.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 fn pack_side_by_side<const WIDTH: usize>(source: &Matrix<f32>, first: usize, inner: &Range<usize>, out: &mut [Line], panel_lines: usize) {
     // Places of 16 bits in a pair of rounded vectors: the i-th of the first beside the i-th of the second.
@@ -93,14 +93,27 @@ fn pack_side_by_side<const WIDTH: usize>(source: &Matrix<f32>, first: usize, inn
         }
         for (panel, out) in out.chunks_mut(panel_lines).enumerate() {
             let vectors = panel * WIDTH..((panel + 1) * WIDTH).min(n_vectors);
-            for (strip, line) in out[pair * lines..][..lines].iter_mut().enumerate() {
-                let start = (vectors.start + strip * LANES).min(vectors.end);
-                let vectors = start..(start + LANES).min(vectors.end);
-                let pair = rounded(load(&low[vectors.clone()]), load(high.get(vectors).unwrap_or_default()));
+            let out = &mut out[pair * lines..][..lines];
+            let (low, high) = (&low[vectors.clone()], high.get(vectors).unwrap_or_default());
+            let is_whole = low.len() == WIDTH && high.len() == WIDTH;
+            for (strip, line) in out.iter_mut().enumerate() {
+                let lanes = strip * LANES..((strip + 1) * LANES).min(WIDTH);
+                // Where all is there, masks are constants.
+                let pair = if is_whole {
+                    rounded(load(&low[lanes.clone()]), load(&high[lanes]))
+                } else {
+                    rounded(load(part(low, lanes.clone())), load(part(high, lanes)))
+                };
                 *line = line_of(_mm512_permutexvar_epi16(interleave, pair));
             }
         }
     }
+}
+
+/// What there is of a range.
+#[inline(always)]
+fn part(values: &[f32], range: Range<usize>) -> &[f32] {
+    &values[range.start.min(values.len())..range.end.min(values.len())]
 }
 
 /// Up to 16 values, then zeros.

@@ -1,0 +1,260 @@
+//! `mpo plan`: what a run will need, and what each switch would change.
+
+use super::print;
+use crate::cli::PlanArgs;
+use crate::config::{self, ActivationCheckpointing, ComputeDtype, RunConfig};
+use crate::data::loader::dominant_numbers;
+use crate::device::{self, gib};
+use crate::plan::StepMemory;
+use crate::plan::estimate::{Estimate, StepNeeds};
+use crate::plan::rates::Rates;
+use crate::plan::units::{byte_rate, count, duration, flop, flop_rate};
+use crate::plan::work::optimizer_bytes;
+use crate::train::forecast::{self, Forecast};
+use crate::train::prepare::Prepared;
+use anyhow::Result;
+use serde::Serialize;
+use std::collections::HashMap;
+use std::fmt::Write;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Time for measuring this machine, once for the run as it is configured, and again for a switch that changes how fast it is.
+const BUDGET: Duration = Duration::from_millis(800);
+const BUDGET_OF_A_SWITCH: Duration = Duration::from_millis(300);
+
+/// What is printed.
+#[derive(Debug, Serialize)]
+struct Report {
+    model_type: String,
+    n_parameters: usize,
+    n_rows: usize,
+    /// Of the run as it is configured.
+    #[serde(flatten)]
+    planned: Planned,
+    rates: Rates,
+    /// Bytes that this process may come to have; absent where the system does not say.
+    available_bytes: Option<u64>,
+    switches: Vec<Switched>,
+}
+
+#[derive(Debug, Serialize)]
+struct Planned {
+    activation_checkpointing: ActivationCheckpointing,
+    peak_bytes: u64,
+    fits: Option<bool>,
+    run_seconds: f64,
+    #[serde(flatten)]
+    estimate: Estimate,
+}
+
+/// The same run with some keys set otherwise.
+#[derive(Debug, Serialize)]
+struct Switched {
+    set: Vec<String>,
+    #[serde(flatten)]
+    planned: Planned,
+}
+
+/// Prints the plan.
+///
+/// # Errors
+/// Whatever is wrong with configuration, data or model.
+pub fn run(args: &PlanArgs) -> Result<ExitCode> {
+    let config = config::load(&args.config, &args.set)?;
+    let report = device::thread_pool(&config.hardware)?.install(|| report(config))?;
+    match args.json {
+        true => print(&format!("{}\n", serde_json::to_string_pretty(&report)?))?,
+        false => print(&text(&report)?)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn report(config: RunConfig) -> Result<Report> {
+    let prepared = Prepared::new(config, None)?;
+    let process = device::rss_bytes();
+    let available = forecast::available();
+    let forecast = Forecast::new(&prepared, &prepared.config, None, process)?;
+    let rates = forecast.rates(BUDGET)?;
+    let planned = planned(&forecast, &prepared.config, &rates, available);
+    let mut switches = Vec::new();
+    for (set, config) in switches_of(&prepared, planned.activation_checkpointing) {
+        let forecast = Forecast::new(&prepared, &config, None, process)?;
+        let is_as_fast = (config.model.dtype, &config.hardware) == (prepared.config.model.dtype, &prepared.config.hardware);
+        let rates =
+            if is_as_fast { rates } else { device::thread_pool(&config.hardware)?.install(|| forecast.rates(BUDGET_OF_A_SWITCH))? };
+        switches.push(Switched { set, planned: self::planned(&forecast, &config, &rates, available) });
+    }
+    Ok(Report {
+        model_type: prepared.description.model_type.clone(),
+        n_parameters: prepared.n_parameters,
+        n_rows: prepared.train.len(),
+        planned,
+        rates,
+        available_bytes: available,
+        switches,
+    })
+}
+
+/// What the run would do, or try to do where it does not fit.
+fn planned(forecast: &Forecast, config: &RunConfig, rates: &Rates, available: Option<u64>) -> Planned {
+    let setting = match (config.train.activation_checkpointing, forecast.choose(available)) {
+        (_, Ok(memory)) => setting_of(memory),
+        (ActivationCheckpointing::Auto, Err(_)) => ActivationCheckpointing::ON,
+        (setting, Err(_)) => setting,
+    };
+    let estimate = forecast.estimate(forecast.settled(setting), rates);
+    let peak_bytes = estimate.memory.total();
+    Planned {
+        activation_checkpointing: setting,
+        peak_bytes,
+        fits: available.map(|available| peak_bytes <= available),
+        run_seconds: estimate.run_seconds(),
+        estimate,
+    }
+}
+
+fn setting_of(memory: StepMemory) -> ActivationCheckpointing {
+    memory.checkpoint_every().map_or(ActivationCheckpointing::Off, ActivationCheckpointing::Every)
+}
+
+/// The switches that would change something, each with the keys to set.
+fn switches_of(prepared: &Prepared, checkpointing: ActivationCheckpointing) -> Vec<(Vec<String>, RunConfig)> {
+    let config = &prepared.config;
+    let mut switches: Vec<(Vec<String>, RunConfig)> = Vec::new();
+    let mut add = |set: &[String], change: &dyn Fn(&mut RunConfig)| {
+        let mut changed = config.clone();
+        change(&mut changed);
+        switches.push((set.to_vec(), changed));
+    };
+    let (other, word) = match checkpointing {
+        ActivationCheckpointing::Off => (ActivationCheckpointing::ON, "on"),
+        _ => (ActivationCheckpointing::Off, "off"),
+    };
+    add(&[format!("train.activation_checkpointing={word}")], &|config| config.train.activation_checkpointing = other);
+    let train = &config.train;
+    let largest_group = largest_group(prepared);
+    match train.group_by_dominant {
+        true => add(&["train.group_by_dominant=false".into()], &|config| config.train.group_by_dominant = false),
+        false if largest_group > 1 => {
+            let batch_size = train.batch_size.max(largest_group);
+            let mut set = vec!["train.group_by_dominant=true".to_owned()];
+            set.extend((batch_size > train.batch_size).then(|| format!("train.batch_size={batch_size}")));
+            add(&set, &|config| (config.train.group_by_dominant, config.train.batch_size) = (true, batch_size));
+        }
+        false => {}
+    }
+    for size in [1, train.batch_size] {
+        if size != train.micro_batch_size {
+            add(&[format!("train.micro_batch_size={size}")], &|config| config.train.micro_batch_size = size);
+        }
+    }
+    let (dtype, name) = match config.model.dtype {
+        ComputeDtype::F32 => (ComputeDtype::Bf16, "bf16"),
+        ComputeDtype::Bf16 => (ComputeDtype::F32, "f32"),
+    };
+    add(&[format!("model.dtype={name}")], &|config| config.model.dtype = dtype);
+    let n_cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+    for threads in [1, n_cores] {
+        if threads != rayon::current_num_threads() {
+            add(&[format!("hardware.threads={threads}")], &|config| config.hardware.threads = Some(threads));
+        }
+    }
+    switches
+}
+
+/// Rows that share a dominant pair, at most.
+fn largest_group(prepared: &Prepared) -> usize {
+    let mut sizes: HashMap<usize, usize> = HashMap::new();
+    dominant_numbers(&prepared.train).into_iter().for_each(|number| *sizes.entry(number).or_default() += 1);
+    sizes.into_values().max().unwrap_or(0)
+}
+
+fn text(report: &Report) -> Result<String> {
+    let mut text = String::new();
+    let Report { planned, rates, .. } = report;
+    let estimate = &planned.estimate;
+    writeln!(text, "Model    {} parameters ({})", report.n_parameters, report.model_type)?;
+    writeln!(
+        text,
+        "Machine  matrix products {}, attention {}, memory {} ({} threads)",
+        flop_rate(rates.products),
+        flop_rate(rates.attention),
+        byte_rate(rates.bytes),
+        rates.threads
+    )?;
+    writeln!(text, "\nMemory at the fullest moment, {}", checkpointing_in_words(planned.activation_checkpointing))?;
+    for (name, bytes) in estimate.memory.parts() {
+        writeln!(text, "  {name:<24}{:>12}", gib(bytes))?;
+    }
+    let free = report.available_bytes.map_or("what is free is not known".into(), |bytes| format!("{} free", gib(bytes)));
+    let verdict = match planned.fits {
+        Some(true) => "it fits",
+        Some(false) => "IT DOES NOT FIT",
+        None => "whether it fits is not known",
+    };
+    writeln!(text, "  {:<24}{:>12}   {free}: {verdict}", "together", gib(planned.peak_bytes))?;
+
+    let (mean, largest) = (&estimate.mean_step, &estimate.largest_step);
+    writeln!(text, "\n{:<26}{:>12}{:>15}", "A step", "mean batch", "largest batch")?;
+    let mut line = |name: &str, of: &dyn Fn(&StepNeeds) -> String| writeln!(text, "  {name:<24}{:>12}{:>15}", of(mean), of(largest));
+    line("tokens computed", &|needs| count(needs.tokens))?;
+    line("blocks, forward", &|needs| flop(needs.flops.body_forward))?;
+    line("blocks, backward", &|needs| flop(needs.flops.body_backward))?;
+    if mean.flops.recomputed > 0.0 {
+        line("blocks, forward again", &|needs| flop(needs.flops.recomputed))?;
+    }
+    line("attention", &|needs| flop(needs.flops.attention))?;
+    line("head", &|needs| flop(needs.flops.head))?;
+    line("together", &|needs| flop(needs.flops.total()))?;
+    line("optimizer traffic", &|_| gib(optimizer_bytes(report.n_parameters) as u64))?;
+    line("expected time", &|needs| duration(needs.seconds.total()))?;
+
+    writeln!(text, "\nThe run: {} steps over {} rows", estimate.n_steps, report.n_rows)?;
+    for (name, seconds) in [
+        ("scoring the reference", estimate.scoring_seconds),
+        ("measuring", estimate.measuring_seconds),
+        ("steps", estimate.steps_seconds),
+        ("together", planned.run_seconds),
+    ] {
+        writeln!(text, "  {name:<24}{:>12}", duration(seconds))?;
+    }
+
+    writeln!(text, "\n{:<58}{:>10}{:>12}{:>14}", "What a switch would change", "memory", "a step", "the run")?;
+    let mut row = |name: &str, planned: &Planned| {
+        let does_not_fit = if planned.fits == Some(false) { "  does not fit" } else { "" };
+        let step = duration(planned.estimate.mean_step.seconds.total());
+        writeln!(text, "  {name:<56}{:>10}{step:>12}{:>14}{does_not_fit}", gib(planned.peak_bytes), duration(planned.run_seconds))
+    };
+    row("as configured", planned)?;
+    for switched in &report.switches {
+        row(&switched.set.iter().map(|set| format!("--set {set}")).collect::<Vec<_>>().join(" "), &switched.planned)?;
+    }
+    Ok(text)
+}
+
+/// What is kept of a forward.
+pub(super) fn checkpointing_in_words(setting: ActivationCheckpointing) -> String {
+    match setting {
+        ActivationCheckpointing::ON => "activation checkpointing on".into(),
+        ActivationCheckpointing::Every(n) => format!("activation checkpointing every {n} blocks"),
+        ActivationCheckpointing::Off | ActivationCheckpointing::Auto => "all activations kept".into(),
+    }
+}
+
+/// The first lines, for a run that starts.
+pub(super) fn first_lines(estimate: &Estimate, memory: StepMemory, rates: &Rates, available: Option<u64>) -> String {
+    let free = available.map_or("what is free is not known".into(), |bytes| format!("{} free", gib(bytes)));
+    let step = &estimate.mean_step;
+    format!(
+        "memory   about {} at most, {free}; {}\nwork     {} a step in about {}, {} steps in about {}; matrix products reach {} here ({} threads)",
+        gib(estimate.memory.total()),
+        checkpointing_in_words(setting_of(memory)),
+        flop(step.flops.total()),
+        duration(step.seconds.total()),
+        estimate.n_steps,
+        duration(estimate.run_seconds()),
+        flop_rate(rates.products),
+        rates.threads,
+    )
+}

@@ -1,0 +1,42 @@
+//! What a run will need, before it runs: arithmetic on shapes and token counts, and a few measured rates.
+
+pub mod estimate;
+pub mod ledger;
+pub mod memory;
+pub mod rates;
+pub mod replay;
+pub mod seconds;
+pub mod units;
+pub mod work;
+
+use crate::model::decoder::Keep;
+use std::num::NonZeroUsize;
+
+/// What stays in memory from a forward to its backward, and what is made again. Results are the same, bit for bit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StepMemory {
+    /// Of the blocks, in a pass with gradients.
+    pub keep: Keep,
+    /// At most so many of a micro-batch's logits.
+    pub kept_logits: usize,
+}
+
+impl StepMemory {
+    /// How many blocks share a kept input, where not everything is kept.
+    pub fn checkpoint_every(&self) -> Option<NonZeroUsize> {
+        match self.keep {
+            Keep::BlockInputs { every } => Some(every),
+            Keep::Nothing | Keep::ForBackward => None,
+        }
+    }
+}
+
+impl Default for StepMemory {
+    fn default() -> Self {
+        // 256 MiB of logits: whole micro-batches of small models, and little beside what training a large one takes.
+        Self { keep: Keep::ForBackward, kept_logits: 64 * 1024 * 1024 }
+    }
+}
+
+/// Logits of one model that `kl` retention has at a time (16 MiB of f32).
+pub const COMPARED_LOGITS_PER_CHUNK: usize = 4 * 1024 * 1024;

@@ -1,0 +1,383 @@
+//! What a pass takes from the pool, request by request: `model::decoder`, `model::block` and `ops` with sizes in the place of values.
+//!
+//! This file changes with those; its test runs both and compares.
+
+use super::ledger::{Kind, Ledger, Piece};
+use super::work::{Gradient, Pass, projections};
+use super::{COMPARED_LOGITS_PER_CHUNK, StepMemory};
+use crate::model::decoder::Keep;
+use crate::model::description::DecoderDescription;
+use crate::ops::attention::BLOCK;
+use crate::ops::log_prob::{LOGITS_PER_CHUNK, rows_per_chunk};
+
+/// A model at work on a ledger.
+pub struct Replay<'a> {
+    pub ledger: Ledger,
+    d: &'a DecoderDescription,
+    /// Of query|key|value, `(H + 2K) hd`.
+    n_qkv: usize,
+}
+
+/// What a block's forward leaves for its backward; the input first.
+struct Saved {
+    x: Piece,
+    rest: Vec<Piece>,
+}
+
+/// What consecutive blocks leave, as `model::decoder` groups them.
+enum Group {
+    Activations(Vec<Saved>),
+    Input { x: Piece, n_blocks: usize },
+}
+
+impl<'a> Replay<'a> {
+    pub fn new(description: &'a DecoderDescription) -> Self {
+        let [(n_qkv, _), ..] = projections(description);
+        Self { ledger: Ledger::default(), d: description, n_qkv }
+    }
+
+    /// One pass of the step, of an evaluation, or of scoring.
+    pub fn pass(&mut self, pass: &Pass, memory: StepMemory) {
+        let n = pass.n_tokens;
+        let has_backward = pass.gradient != Gradient::None;
+        let keep = if has_backward { memory.keep } else { Keep::Nothing };
+        let (groups, x) = self.forward(pass, keep);
+        let hidden = self.ledger.take(Kind::Activation, n * self.d.hidden_size);
+        let r = self.ledger.take(Kind::Activation, n);
+        // Input and r of the final norm are for its backward.
+        let mut last = vec![x, r];
+        if !has_backward {
+            self.ledger.give_back_all(last.drain(..));
+        }
+        let kept_logits = if pass.gradient == Gradient::OfScores { memory.kept_logits } else { 0 };
+        let kept = self.score(pass.n_scored, kept_logits);
+        let d_hidden = (has_backward || pass.n_compared > 0).then(|| self.ledger.take(Kind::Scratch, n * self.d.hidden_size));
+        match pass.gradient {
+            Gradient::OfScores => self.score_backward(pass.n_scored, kept),
+            _ => self.ledger.give_back_all(kept),
+        }
+        self.compare(pass.n_compared, has_backward);
+        self.ledger.give_back(hidden);
+        if has_backward {
+            self.backward(pass, groups);
+        }
+        self.ledger.give_back_all(last.into_iter().chain(d_hidden));
+    }
+
+    /// The blocks: what they keep, and the last one's output.
+    fn forward(&mut self, pass: &Pass, keep: Keep) -> (Vec<Group>, Piece) {
+        let n_blocks = self.d.layers.len();
+        let group_size = if let Keep::BlockInputs { every } = keep { every.get() } else { n_blocks.max(1) };
+        let mut x = self.ledger.take(Kind::Activation, pass.n_tokens * self.d.hidden_size);
+        let mut groups = Vec::new();
+        for first in (0..n_blocks).step_by(group_size) {
+            let in_group = group_size.min(n_blocks - first);
+            let mut kept = Vec::new();
+            for block in 0..in_group {
+                let (y, saved) = self.block_forward(pass, x);
+                match keep {
+                    Keep::ForBackward => kept.push(saved),
+                    Keep::BlockInputs { .. } if block == 0 => {
+                        self.ledger.give_back_all(saved.rest);
+                        groups.push(Group::Input { x: saved.x, n_blocks: in_group });
+                    }
+                    _ => {
+                        self.ledger.give_back(saved.x);
+                        self.ledger.give_back_all(saved.rest);
+                    }
+                }
+                x = y;
+            }
+            if keep == Keep::ForBackward {
+                groups.push(Group::Activations(kept));
+            }
+        }
+        (groups, x)
+    }
+
+    /// `Block::forward`.
+    fn block_forward(&mut self, pass: &Pass, x: Piece) -> (Piece, Saved) {
+        let mut saved = self.block_forward_to_gate(pass, x);
+        let (n, d) = (pass.n_tokens, self.d);
+        let activated = self.ledger.take(Kind::Scratch, n * d.intermediate_size);
+        let mut y = self.ledger.take(Kind::Activation, n * d.hidden_size);
+        if d.norms.after_mlp.is_some() {
+            saved.rest.push(y);
+            y = self.ledger.take(Kind::Activation, n * d.hidden_size);
+            saved.rest.push(self.ledger.take(Kind::Activation, n));
+        }
+        self.ledger.give_back(activated);
+        (y, saved)
+    }
+
+    /// `Block::forward_to_gate`.
+    fn block_forward_to_gate(&mut self, pass: &Pass, x: Piece) -> Saved {
+        let (n, d) = (pass.n_tokens, self.d);
+        let normed = self.ledger.take(Kind::Scratch, n * d.hidden_size);
+        let mut rest = vec![self.ledger.take(Kind::Activation, n), self.ledger.take(Kind::Activation, n * self.n_qkv)];
+        self.ledger.give_back(normed);
+        let mut keep = |ledger: &mut Ledger, length: usize| rest.push(ledger.take(Kind::Activation, length));
+        if d.query_key_norm {
+            for length in [n * self.n_qkv, n * d.n_heads, n * d.n_kv_heads] {
+                keep(&mut self.ledger, length);
+            }
+        }
+        // attention::forward: the output and the log-sum-exp.
+        keep(&mut self.ledger, n * d.n_heads * d.head_dim);
+        keep(&mut self.ledger, n * d.n_heads);
+        keep(&mut self.ledger, n * d.hidden_size);
+        if d.norms.after_attention.is_some() {
+            keep(&mut self.ledger, n * d.hidden_size);
+            keep(&mut self.ledger, n);
+        }
+        let normed = self.ledger.take(Kind::Scratch, n * d.hidden_size);
+        keep(&mut self.ledger, n);
+        keep(&mut self.ledger, n * 2 * d.intermediate_size);
+        self.ledger.give_back(normed);
+        Saved { x, rest }
+    }
+
+    /// `Decoder::backward`.
+    fn backward(&mut self, pass: &Pass, groups: Vec<Group>) {
+        let mut dx = self.ledger.take(Kind::Scratch, pass.n_tokens * self.d.hidden_size);
+        for group in groups.into_iter().rev() {
+            let blocks = match group {
+                Group::Activations(blocks) => blocks,
+                Group::Input { x, n_blocks } => self.activations_again(pass, x, n_blocks),
+            };
+            for saved in blocks.into_iter().rev() {
+                dx = self.block_backward(pass, saved, dx);
+            }
+        }
+        self.ledger.give_back(dx);
+    }
+
+    fn activations_again(&mut self, pass: &Pass, mut x: Piece, n_blocks: usize) -> Vec<Saved> {
+        let mut blocks = Vec::new();
+        for _ in 1..n_blocks {
+            let (y, saved) = self.block_forward(pass, x);
+            blocks.push(saved);
+            x = y;
+        }
+        if self.d.norms.after_mlp.is_some() {
+            let (y, saved) = self.block_forward(pass, x);
+            self.ledger.give_back(y);
+            blocks.push(saved);
+        } else {
+            blocks.push(self.block_forward_to_gate(pass, x));
+        }
+        blocks
+    }
+
+    /// `Block::backward`.
+    fn block_backward(&mut self, pass: &Pass, saved: Saved, dy: Piece) -> Piece {
+        let (n, d) = (pass.n_tokens, self.d);
+        let rows = n * d.hidden_size;
+        let ledger = &mut self.ledger;
+        // mlp_backward
+        let d_down = d.norms.after_mlp.map(|_| ledger.take(Kind::Scratch, rows));
+        let [d_activated, activated] = [(); 2].map(|()| ledger.take(Kind::Scratch, n * d.intermediate_size));
+        let d_gate_up = ledger.take(Kind::Scratch, n * 2 * d.intermediate_size);
+        ledger.give_back_all([d_activated, activated]);
+        let [normed, d_normed, d_middle] = [(); 3].map(|()| ledger.take(Kind::Scratch, rows));
+        ledger.give_back_all([d_normed, normed, d_gate_up].into_iter().chain(d_down).chain([dy]));
+        // attention_backward
+        let d_output = d.norms.after_attention.map(|_| ledger.take(Kind::Scratch, rows));
+        let d_attended = ledger.take(Kind::Scratch, n * d.n_heads * d.head_dim);
+        let d_qkv = ledger.take(Kind::Scratch, n * self.n_qkv);
+        ledger.give_back(d_attended);
+        let [normed, d_normed, dx] = [(); 3].map(|()| ledger.take(Kind::Scratch, rows));
+        ledger.give_back_all([d_normed, normed, d_qkv].into_iter().chain(d_output));
+        ledger.give_back_all([d_middle, saved.x].into_iter().chain(saved.rest));
+        dx
+    }
+
+    /// `Head::score`; the logits that it keeps.
+    fn score(&mut self, n_scored: usize, n_kept: usize) -> Vec<Piece> {
+        let d = self.d;
+        let rows = rows_per_chunk(n_scored, d.vocab_size, LOGITS_PER_CHUNK);
+        let mut kept: Vec<Piece> = Vec::new();
+        for first in (0..n_scored).step_by(rows) {
+            let (index, n_rows) = (first / rows, rows.min(n_scored - first));
+            let x = self.ledger.take(Kind::Scratch, n_rows * d.hidden_size);
+            let logits = self.ledger.take(Kind::Logits, n_rows * d.vocab_size);
+            self.ledger.give_back(x);
+            if index == kept.len() && (index + 1) * rows * d.vocab_size <= n_kept {
+                kept.push(logits);
+            } else {
+                self.ledger.give_back(logits);
+            }
+        }
+        kept
+    }
+
+    /// `Head::backward`.
+    fn score_backward(&mut self, n_scored: usize, kept: Vec<Piece>) {
+        let d = self.d;
+        let rows = rows_per_chunk(n_scored, d.vocab_size, LOGITS_PER_CHUNK);
+        let mut kept = kept.into_iter();
+        for first in (0..n_scored).step_by(rows) {
+            let n_rows = rows.min(n_scored - first);
+            let x = self.ledger.take(Kind::Scratch, n_rows * d.hidden_size);
+            let logits = kept.next().unwrap_or_else(|| self.ledger.take(Kind::Logits, n_rows * d.vocab_size));
+            let dx = self.ledger.take(Kind::Scratch, n_rows * d.hidden_size);
+            self.ledger.give_back_all([dx, logits, x]);
+        }
+    }
+
+    /// `kl::mean_divergence`: logits of both models and their gradient, a chunk at a time.
+    fn compare(&mut self, n_compared: usize, has_backward: bool) {
+        if n_compared == 0 {
+            return;
+        }
+        let d = self.d;
+        let n_rows = (COMPARED_LOGITS_PER_CHUNK / d.vocab_size).clamp(1, n_compared);
+        let both = [(); 2].map(|()| self.ledger.take(Kind::Logits, n_rows * d.vocab_size));
+        if has_backward {
+            let d_logits = self.ledger.take(Kind::Logits, n_rows * d.vocab_size);
+            let dx = self.ledger.take(Kind::Scratch, n_rows * d.hidden_size);
+            self.ledger.give_back_all([d_logits, dx]);
+        }
+        self.ledger.give_back_all(both);
+    }
+}
+
+/// Values beside the pool at the fullest moment of a pass: what ops and the `gemm` crate take from the system for the time of one call.
+pub fn n_unpooled(pass: &Pass, d: &DecoderDescription, n_threads: usize) -> usize {
+    if pass.gradient == Gradient::None {
+        return 0;
+    }
+    // attention::backward: dq, dk and dv of every query head, and two blocks of scores a thread.
+    let attention = 3 * pass.n_tokens * d.n_heads * d.head_dim + n_threads * 2 * BLOCK * pass.n_largest_tree;
+    // gemm packs the wider input of a weight gradient: a chunk's logits, or the gradient of gate and up.
+    let chunk = rows_per_chunk(pass.n_scored, d.vocab_size, LOGITS_PER_CHUNK);
+    let head = if pass.gradient == Gradient::OfScores { chunk.min(ROWS_PER_PACK) * d.vocab_size } else { 0 };
+    let gate_up = pass.n_tokens.min(ROWS_PER_PACK) * 2 * d.intermediate_size;
+    attention.max(head).max(gate_up)
+}
+
+/// Length of the inner dimension that `gemm` packs at a time.
+const ROWS_PER_PACK: usize = 512;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::ComputeDtype;
+    use crate::data::batch::{PackedBatch, PromptSharing};
+    use crate::model::decoder::{Decoder, Purpose, TokenTarget};
+    use crate::model::family;
+    use crate::model::weights::{SavedDtype, TensorToSave, save};
+    use crate::ops::buffer::{Buffer, most_lent};
+    use serde_json::{Value, json};
+    use std::num::NonZeroUsize;
+    use std::process::Command;
+
+    fn llama() -> Value {
+        json!({
+            "model_type": "llama", "vocab_size": 300, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048, "tie_word_embeddings": true,
+        })
+    }
+
+    /// Norms behind attention and MLP, and on queries and keys.
+    fn gemma3() -> Value {
+        let mut config = llama();
+        let more = json!({
+            "model_type": "gemma3_text", "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 512,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"], "rope_local_base_freq": 10000.0,
+        });
+        config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        config
+    }
+
+    fn load(config: &Value) -> Decoder {
+        let dir = tempfile::tempdir().unwrap();
+        let tensors: Vec<_> = family::expected_tensors(&family::describe(config).unwrap())
+            .into_iter()
+            .map(|(name, shape)| {
+                let n = shape.iter().product();
+                (name, shape, vec![0.01f32; n])
+            })
+            .collect();
+        let to_save: Vec<_> =
+            tensors.iter().map(|(name, shape, values)| TensorToSave { name, shape, values, dtype: SavedDtype::F32 }).collect();
+        std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+        save(dir.path(), &to_save, u64::MAX).unwrap();
+        Decoder::load(dir.path(), ComputeDtype::F32, Purpose::Train).unwrap()
+    }
+
+    /// A pass as the step makes it.
+    fn run(decoder: &Decoder, batch: &PackedBatch, gradient: Gradient, memory: StepMemory) -> Pass {
+        let targets: Vec<_> = (1..batch.n_tokens() as u32).map(|row| TokenTarget { row, token: row % 300 }).collect();
+        let targets = if gradient == Gradient::OfStates { &[] } else { &targets[..] };
+        let has_backward = gradient != Gradient::None;
+        let forward = decoder.forward(batch, if has_backward { memory.keep } else { Keep::Nothing }).unwrap();
+        let scored = decoder.score(&forward.hidden_ND, targets, if has_backward { memory.kept_logits } else { 0 }).unwrap();
+        if has_backward {
+            let d_hidden = Buffer::zeros(forward.hidden_ND.dims()).unwrap();
+            let d_log_probs = vec![1.0; targets.len()];
+            decoder.score_backward(&forward.hidden_ND, (targets, scored), &d_log_probs, &d_hidden).unwrap();
+            decoder.backward(forward, &d_hidden).unwrap();
+        }
+        Pass::new(batch, decoder.description(), targets.len(), gradient)
+    }
+
+    fn batch(n: usize) -> PackedBatch {
+        let mut batch = PackedBatch::default();
+        batch.push_responses(&vec![1; n / 4], &[&vec![2; n / 4], &vec![3; n / 2]], PromptSharing::Shared);
+        batch
+    }
+
+    /// Alone in its process: the pool is the process's own. Each pass needs more than the one before, and so sets the pool's mark.
+    #[test]
+    #[ignore = "run by the test below, in a process of its own"]
+    fn alone() {
+        let every = |n: usize| Keep::BlockInputs { every: NonZeroUsize::new(n).unwrap() };
+        let config = if std::env::var("MPO_TEST_MODEL").unwrap() == "gemma3" { gemma3() } else { llama() };
+        let decoder = load(&config);
+        let everything = StepMemory { keep: Keep::ForBackward, kept_logits: 0 };
+        for (n, gradient, memory) in [
+            (300, Gradient::None, everything),
+            (300, Gradient::OfStates, StepMemory { keep: every(1), ..everything }),
+            (400, Gradient::OfScores, StepMemory { keep: every(2), ..everything }),
+            (700, Gradient::OfScores, everything),
+            (900, Gradient::OfScores, StepMemory { kept_logits: 1 << 20, ..everything }),
+        ] {
+            let pass = run(&decoder, &batch(n), gradient, memory);
+            let mut replay = Replay::new(decoder.description());
+            replay.pass(&pass, memory);
+            // A piece may be somewhat larger than what was asked for.
+            let (predicted, seen) = (replay.ledger.peak().total() as f64, most_lent() as f64);
+            assert!((0.93..=1.0).contains(&(predicted / seen)), "{n} tokens, {gradient:?}, {memory:?}: {predicted}, and it was {seen}");
+        }
+    }
+
+    #[test]
+    fn a_pass_takes_from_the_pool_what_its_replay_says() {
+        for model in ["llama", "gemma3"] {
+            let mut test = Command::new(std::env::current_exe().unwrap());
+            test.args(["--exact", "plan::replay::tests::alone", "--ignored", "--test-threads=1"]).env("MPO_TEST_MODEL", model);
+            let output = test.output().unwrap();
+            let said = String::from_utf8_lossy(&output.stdout);
+            assert!(output.status.success() && said.contains("1 passed"), "{model}: {said}{}", String::from_utf8_lossy(&output.stderr));
+        }
+    }
+
+    /// One block and no head, by hand, in values a token. The fullest moment is when the gradient of gate and up is made.
+    #[test]
+    fn a_small_model_by_hand() {
+        let mut description = load(&llama()).description().clone();
+        description.layers.truncate(1);
+        let (n, d, qkv, i) = (1 << 15, 64, 128, 160);
+        let pass = Pass { n_tokens: n, n_visible: 0, n_largest_tree: n, n_scored: 0, n_compared: 0, gradient: Gradient::OfStates };
+        let mut replay = Replay::new(&description);
+        replay.pass(&pass, StepMemory { keep: Keep::ForBackward, kept_logits: 0 });
+        let r = 1;
+        let saved = d + r + qkv + d + 4 + d + r + 2 * i;
+        let last = d + r;
+        let held = replay.ledger.peak();
+        assert_eq!(held.of(Kind::Activation), n * (saved + last));
+        assert_eq!(held.of(Kind::Scratch), n * (2 * d + 2 * i + 2 * i), "d_hidden, dy; d_activated, activated; d_gate_up");
+        assert_eq!(held.of(Kind::Logits), 0);
+    }
+}

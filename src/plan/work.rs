@@ -1,0 +1,185 @@
+//! What is computed: the passes of a batch, and their floating-point operations by part. A multiplication with its addition counts as two.
+//!
+//! ```text
+//! body       2 N × the weights of all projections; twice that in the backward (inputs, weights)
+//! attention  4 hd for each head and pair of a query and a key that it sees; 10 hd in the backward, which makes the scores again
+//! head       2 D V a scored token; twice that more in the backward, three times where the logits were not kept
+//! ```
+//!
+//! Only what the mathematics asks for is counted: not the masked half of a block of scores, no norm, no activation function.
+
+use super::StepMemory;
+use crate::data::batch::{PackedBatch, Segment};
+use crate::model::decoder::Keep;
+use crate::model::description::DecoderDescription;
+use crate::ops::log_prob::{LOGITS_PER_CHUNK, rows_per_chunk};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::ops::AddAssign;
+
+/// Which gradients a pass makes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gradient {
+    /// Scores or states are wanted, and nothing else.
+    None,
+    /// From the final-norm states back (retention).
+    OfStates,
+    /// From the log-probabilities back, through the head.
+    OfScores,
+}
+
+/// One packed forward and the backward behind it, reduced to what they cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pass {
+    /// Packed tokens (N).
+    pub n_tokens: usize,
+    /// Pairs of a query and a key that it sees, summed over the layers.
+    pub n_visible: u64,
+    /// Rows of the largest tree of segments: a preference pair with its prompt.
+    pub n_largest_tree: usize,
+    /// Tokens whose log-probability the head makes.
+    pub n_scored: usize,
+    /// Positions at which `kl` compares the logits of two models.
+    pub n_compared: usize,
+    pub gradient: Gradient,
+}
+
+impl Pass {
+    /// Of a packed batch, `n_scored` of whose tokens are scored.
+    pub fn new(batch: &PackedBatch, description: &DecoderDescription, n_scored: usize, gradient: Gradient) -> Self {
+        let mut n_layers: BTreeMap<Option<usize>, u64> = BTreeMap::new();
+        description.layers.iter().for_each(|layer| *n_layers.entry(layer.window).or_default() += 1);
+        let n_visible = n_layers.iter().map(|(&window, n)| n * n_visible_pairs(&batch.segments, window)).sum();
+        let n_largest_tree = largest_tree(&batch.segments);
+        Self { n_tokens: batch.n_tokens(), n_visible, n_largest_tree, n_scored, n_compared: 0, gradient }
+    }
+}
+
+/// Pairs of a query and a key that it sees, in one layer.
+fn n_visible_pairs(segments: &[Segment], window: Option<usize>) -> u64 {
+    let window = window.unwrap_or(usize::MAX);
+    // Positions before a segment: a parent stands before its children.
+    let mut before: Vec<usize> = Vec::with_capacity(segments.len());
+    let mut n_pairs = 0;
+    for segment in segments {
+        let first = segment.parent.map_or(0, |parent| before[parent] + segments[parent].rows.len());
+        before.push(first);
+        for position in first..first + segment.rows.len() {
+            let end = if segment.sees_itself { position + 1 } else { first };
+            n_pairs += end.saturating_sub((position + 1).saturating_sub(window)) as u64;
+        }
+    }
+    n_pairs
+}
+
+fn largest_tree(segments: &[Segment]) -> usize {
+    let (mut largest, mut current) = (0, 0);
+    for segment in segments {
+        current = if segment.parent.is_none() { 0 } else { current } + segment.rows.len();
+        largest = largest.max(current);
+    }
+    largest
+}
+
+/// Floating-point operations by part.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct Flops {
+    /// Projections of the blocks, forward.
+    pub body_forward: f64,
+    /// Their backward.
+    pub body_backward: f64,
+    /// Projections and attention that activation checkpointing runs again.
+    pub recomputed: f64,
+    /// Attention, forward and backward.
+    pub attention: f64,
+    /// Logits, forward and backward.
+    pub head: f64,
+}
+
+impl Flops {
+    /// Of one pass.
+    pub fn of(pass: &Pass, d: &DecoderDescription, memory: StepMemory) -> Self {
+        let n_tokens = pass.n_tokens as f64;
+        let body_forward = 2.0 * n_tokens * (d.layers.len() * weights_of_a_block(d)) as f64;
+        let per_pair = 2.0 * (d.n_heads * d.head_dim) as f64 * pass.n_visible as f64;
+        let attention_forward = 2.0 * per_pair;
+        let has_backward = pass.gradient != Gradient::None;
+        let recomputed = match memory.keep {
+            Keep::BlockInputs { every } if has_backward => {
+                // The last block of a group is run again as far as its gate, unless a norm behind the MLP needs what comes then.
+                let n_groups = if d.norms.after_mlp.is_some() { 0 } else { d.layers.len().div_ceil(every.get()) };
+                let down = 2.0 * n_tokens * (d.hidden_size * d.intermediate_size) as f64;
+                body_forward + attention_forward - n_groups as f64 * down
+            }
+            _ => 0.0,
+        };
+        // Logits; then those that were not kept again, and the gradients of states and weight.
+        let n_scored = match pass.gradient {
+            Gradient::OfScores => 4 * pass.n_scored - kept_rows(pass.n_scored, d.vocab_size, memory.kept_logits),
+            Gradient::OfStates | Gradient::None => pass.n_scored,
+        };
+        // Both models' logits, then the gradients of the policy's states and weight.
+        let n_compared = pass.n_compared * if has_backward { 4 } else { 2 };
+        let per_row = 2.0 * (d.hidden_size * d.vocab_size) as f64;
+        Self {
+            body_forward,
+            body_backward: if has_backward { 2.0 * body_forward } else { 0.0 },
+            recomputed,
+            attention: attention_forward + if has_backward { 5.0 * per_pair } else { 0.0 },
+            head: per_row * (n_scored + n_compared) as f64,
+        }
+    }
+
+    pub fn total(&self) -> f64 {
+        self.body_forward + self.body_backward + self.recomputed + self.attention + self.head
+    }
+
+    /// What matrix products with the weights take, all but attention.
+    pub fn of_products(&self) -> f64 {
+        self.total() - self.attention
+    }
+
+    pub fn scaled(&self, factor: f64) -> Self {
+        Self {
+            body_forward: factor * self.body_forward,
+            body_backward: factor * self.body_backward,
+            recomputed: factor * self.recomputed,
+            attention: factor * self.attention,
+            head: factor * self.head,
+        }
+    }
+}
+
+impl AddAssign for Flops {
+    fn add_assign(&mut self, other: Self) {
+        self.body_forward += other.body_forward;
+        self.body_backward += other.body_backward;
+        self.recomputed += other.recomputed;
+        self.attention += other.attention;
+        self.head += other.head;
+    }
+}
+
+/// Rows of whole chunks whose logits fit into `n_kept` values (`ops::log_prob`).
+fn kept_rows(n_scored: usize, n_vocab: usize, n_kept: usize) -> usize {
+    let rows = rows_per_chunk(n_scored, n_vocab, LOGITS_PER_CHUNK);
+    (n_kept / (rows * n_vocab) * rows).min(n_scored)
+}
+
+/// Values in the four projections of a block.
+pub fn weights_of_a_block(d: &DecoderDescription) -> usize {
+    projections(d).iter().map(|(n_out, n_in)| n_out * n_in).sum()
+}
+
+/// The block's matrix products as `(out, in)`: query|key|value, output, gate|up, down.
+pub fn projections(d: &DecoderDescription) -> [(usize, usize); 4] {
+    let attended = d.n_heads * d.head_dim;
+    let qkv = attended + 2 * d.n_kv_heads * d.head_dim;
+    [(qkv, d.hidden_size), (d.hidden_size, attended), (2 * d.intermediate_size, d.hidden_size), (d.hidden_size, d.intermediate_size)]
+}
+
+/// Bytes that an update of `n` parameters moves: gradients cleared (4), read for their norm (4), and AdamW, which reads weight, gradient and
+/// both moments and writes all but the gradient (28).
+pub fn optimizer_bytes(n_parameters: usize) -> f64 {
+    36.0 * n_parameters as f64
+}

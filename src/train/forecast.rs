@@ -1,0 +1,193 @@
+//! What a prepared run will compute and hold: its own rows in its own batches, counted before anything large is loaded.
+
+use super::evaluate::{distinct_dominant, measuring, probe_rows};
+use super::prepare::Prepared;
+use super::run::N_TERM_NORMS;
+use super::step::{Gradients, StepSettings, passes};
+use crate::config::{ActivationCheckpointing, RetentionKind, RunConfig};
+use crate::data::encode::{EncodedPair, EncodedPreference};
+use crate::data::loader::{Loader, dominant_numbers};
+use crate::device::{self, gib};
+use crate::model::decoder::Keep;
+use crate::plan::StepMemory;
+use crate::plan::estimate::{Estimate, Workload};
+use crate::plan::memory::{Memory, Setup};
+use crate::plan::rates::{self, Rates};
+use crate::plan::work::{Gradient, Pass};
+use crate::reference::split_by_tokens;
+use crate::scoring::{self, KeptStates};
+use anyhow::{Result, bail};
+use std::time::Duration;
+
+/// Rows that are looked at one batch at a time; those of a longer run are like the first ones.
+const MOST_ROWS: usize = 100_000;
+
+/// A run fits comfortably that leaves this share of the memory to others: to the cache of the files that it reads and writes, for one.
+const COMFORTABLE: f64 = 0.8;
+
+/// A prepared run under `config`, which may differ from its own in how it computes.
+pub struct Forecast<'a> {
+    prepared: &'a Prepared,
+    config: &'a RunConfig,
+    pub workload: Workload,
+    threads: usize,
+    /// What the process held before a model was loaded.
+    process: u64,
+}
+
+impl<'a> Forecast<'a> {
+    /// Counts the passes. `n_taken`: the steps of a run that goes on; `process`: what this process holds, without a model.
+    pub fn new(prepared: &'a Prepared, config: &'a RunConfig, n_taken: Option<usize>, process: u64) -> Result<Self> {
+        let workload = workload(prepared, config, n_taken)?;
+        let threads = config.hardware.threads.unwrap_or_else(rayon::current_num_threads);
+        Ok(Self { prepared, config, workload, threads, process })
+    }
+
+    /// How fast this machine is at this run, measured on the surrounding threads.
+    pub fn rates(&self, budget: Duration) -> Result<Rates> {
+        let Prepared { description, n_parameters, .. } = self.prepared;
+        rates::measure(description, self.config.model.dtype, self.workload.mean_pass(), *n_parameters, budget)
+    }
+
+    /// What stays in memory from a forward to its backward, as the configuration says, or for `auto` as the free memory allows.
+    ///
+    /// # Errors
+    /// The run does not fit into `available` bytes, with the numbers.
+    pub fn choose(&self, available: Option<u64>) -> Result<StepMemory> {
+        let setting = self.config.train.activation_checkpointing;
+        let chosen = match (setting, available) {
+            (ActivationCheckpointing::Auto, Some(available)) => {
+                let is_comfortable =
+                    self.memory(self.settled(ActivationCheckpointing::Off)).total() as f64 <= COMFORTABLE * available as f64;
+                self.settled(if is_comfortable { ActivationCheckpointing::Off } else { ActivationCheckpointing::ON })
+            }
+            _ => self.settled(setting),
+        };
+        match available {
+            Some(available) if self.memory(chosen).total() > available => bail!(self.refusal(chosen, available)),
+            _ => Ok(chosen),
+        }
+    }
+
+    /// What a setting other than `auto` means; `auto` is `off` here.
+    pub fn settled(&self, setting: ActivationCheckpointing) -> StepMemory {
+        let keeping = StepMemory::default();
+        match setting {
+            ActivationCheckpointing::Auto | ActivationCheckpointing::Off => keeping,
+            ActivationCheckpointing::Every(every) => {
+                // Logits stay as well where they fit below what the blocks take in any case.
+                let keep = Keep::BlockInputs { every };
+                let [least, all] = [0, keeping.kept_logits].map(|kept_logits| StepMemory { keep, kept_logits });
+                if self.memory(all).total() <= self.memory(least).total() { all } else { least }
+            }
+        }
+    }
+
+    pub fn memory(&self, step: StepMemory) -> Memory {
+        let passes = self.workload.passes();
+        Memory::of(&self.setup(step, &passes))
+    }
+
+    pub fn estimate(&self, step: StepMemory, rates: &Rates) -> Estimate {
+        let passes = self.workload.passes();
+        Estimate::new(&self.workload, &self.setup(step, &passes), rates)
+    }
+
+    fn setup<'b>(&'b self, step: StepMemory, passes: &'b [&'b [Pass]]) -> Setup<'b> {
+        let Prepared { description, n_parameters, train, held_out, .. } = self.prepared;
+        let rows = || train.iter().chain(held_out);
+        Setup {
+            description,
+            n_parameters: *n_parameters,
+            step,
+            threads: self.threads,
+            passes,
+            n_reference: n_reference_values(&rows().collect::<Vec<_>>(), self.prepared, self.config),
+            data: rows().map(bytes_of_row).sum(),
+            process: self.process,
+        }
+    }
+
+    fn refusal(&self, step: StepMemory, available: u64) -> String {
+        let memory = self.memory(step);
+        let model = memory.weights + memory.gradients + memory.moments;
+        let mut text = format!(
+            "training this model needs about {} ({} for f32 weights, gradients and optimizer moments, {} for the passes of a micro-batch), \
+             and {} are free\n",
+            gib(memory.total()),
+            gib(model),
+            gib(memory.activations + memory.head + memory.scratch),
+            gib(available)
+        );
+        let checkpointed = self.memory(self.settled(ActivationCheckpointing::ON)).total();
+        if checkpointed <= available {
+            text += &format!("hint: with `train.activation_checkpointing = \"on\"` it needs {}\n", gib(checkpointed));
+        }
+        text += "hint: a smaller `train.micro_batch_size` or `data.max_tokens` lowers the second number only; a smaller model, or a machine with \
+                 more memory, lowers or meets the first";
+        text
+    }
+}
+
+/// Whatever memory the process may come to have: what is free and what it has already.
+pub fn available() -> Option<u64> {
+    device::available_memory().map(|free| free + device::rss_bytes())
+}
+
+fn workload(prepared: &Prepared, config: &RunConfig, n_taken: Option<usize>) -> Result<Workload> {
+    let Prepared { train, held_out, description, pad_token, .. } = prepared;
+    let settings = StepSettings::new(config, *pad_token);
+    let mut loader = Loader::new(&dominant_numbers(train), &config.train)?;
+    let n_steps = loader.n_steps(&config.train)?.saturating_sub(n_taken.unwrap_or(0));
+    let mut batches = Vec::new();
+    let mut n_rows = 0;
+    while batches.len() < n_steps && n_rows < MOST_ROWS {
+        let rows: Vec<&EncodedPair> = loader.next_batch().into_iter().map(|row| &train[row]).collect();
+        n_rows += rows.len();
+        batches.push(passes(&rows, &settings, Gradients::Both, description));
+    }
+
+    let all: Vec<&EncodedPair> = train.iter().chain(held_out).collect();
+    let scored = if n_taken.is_some() { Vec::new() } else { distinct_dominant(&all) };
+    let states = KeptStates::of(&config.retention);
+    let score = |pairs: &[&EncodedPreference], states| {
+        let (batch, spans) = scoring::pack(pairs, states, *pad_token);
+        let n_scored = spans.iter().flat_map(|spans| spans.both()).map(|span| span.response.len()).sum();
+        Pass::new(&batch, description, n_scored, Gradient::None)
+    };
+    let measure = |rows: &[&EncodedPair]| -> Vec<Pass> {
+        let settings = measuring(&settings);
+        rows.chunks(settings.micro_batch_size).flat_map(|rows| passes(rows, &settings, Gradients::None, description)).collect()
+    };
+    let probe: Vec<&EncodedPair> = probe_rows(train).into_iter().map(|row| &train[row]).collect();
+    let dominant_gaps = distinct_dominant(&probe).into_iter().map(|pair| score(&[pair], KeptStates::Nothing)).collect();
+    let n_within = config.eval.every_steps.map_or(0, |every| n_steps.saturating_sub(1) / every);
+    let n_repeated = if config.retention.kind == RetentionKind::None || n_taken.is_some() { 0 } else { N_TERM_NORMS.min(n_steps) };
+    Ok(Workload {
+        scoring: split_by_tokens(&scored).into_iter().map(|pairs| score(pairs, states)).collect(),
+        // The training rows before, once within and after the run.
+        measuring: vec![(3, measure(&probe)), (2 + n_within, measure(&held_out.iter().collect::<Vec<_>>())), (2, dominant_gaps)],
+        batches,
+        n_steps,
+        n_repeated,
+    })
+}
+
+/// Values of the reference that are kept: its states of every distinct dominant sequence, and its head for `kl`.
+fn n_reference_values(rows: &[&EncodedPair], prepared: &Prepared, config: &RunConfig) -> usize {
+    let (hidden_size, vocab_size) = (prepared.description.hidden_size, prepared.description.vocab_size);
+    let pairs = distinct_dominant(rows);
+    match KeptStates::of(&config.retention) {
+        KeptStates::Nothing => 0,
+        KeptStates::Pooled(_) => 2 * pairs.len() * hidden_size,
+        KeptStates::Predicting => {
+            let n_answer_tokens: usize = pairs.iter().map(|pair| pair.chosen.tokens.len() + pair.rejected.tokens.len()).sum();
+            (n_answer_tokens + vocab_size) * hidden_size
+        }
+    }
+}
+
+fn bytes_of_row(row: &EncodedPair) -> u64 {
+    let of_side = |side: &EncodedPreference| size_of::<u32>() * side.n_packed() + side.lang.capacity();
+    (size_of::<EncodedPair>() + row.id.capacity() + of_side(&row.dominant) + of_side(&row.target)) as u64
+}
