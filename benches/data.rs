@@ -1,23 +1,27 @@
 //! From a file of rows to tokens, against the tokenizer's own `encode_batch`; and from a checkpoint to a model, against reading its bytes once.
 //!
 //! ```text
-//! cargo bench --bench data                                       # made-up rows, the built-in tiny model
+//! cargo bench --bench data                                       # made-up rows, the tiny model's tokenizer, SmolLM2-135M's shape
 //! cargo bench --bench data -- --model DIR --data FILE --rows N   # a checkpoint and rows of one's own
 //! ```
 //!
 //! `encode_batch` gets exactly the texts that we tokenise, already rendered and in memory; our time has the templating in it. With
 //! `--from-file` on our side also the reading and parsing of the file. Rows share their dominant pair 6 to 1 as in the released data, which
 //! saves us work that `encode_batch` has to do, so both are also measured on rows that share nothing. Each measurement is the median of rounds
-//! that alternate. A model is loaded in a process of its own each time, as memory that a process had before costs less.
+//! that alternate. A model is loaded in a process of its own each time, as memory that a process had before costs less;
+//! where the system has little free memory, new memory is most of the time.
 
 use anyhow::{Context, Result, ensure};
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use mpo::config::{ComputeDtype, DataConfig};
 use mpo::data::encode::{Encoder, Rendered};
 use mpo::data::pair::{Message, ParallelPair, PreferencePair, Role};
 use mpo::model::decoder::{Decoder, Purpose};
+use mpo::model::family;
+use mpo::model::weights::{Checkpoint, SavedDtype, TensorToSave, save};
 use mpo::reference::weights_digest;
 use rayon::prelude::*;
+use serde_json::json;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::hint::black_box;
@@ -28,9 +32,9 @@ use std::time::Instant;
 
 #[derive(Parser)]
 struct Arguments {
-    /// Checkpoint whose tokenizer, template and weights are used
-    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/data/tiny"))]
-    model: PathBuf,
+    /// Checkpoint whose tokenizer, template and weights are used, in place of the tiny model's and of random weights
+    #[arg(long)]
+    model: Option<PathBuf>,
     /// Rows in any format that mpo reads, in place of made-up ones
     #[arg(long)]
     data: Option<PathBuf>,
@@ -40,30 +44,48 @@ struct Arguments {
     threads: Vec<usize>,
     #[arg(long, default_value_t = 5)]
     rounds: usize,
-    /// Load once, in this process, and print the seconds as JSON
+    /// Measure one thing once, in this process, and print the seconds as JSON
     #[arg(long, hide = true)]
-    load: bool,
+    measure: Option<Measure>,
     /// What `cargo bench` adds
     #[arg(long, hide = true)]
     bench: bool,
 }
 
+#[derive(Clone, Copy, ValueEnum)]
+enum Measure {
+    /// Decoder::load, and the hash by which reference scores are kept.
+    Load,
+    /// What cannot be avoided: the weights' bytes are read, memory for their f32 values is new and written.
+    Floor,
+}
+
+const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/data/tiny");
 /// Made-up rows are kept here, so that they are read as a user's are.
 const ROWS_FILE: &str = "target/bench/rows.jsonl";
+const RANDOM_MODEL: &str = "target/bench/smollm2-135m-bf16";
 /// Rows that share a dominant pair, one for each target language.
 const TARGETS: [&str; 6] = ["zh", "ja", "ko", "ar", "bn", "sw"];
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
+    let weights = match &arguments.model {
+        Some(model) => model.clone(),
+        None => random_model()?,
+    };
     for &n_threads in &arguments.threads {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build()?;
-        if arguments.load {
-            println!("{}", pool.install(|| load(&arguments.model))?);
+        if let Some(measure) = arguments.measure {
+            let seconds = pool.install(|| match measure {
+                Measure::Load => load(&weights),
+                Measure::Floor => floor(&weights),
+            })?;
+            println!("{}", json!(seconds));
             return Ok(());
         }
         println!("{n_threads} threads");
         pool.install(|| encode(&arguments))?;
-        report_load(&arguments, n_threads)?;
+        report_load(&weights, arguments.rounds, n_threads)?;
     }
     println!("peak memory {:.0} MiB", mpo::device::peak_rss_bytes() as f64 / f64::from(1 << 20));
     Ok(())
@@ -71,7 +93,7 @@ fn main() -> Result<()> {
 
 fn encode(arguments: &Arguments) -> Result<()> {
     let config = DataConfig { limit: Some(arguments.rows), ..DataConfig::default() };
-    let encoder = Encoder::new(&arguments.model, &config)?;
+    let encoder = Encoder::new(arguments.model.as_deref().unwrap_or(Path::new(TINY)), &config)?;
     let path = match &arguments.data {
         Some(path) => path.clone(),
         None => write_rows(arguments.rows)?,
@@ -113,7 +135,9 @@ fn encode(arguments: &Arguments) -> Result<()> {
         );
     }
     let [file] = medians(arguments.rounds, [&|| encoder.encode_file(&path, &config).map(drop)])?;
-    println!("  file to tokens: {file:.3} s, {:.0} rows/s", shared.len() as f64 / file);
+    let (rows, _) = encoder.encode_file(&path, &config)?;
+    let n_tokens: usize = rows.iter().map(|row| row.dominant.n_packed() + row.target.n_packed()).sum();
+    println!("  file to tokens: {file:.3} s, {:.0} rows/s; {:.1} MB of tokens", rows.len() as f64 / file, 4e-6 * n_tokens as f64);
     Ok(())
 }
 
@@ -136,53 +160,47 @@ fn with_own_dominant(row: usize, pair: &ParallelPair) -> ParallelPair {
     pair
 }
 
-fn report_load(arguments: &Arguments, n_threads: usize) -> Result<()> {
-    let run = || -> Result<BTreeMap<String, f64>> {
+fn report_load(model: &Path, rounds: usize, n_threads: usize) -> Result<()> {
+    let run = |measure: &str| -> Result<[f64; 2]> {
         let mut command = Command::new(std::env::current_exe()?);
-        let output = command.args(["--load", "--threads", &n_threads.to_string(), "--model"]).arg(&arguments.model).output()?;
+        command.args(["--measure", measure, "--threads", &n_threads.to_string(), "--model"]).arg(model);
+        let output = command.output()?;
         ensure!(output.status.success(), "{command:?} failed: {}", String::from_utf8_lossy(&output.stderr));
         Ok(serde_json::from_slice(&output.stdout)?)
     };
-    let rounds = (0..arguments.rounds).map(|_| run()).collect::<Result<Vec<_>>>()?;
-    let [read, write, load, digest] =
-        ["read", "write", "load", "digest"].map(|key| median(rounds.iter().map(|round| round[key]).collect()));
+    let mut seconds = [const { Vec::new() }; 4];
+    for _ in 0..rounds {
+        let ([read, write], [load, digest]) = (run("floor")?, run("load")?);
+        seconds.iter_mut().zip([read, write, load, digest]).for_each(|(all, one)| all.push(one));
+    }
+    let [read, write, load, digest] = seconds.map(median);
     println!(
-        "  load for training: {load:.3} s; the weights' bytes read once {read:.3} s, new memory for their f32 values written once {write:.3} s: \
-         {:.2} times both; sha256 of the values {digest:.3} s",
+        "  load for training: {load:.3} s; its bytes read once {read:.3} s, new memory for f32 values written once {write:.3} s: {:.2} times \
+         both; sha256 of the values {digest:.3} s",
         load / (read + write)
     );
     Ok(())
 }
 
-/// Seconds, in a process that has done nothing yet.
-fn load(model: &Path) -> Result<serde_json::Value> {
-    let seconds = |task: &mut dyn FnMut() -> Result<()>| -> Result<f64> {
-        let start = Instant::now();
-        task()?;
-        Ok(start.elapsed().as_secs_f64())
-    };
+fn load(model: &Path) -> Result<[f64; 2]> {
+    let start = Instant::now();
+    let decoder = Decoder::load(model, ComputeDtype::F32, Purpose::Train)?;
+    let load = start.elapsed();
+    weights_digest(&decoder)?;
+    Ok([load, start.elapsed() - load].map(|time| time.as_secs_f64()))
+}
+
+fn floor(model: &Path) -> Result<[f64; 2]> {
+    let n_values = Checkpoint::open(model)?.n_parameters();
     let file = File::open(model.join("model.safetensors"))?;
+    let start = Instant::now();
     // SAFETY: nobody writes to the checkpoint while it is measured.
-    let map = unsafe { memmap2::Mmap::map(&file)? };
-    let read = seconds(&mut || {
-        black_box(sum(&map));
-        Ok(())
-    })?;
-    let mut decoder = None;
-    let load = seconds(&mut || {
-        decoder = Some(Decoder::load(model, ComputeDtype::F32, Purpose::Train)?);
-        Ok(())
-    })?;
-    let decoder = decoder.context("a model")?;
-    let digest = seconds(&mut || weights_digest(&decoder).map(drop))?;
-    let n_values = decoder.parameters().iter().map(|parameter| parameter.value.elem_count()).sum();
-    let write = seconds(&mut || {
-        let mut values = vec![0f32; n_values];
-        values.par_chunks_mut(1 << 18).for_each(|values| values.fill(1.0));
-        black_box(values);
-        Ok(())
-    })?;
-    Ok(serde_json::json!({ "load": load, "digest": digest, "read": read, "write": write }))
+    black_box(sum(&unsafe { memmap2::Mmap::map(&file)? }));
+    let read = start.elapsed();
+    let mut values = vec![0f32; n_values];
+    values.par_chunks_mut(1 << 16).for_each(|values| values.fill(1.0));
+    black_box(values);
+    Ok([read, start.elapsed() - read].map(|time| time.as_secs_f64()))
 }
 
 /// Touches every byte.
@@ -214,7 +232,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 /// Rows in six languages, texts of 100 to 600 characters, made of the words of the tiny model's training data. Every fourth word is made of
 /// the halves of two: a tokenizer remembers words that it has seen, and real text always has new ones.
 fn write_rows(n_rows: usize) -> Result<PathBuf> {
-    let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/tiny/train.jsonl");
+    let tiny = Path::new(TINY).join("train.jsonl");
     let mut words: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for pair in mpo::data::load(&tiny, &DataConfig::default())? {
         for side in [pair.dominant, pair.target] {
@@ -234,12 +252,35 @@ fn write_rows(n_rows: usize) -> Result<PathBuf> {
             dominant = Some(random.pair("en", &words["en"]));
         }
         let lang = TARGETS[row % TARGETS.len()];
-        let json = |pair: &PreferencePair| serde_json::json!({ "lang": pair.lang, "prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected });
+        let json =
+            |pair: &PreferencePair| json!({ "lang": pair.lang, "prompt": pair.prompt, "chosen": pair.chosen, "rejected": pair.rejected });
         let target = random.pair(lang, &words[lang]);
-        writeln!(out, "{}", serde_json::json!({ "id": row, "dominant": dominant.as_ref().map(json), "target": json(&target) }))?;
+        writeln!(out, "{}", json!({ "id": row, "dominant": dominant.as_ref().map(json), "target": json(&target) }))?;
     }
     out.flush()?;
     Ok(path)
+}
+
+/// SmolLM2-135M's shape in bf16, written once.
+fn random_model() -> Result<PathBuf> {
+    let dir = PathBuf::from(RANDOM_MODEL);
+    if dir.join("model.safetensors").is_file() {
+        return Ok(dir);
+    }
+    let config = json!({
+        "model_type": "llama", "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+        "num_attention_heads": 9, "num_key_value_heads": 3, "hidden_act": "silu", "rms_norm_eps": 1e-5, "max_position_embeddings": 8192,
+        "tie_word_embeddings": true,
+    });
+    std::fs::create_dir_all(&dir)?;
+    std::fs::write(dir.join("config.json"), config.to_string())?;
+    let mut random = Random(0);
+    let shapes = family::expected_tensors(&family::describe(&config)?);
+    let mut values = |shape: &[usize]| (0..shape.iter().product()).map(|_| random.below(1000) as f32 / 1e4 - 0.05).collect::<Vec<_>>();
+    let tensors: Vec<_> = shapes.iter().map(|(name, shape)| (name, shape, values(shape))).collect();
+    let to_save = tensors.iter().map(|(name, shape, values)| TensorToSave { name, shape, values, dtype: SavedDtype::Bf16 });
+    save(&dir, &to_save.collect::<Vec<_>>(), u64::MAX)?;
+    Ok(dir)
 }
 
 /// SplitMix64.

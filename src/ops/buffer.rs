@@ -3,7 +3,7 @@
 //! A step needs the same few hundred megabytes as the step before. Given back to the system, they would be cleared and mapped in again page by
 //! page, at a tenth of a step's CPU time and more. So what an op returns is a [`Buffer`], whose memory goes into a pool when it is dropped and
 //! serves the next request that fits. Requests differ in size with the lengths of the rows; so that pieces of old sizes do not pile up, the
-//! pool and what it lent out never exceed the most that was lent out at once by more than [`HEADROOM`].
+//! pool and what it lent out never exceed the most that was lent out at once by more than a twentieth.
 
 use super::tensor;
 use anyhow::Result;
