@@ -13,7 +13,7 @@ use super::optimizer::AdamW;
 use super::phases::Phases;
 use super::schedule::Schedule;
 use super::signs::{Position, trends};
-use super::step::{BatchOutcome, Gradients, StepSettings};
+use super::step::{BatchOutcome, Gradients, StepSettings, passes};
 use super::summary::Summary;
 use crate::config::{RetentionKind, RunConfig};
 use crate::data::encode::EncodedPair;
@@ -161,13 +161,14 @@ impl Run {
             more.insert("skipped_rows".into(), bad.into());
         }
         drop(optimizer);
-        let seconds = started.elapsed().as_secs_f64();
+        let (seconds, phase_seconds) = (started.elapsed().as_secs_f64(), self.machine.phases.take());
         self.state.step += 1;
 
         let measured = Measurement::of_batch(&rows, &outcome, self.config.objective.beta)?;
         add_languages(&mut more, "", &measured);
-        let flops = flops(&outcome.passes, self.policy.description(), self.settings.memory).total();
-        add_use(&mut more, &Use { flops, seconds, phase_seconds: self.machine.phases.take(), peak: self.machine.rates.products });
+        let passes = passes(&rows, &self.settings, Gradients::Both, self.policy.description());
+        let flops = flops(&passes, self.policy.description(), self.settings.memory).total();
+        add_use(&mut more, &Use { flops, seconds, phase_seconds, peak: self.machine.rates.products });
         let Measurement { losses, all, .. } = measured;
         let position = self.position();
         self.state.signs.judge_step(position, losses.mpo, self.config.retention.weight * losses.retention);

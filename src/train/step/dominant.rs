@@ -79,7 +79,7 @@ pub(super) struct DominantOutcome {
 impl Step<'_> {
     /// What each row's dominant pair gives; nothing is computed when nothing is asked for.
     pub(super) fn dominant_side(&self, rows: &[&EncodedPair]) -> Result<Side<DominantOutcome>> {
-        let mut side = Side { outcomes: vec![DominantOutcome::default(); rows.len()], n_tokens: 0, passes: Vec::new() };
+        let mut side = Side { outcomes: vec![DominantOutcome::default(); rows.len()], n_tokens: 0, n_tokens_computed: 0 };
         if !self.settings.needs_dominant() {
             return Ok(side);
         }
@@ -88,7 +88,7 @@ impl Step<'_> {
         for groups in dominant_groups(rows, self.settings.dominant_passes).chunks(self.settings.micro_batch_size) {
             let named = || format!("dominant side of {}", ids(groups.iter().flat_map(|group| &group.rows).map(|&row| rows[row])));
             let (outcomes, pass) = self.dominant_pass(groups).with_context(named)?;
-            side.passes.push(pass);
+            side.n_tokens_computed += pass.n_tokens;
             for (group, outcome) in groups.iter().zip(outcomes) {
                 group.rows.iter().for_each(|&row| side.outcomes[row] = outcome);
             }

@@ -90,8 +90,6 @@ pub struct BatchOutcome {
     pub n_tokens: usize,
     /// Tokens that the policy's forward passes computed.
     pub n_tokens_computed: usize,
-    /// The policy's passes, in their order: what the batch cost.
-    pub passes: Vec<Pass>,
 }
 
 impl StepSettings {
@@ -156,7 +154,6 @@ pub fn evaluate_batch(
     let dominant = step.dominant_side(rows)?;
     let target = step.target_side(rows, &dominant.outcomes)?;
     let rows = target.outcomes;
-    let passes = [dominant.passes, target.passes].concat();
     let objective = rows.iter().map(|row| row.objective_share).sum();
     let retention = settings.has_retention().then(|| mean_retention(&rows));
     Ok(BatchOutcome {
@@ -165,8 +162,7 @@ pub fn evaluate_batch(
         retention,
         rows,
         n_tokens: dominant.n_tokens + target.n_tokens,
-        n_tokens_computed: passes.iter().map(|pass| pass.n_tokens).sum(),
-        passes,
+        n_tokens_computed: dominant.n_tokens_computed + target.n_tokens_computed,
     })
 }
 
@@ -176,12 +172,12 @@ pub fn passes(rows: &[&EncodedPair], settings: &StepSettings, gradients: Gradien
     [dominant, target].concat()
 }
 
-/// What one side found, a row at a time, and what it took.
+/// What one side found, a row at a time, and the tokens that it took.
 struct Side<Outcome> {
     /// In the order of the batch's rows.
     outcomes: Vec<Outcome>,
     n_tokens: usize,
-    passes: Vec<Pass>,
+    n_tokens_computed: usize,
 }
 
 /// What all micro-batches of a batch have in common.

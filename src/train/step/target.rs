@@ -40,12 +40,12 @@ impl Step<'_> {
     pub(super) fn target_side(&self, rows: &[&EncodedPair], dominant: &[DominantOutcome]) -> Result<Side<RowOutcome>> {
         let _span = info_span!("target side").entered();
         let n_tokens = rows.iter().map(|row| n_tokens_unshared(&row.target)).sum();
-        let mut side = Side { outcomes: Vec::with_capacity(rows.len()), n_tokens, passes: Vec::new() };
+        let mut side = Side { outcomes: Vec::with_capacity(rows.len()), n_tokens, n_tokens_computed: 0 };
         let micro_batch_size = self.settings.micro_batch_size;
         for (rows, dominant) in rows.chunks(micro_batch_size).zip(dominant.chunks(micro_batch_size)) {
             let named = || format!("target side of {}", ids(rows.iter().copied()));
             let (outcomes, pass) = self.target_pass(rows, dominant).with_context(named)?;
-            side.passes.push(pass);
+            side.n_tokens_computed += pass.n_tokens;
             side.outcomes.extend(outcomes);
         }
         Ok(side)
