@@ -16,9 +16,9 @@ use std::cmp::Reverse;
 /// Bytes of an f32.
 const VALUE: u64 = size_of::<f32>() as u64;
 
-/// What no term below names: code, stacks and libraries that training touches for the first time (about 4 MiB), and what the heap keeps at
-/// its top (half of the 16 MiB of `device::settle_allocator`).
-const OVERHEAD: u64 = 12 << 20;
+/// What no term below names: code, stacks and libraries that training touches for the first time (4 MiB), and what the heap keeps of small
+/// pieces.
+const OVERHEAD: u64 = 6 << 20;
 
 /// What the bytes depend on.
 #[derive(Debug, Clone, Copy)]
