@@ -14,8 +14,8 @@
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, ValueEnum};
 use mpo::config::{ComputeDtype, DataConfig};
-use mpo::data::encode::{Encoder, Rendered};
-use mpo::data::pair::{Message, ParallelPair, PreferencePair, Role};
+use mpo::data::encode::{EncodedPreference, Encoder, Rendered};
+use mpo::data::pair::{Message, PreferencePair, PreferenceRow, Role};
 use mpo::model::decoder::{Decoder, Purpose};
 use mpo::model::family;
 use mpo::model::weights::{Checkpoint, SavedDtype, TensorToSave, save};
@@ -98,8 +98,8 @@ fn encode(arguments: &Arguments) -> Result<()> {
         Some(path) => path.clone(),
         None => write_rows(arguments.rows)?,
     };
-    let shared = mpo::data::load(&path, &config)?;
-    let distinct: Vec<ParallelPair> = shared.iter().enumerate().map(|(row, pair)| with_own_dominant(row, pair)).collect();
+    let shared = mpo::data::load(std::slice::from_ref(&path), &config)?;
+    let distinct: Vec<PreferenceRow> = shared.iter().enumerate().map(|(row, pair)| with_own_dominant(row, pair)).collect();
     for (what, pairs) in [("rows as they are", &shared), ("no dominant pair shared", &distinct)] {
         let texts = texts(&encoder, pairs)?;
         let n_bytes: usize = texts.iter().map(String::len).sum();
@@ -134,27 +134,28 @@ fn encode(arguments: &Arguments) -> Result<()> {
             ours / fast
         );
     }
-    let [file] = medians(arguments.rounds, [&|| encoder.encode_file(&path, &config).map(drop)])?;
-    let (rows, _) = encoder.encode_file(&path, &config)?;
-    let n_tokens: usize = rows.iter().map(|row| row.dominant.n_packed() + row.target.n_packed()).sum();
+    let [file] = medians(arguments.rounds, [&|| encoder.encode_files(std::slice::from_ref(&path), &config).map(drop)])?;
+    let (rows, _) = encoder.encode_files(std::slice::from_ref(&path), &config)?;
+    let n_tokens: usize = rows.iter().flat_map(|row| row.pairs().map(EncodedPreference::n_packed)).sum();
     println!("  file to tokens: {file:.3} s, {:.0} rows/s; {:.1} MB of tokens", rows.len() as f64 / file, 4e-6 * n_tokens as f64);
     Ok(())
 }
 
 /// Everything that is tokenised for `pairs`.
-fn texts(encoder: &Encoder, pairs: &[ParallelPair]) -> Result<Vec<String>> {
+fn texts(encoder: &Encoder, pairs: &[PreferenceRow]) -> Result<Vec<String>> {
     let of = |preference: &PreferencePair| -> Result<Vec<String>> {
         let Rendered { prompt, chosen, rejected, ending } = encoder.render(preference)?;
-        Ok([Some(prompt), Some(chosen), Some(rejected), ending].into_iter().flatten().collect())
+        Ok([Some(prompt), chosen, rejected, ending].into_iter().flatten().collect())
     };
-    let of_rows = pairs.par_iter().map(|pair| Ok([of(&pair.dominant)?, of(&pair.target)?].concat())).collect::<Result<Vec<_>>>()?;
+    let of_row = |row: &PreferenceRow| row.pairs().map(of).collect::<Result<Vec<_>>>().map(|texts| texts.concat());
+    let of_rows = pairs.par_iter().map(of_row).collect::<Result<Vec<_>>>()?;
     Ok(of_rows.into_iter().flatten().collect())
 }
 
 /// The row with one more word in its dominant pair, and so shared with no other.
-fn with_own_dominant(row: usize, pair: &ParallelPair) -> ParallelPair {
+fn with_own_dominant(row: usize, pair: &PreferenceRow) -> PreferenceRow {
     let mut pair = pair.clone();
-    if let Some(turn) = pair.dominant.prompt.last_mut() {
+    if let Some(turn) = pair.dominant.as_mut().and_then(|dominant| dominant.prompt.last_mut()) {
         turn.content += &format!(" {row}");
     }
     pair
@@ -234,10 +235,10 @@ fn median(mut values: Vec<f64>) -> f64 {
 fn write_rows(n_rows: usize) -> Result<PathBuf> {
     let tiny = Path::new(TINY).join("train.jsonl");
     let mut words: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for pair in mpo::data::load(&tiny, &DataConfig::default())? {
-        for side in [pair.dominant, pair.target] {
-            let of_language = words.entry(side.lang).or_default();
-            for text in side.prompt.iter().map(|turn| &turn.content).chain([&side.chosen, &side.rejected]) {
+    for pair in mpo::data::load(&[tiny], &DataConfig::default())? {
+        for side in pair.pairs() {
+            let of_language = words.entry(side.lang.clone()).or_default();
+            for text in side.prompt.iter().map(|turn| turn.content.as_str()).chain(side.responses().map(|(_, text)| text)) {
                 of_language.extend(text.split_inclusive([' ', '、', '，']).map(str::to_owned));
             }
         }
@@ -297,7 +298,7 @@ impl Random {
 
     fn pair(&mut self, lang: &str, words: &[String]) -> PreferencePair {
         let prompt = vec![Message { role: Role::User, content: self.text(words, 200) }];
-        PreferencePair { lang: lang.into(), prompt, chosen: self.text(words, 600), rejected: self.text(words, 600) }
+        PreferencePair { lang: lang.into(), prompt, chosen: Some(self.text(words, 600)), rejected: Some(self.text(words, 600)) }
     }
 
     /// 100 to `most` characters.

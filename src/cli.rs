@@ -87,6 +87,7 @@ Written to `output.dir`, which must be new or empty without --resume:
   summary.json    what the end of the run says
   checkpoint-*/   a model folder each, and what --resume needs
   final/          the trained model
+  best/           the model of the best checkpoint, with `checkpoint.best`
 
 Ctrl-C finishes the step and saves a checkpoint; a second one stops at once.")]
 pub struct TrainArgs {

@@ -4,7 +4,7 @@
 //! dominant language and narrow elsewhere.
 
 use crate::config::Gap;
-use crate::data::encode::{EncodedPair, EncodedPreference};
+use crate::data::encode::{EncodedPreference, EncodedRow};
 use crate::objective::{PairScores, ResponseScore};
 use crate::reference::FrozenScores;
 use anyhow::Result;
@@ -25,7 +25,9 @@ pub struct RowGaps {
 /// A row's two pairs under one model.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct BothSides {
-    pub dominant: PairGap,
+    /// Absent in plain preference data.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dominant: Option<PairGap>,
     pub target: PairGap,
 }
 
@@ -33,10 +35,14 @@ pub struct BothSides {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct PairGap {
     pub lang: String,
-    pub chosen: Answer,
-    pub rejected: Answer,
-    /// Without beta; nats a token, or nats for `gap = "sum"`.
-    pub reward_gap: f64,
+    /// Absent where labelled data has the other answer only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub chosen: Option<Answer>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rejected: Option<Answer>,
+    /// Of two answers, without beta; nats a token, or nats for `gap = "sum"`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reward_gap: Option<f64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -47,18 +53,18 @@ pub struct Answer {
 }
 
 /// The gaps of `rows`, in their order. Both columns must hold every pair of every row.
-pub fn measure(rows: &[EncodedPair], policy: &FrozenScores, reference: &FrozenScores, gap: Gap) -> Result<Vec<RowGaps>> {
-    let both = |row: &EncodedPair, scores: &FrozenScores| -> Result<BothSides> {
+pub fn measure(rows: &[EncodedRow], policy: &FrozenScores, reference: &FrozenScores, gap: Gap) -> Result<Vec<RowGaps>> {
+    let both = |row: &EncodedRow, scores: &FrozenScores| -> Result<BothSides> {
         let pair = |pair: &EncodedPreference| Ok::<_, anyhow::Error>(PairGap::new(&pair.lang, &scores.pair_scores(pair)?, gap));
-        Ok(BothSides { dominant: pair(&row.dominant)?, target: pair(&row.target)? })
+        Ok(BothSides { dominant: row.dominant.as_ref().map(pair).transpose()?, target: pair(&row.target)? })
     };
     rows.iter().map(|row| Ok(RowGaps { id: row.id.clone(), policy: both(row, policy)?, reference: both(row, reference)? })).collect()
 }
 
 impl PairGap {
     fn new(lang: &str, scores: &PairScores, gap: Gap) -> Self {
-        let answer = |score: ResponseScore| Answer { logp: score.log_prob, tokens: score.n_tokens };
-        Self { lang: lang.into(), chosen: answer(scores.chosen), rejected: answer(scores.rejected), reward_gap: scores.reward_gap(gap) }
+        let answer = |score: ResponseScore| (!score.is_absent()).then_some(Answer { logp: score.log_prob, tokens: score.n_tokens });
+        Self { lang: lang.into(), chosen: answer(scores.chosen), rejected: answer(scores.rejected), reward_gap: scores.known_gap(gap) }
     }
 }
 
@@ -72,16 +78,24 @@ pub fn json_lines(rows: &[RowGaps]) -> Result<String> {
     Ok(lines)
 }
 
+/// Which pairs of the rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    Dominant,
+    Target,
+}
+
 /// A language's gaps in one table.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LanguageGaps {
+    pub side: Side,
     pub lang: String,
     pub n: usize,
     pub mean: f64,
     pub median: f64,
     /// Share of the pairs with a positive gap.
     pub positive: f64,
-    /// What a target language's rows have still to go; `None` for a dominant language.
+    /// What a target language's rows have still to go; `None` for a dominant language, and without dominant pairs.
     pub to_go: Option<ToGo>,
 }
 
@@ -101,40 +115,48 @@ pub enum Under {
     Reference,
 }
 
-/// Dominant languages first, over their distinct pairs; then target languages over their rows; each in order of first appearance.
+/// Dominant languages first, over their distinct pairs; then target languages over their rows; each in order of first appearance. A row with
+/// one answer has no gap and is left out.
 pub fn by_language(rows: &[RowGaps], under: Under, beta: f64) -> Vec<LanguageGaps> {
-    let sides = |row| -> &BothSides { side(row, under) };
     let mut languages = Vec::new();
-    for lang in in_order(rows.iter().map(|row| row.policy.dominant.lang.as_str())) {
+    for lang in in_order(rows.iter().filter_map(|row| Some(row.policy.dominant.as_ref()?.lang.as_str()))) {
         // Rows that share a dominant pair have the very same numbers for it, so equal entries are one pair.
         let mut distinct: Vec<&PairGap> = Vec::new();
-        for pair in rows.iter().map(|row| &sides(row).dominant).filter(|pair| pair.lang == lang) {
+        for pair in rows.iter().filter_map(|row| both_sides(row, under).dominant.as_ref()).filter(|pair| pair.lang == lang) {
             if !distinct.contains(&pair) {
                 distinct.push(pair);
             }
         }
-        languages.push(LanguageGaps::new(lang, distinct.iter().map(|pair| pair.reward_gap).collect(), None));
+        languages.push(LanguageGaps::new(Side::Dominant, lang, distinct.iter().filter_map(|pair| pair.reward_gap).collect(), None));
     }
     for lang in in_order(rows.iter().map(|row| row.policy.target.lang.as_str())) {
         let of_language = || rows.iter().filter(|row| row.policy.target.lang == lang);
-        let gaps: Vec<f64> = of_language().map(|row| sides(row).target.reward_gap).collect();
-        let wanted: Vec<f64> = of_language().map(|row| row.reference.dominant.reward_gap).collect();
-        let mean = |of: fn(f64, f64, f64) -> f64| {
-            gaps.iter().zip(&wanted).map(|(&gap, &wanted)| of(gap, wanted, beta)).sum::<f64>() / gaps.len() as f64
-        };
-        let distance = mean(|gap, wanted, _| wanted - gap);
-        let squared = mean(|gap, wanted, beta| (beta * gap - wanted).powi(2));
-        languages.push(LanguageGaps::new(lang, gaps.clone(), Some(ToGo { distance, squared })));
+        let gaps: Vec<f64> = of_language().filter_map(|row| both_sides(row, under).target.reward_gap).collect();
+        let compared = |row: &RowGaps| Some((both_sides(row, under).target.reward_gap?, row.reference.dominant.as_ref()?.reward_gap?));
+        let compared: Vec<(f64, f64)> = of_language().filter_map(compared).collect();
+        languages.push(LanguageGaps::new(Side::Target, lang, gaps, ToGo::mean(&compared, beta)));
     }
+    languages.retain(|language| language.n > 0);
     languages
 }
 
+impl ToGo {
+    /// Over pairs of a target gap and the dominant one that it is compared with; `None` without any.
+    fn mean(compared: &[(f64, f64)], beta: f64) -> Option<Self> {
+        let mean =
+            |of: fn(f64, f64, f64) -> f64| compared.iter().map(|&(gap, wanted)| of(gap, wanted, beta)).sum::<f64>() / compared.len() as f64;
+        let distance = mean(|gap, wanted, _| wanted - gap);
+        let squared = mean(|gap, wanted, beta| (beta * gap - wanted).powi(2));
+        (!compared.is_empty()).then_some(Self { distance, squared })
+    }
+}
+
 impl LanguageGaps {
-    fn new(lang: &str, gaps: Vec<f64>, to_go: Option<ToGo>) -> Self {
+    fn new(side: Side, lang: &str, gaps: Vec<f64>, to_go: Option<ToGo>) -> Self {
         let n = gaps.len();
         let mean = gaps.iter().sum::<f64>() / n as f64;
         let positive = gaps.iter().filter(|&&gap| gap > 0.0).count() as f64 / n as f64;
-        Self { lang: lang.into(), n, mean, median: median(gaps), positive, to_go }
+        Self { side, lang: lang.into(), n, mean, median: median(gaps), positive, to_go }
     }
 }
 
@@ -145,8 +167,8 @@ pub fn table(languages: &[LanguageGaps]) -> String {
         "language", "n", "mean", "median", "> 0", "to dominant", "(beta RG_t - RG_d)^2"
     );
     for language in languages {
-        let LanguageGaps { lang, n, mean, median, positive, to_go } = language;
-        let name = if to_go.is_none() { format!("{lang} (dom.)") } else { lang.clone() };
+        let LanguageGaps { side, lang, n, mean, median, positive, to_go } = language;
+        let name = if *side == Side::Dominant { format!("{lang} (dom.)") } else { lang.clone() };
         let _ = write!(text, "{name:<12}{n:>6}{mean:>10.4}{median:>10.4}{:>7.0}%", 100.0 * positive);
         let _ = match to_go {
             Some(ToGo { distance, squared }) => writeln!(text, "{distance:>16.4}{squared:>22.4}"),
@@ -156,7 +178,7 @@ pub fn table(languages: &[LanguageGaps]) -> String {
     text
 }
 
-fn side(row: &RowGaps, under: Under) -> &BothSides {
+fn both_sides(row: &RowGaps, under: Under) -> &BothSides {
     match under {
         Under::Policy => &row.policy,
         Under::Reference => &row.reference,
@@ -195,7 +217,7 @@ mod tests {
 
     fn row(id: &str, lang: &str, dominant: f64, target: f64) -> RowGaps {
         let both = |shift: f64| BothSides {
-            dominant: pair("en", -2.0, -2.0 - 2.0 * (dominant + shift)),
+            dominant: Some(pair("en", -2.0, -2.0 - 2.0 * (dominant + shift))),
             target: pair(lang, -2.0, -2.0 - 2.0 * (target + shift)),
         };
         RowGaps { id: id.into(), policy: both(0.0), reference: both(0.5) }
@@ -225,7 +247,10 @@ mod tests {
         let languages = by_language(&rows, Under::Policy, 2.0);
         assert_eq!(languages.iter().map(|language| language.lang.as_str()).collect::<Vec<_>>(), ["en", "sw", "bn"]);
         // Two distinct dominant pairs although there are four rows.
-        assert_eq!(languages[0], LanguageGaps { lang: "en".into(), n: 2, mean: 1.5, median: 1.5, positive: 1.0, to_go: None });
+        assert_eq!(
+            languages[0],
+            LanguageGaps { side: Side::Dominant, lang: "en".into(), n: 2, mean: 1.5, median: 1.5, positive: 1.0, to_go: None }
+        );
         let sw = &languages[1];
         assert_eq!((sw.n, sw.mean, sw.median, sw.positive), (3, 0.25, 0.25, 2.0 / 3.0));
         // The reference's dominant gaps are 1.5, 2.5 and 2.5.
@@ -245,6 +270,28 @@ mod tests {
         assert!(text.lines().nth(2).unwrap().starts_with("sw"), "{text}");
         let widths: Vec<usize> = text.lines().map(str::len).collect();
         assert!(widths.iter().all(|&width| width == widths[0]), "{text}");
+    }
+
+    #[test]
+    fn rows_without_a_dominant_pair_or_an_answer_have_no_such_numbers() {
+        let mut rows = [row("0", "sw", 1.0, 0.25), row("1", "sw", 1.0, -0.5), row("2", "bn", 1.0, 0.5)];
+        for row in &mut rows {
+            (row.policy.dominant, row.reference.dominant) = (None, None);
+        }
+        for index in [1, 2] {
+            let target = &mut rows[index].policy.target;
+            (target.rejected, target.reward_gap) = (None, None);
+        }
+        let languages = by_language(&rows, Under::Policy, 1.0);
+        assert_eq!(
+            languages,
+            [LanguageGaps { side: Side::Target, lang: "sw".into(), n: 1, mean: 0.25, median: 0.25, positive: 1.0, to_go: None }]
+        );
+        let line = json_lines(&rows[1..2]).unwrap();
+        assert!(
+            line.starts_with(r#"{"id":"1","target":{"lang":"sw","chosen":{"logp":-2.0,"tokens":2}},"reference":{"target":{"#),
+            "{line}"
+        );
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! # What is computed
 //!
 //! A row of data is a parallel pair: prompt `x`, chosen (safe) answer `y_w` and rejected (unsafe) answer `y_l`, once in the dominant language
-//! `d` and once in a target language `t`. With the length-normalised reward gap
+//! `d` and once in a target language `t`; plain preference data has the latter only. With the length-normalised reward gap
 //!
 //! ```text
 //! RG(π, x, y_w, y_l) = log π(y_w | x) / |y_w|  -  log π(y_l | x) / |y_l|
@@ -25,7 +25,7 @@
 //! ```text
 //! TOML + --set                   config      -> RunConfig, every problem of it at once; resolved, it stands beside the weights
 //! folder, org/name, https        hub         -> local files
-//! file, piece by piece           data        -> ParallelPairs -> chat template, tokenizer -> Vec<EncodedPair> -> PackedBatch
+//! file, piece by piece           data        -> PreferenceRows -> chat template, tokenizer -> Vec<EncodedRow> -> PackedBatch
 //! checkpoint                     model       -> Decoder, the policy
 //! policy, before its first step  reference   -> RG_d and h_d of every distinct dominant pair, cached by content
 //! PackedBatch                    train::step -> hidden states -> log-probabilities, pooled states -> objective -> gradients

@@ -45,6 +45,7 @@ impl KeptStates {
     /// The kept vectors of one sequence, behind each other, from all states of its batch.
     pub fn select(self, hidden_ND: &[f32], hidden_size: usize, span: &SequenceSpan, n_end_tokens: usize) -> Vec<f32> {
         match self {
+            _ if span.is_absent() => Vec::new(),
             Self::Nothing => Vec::new(),
             Self::Pooled(pooling) => pool(hidden_ND, hidden_size, &span.pooled_rows(pooling, n_end_tokens)),
             Self::Predicting => span.predicting_rows().flat_map(|row| &hidden_ND[row * hidden_size..][..hidden_size]).copied().collect(),
@@ -52,7 +53,7 @@ impl KeptStates {
     }
 }
 
-/// One sequence under the frozen model.
+/// One sequence under the frozen model. An absent response has a score of 0 over 0 tokens, and no states.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ScoredSequence {
     pub score: ResponseScore,

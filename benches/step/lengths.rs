@@ -8,7 +8,7 @@ use crate::job::{Lengths, Row};
 use anyhow::{Context, Result, ensure};
 use mpo::config::{DataConfig, OnOverlong};
 use mpo::data;
-use mpo::data::encode::{EncodedPair, EncodedPreference, Encoder};
+use mpo::data::encode::{EncodedPreference, EncodedRow, Encoder};
 use mpo::data::loader::dominant_numbers;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -49,22 +49,22 @@ pub fn read(name: &str) -> Result<Vec<Row>> {
 /// The table of a data file, one row a line: every row of every n-th dominant pair, cut to 1,024 tokens as a run would.
 pub fn table(recipe: &Recipe) -> Result<String> {
     let config = DataConfig { template: recipe.template.clone(), on_overlong: OnOverlong::Truncate, ..DataConfig::default() };
-    let pairs = data::load(&recipe.data, &config)?;
+    let pairs = data::load(std::slice::from_ref(&recipe.data), &config)?;
     let (rows, _) = Encoder::new(&recipe.tokenizer, &config)?.encode_all(&pairs)?;
     let numbers = dominant_numbers(&rows);
     let n_pairs = numbers.iter().max().map_or(0, |last| last + 1);
     ensure!(n_pairs >= N_PAIRS, "the file has {n_pairs} dominant pairs, {N_PAIRS} are taken");
     let taken = rows.iter().zip(&numbers).filter(|(_, number)| *number % (n_pairs / N_PAIRS) == 0);
-    let lines = taken.map(|(row, number)| serde_json::to_string(&lengths(number / (n_pairs / N_PAIRS), row)));
-    let lines = lines.collect::<Result<Vec<_>, _>>()?;
+    let lines = taken.map(|(row, number)| Ok(serde_json::to_string(&lengths(number / (n_pairs / N_PAIRS), row)?)?));
+    let lines = lines.collect::<Result<Vec<_>>>()?;
     Ok(format!("{{\"about\": {}, \"rows\": [\n{}\n]}}\n", serde_json::to_string(&recipe.about)?, lines.join(",\n")))
 }
 
-fn lengths(pair: usize, row: &EncodedPair) -> Row {
+fn lengths(pair: usize, row: &EncodedRow) -> Result<Row> {
     let of = |pair: &EncodedPreference| Lengths {
         prompt: pair.prompt.len(),
         chosen: pair.chosen.tokens.len(),
         rejected: pair.rejected.tokens.len(),
     };
-    Row { pair, language: row.target.lang.clone(), dominant: of(&row.dominant), target: of(&row.target) }
+    Ok(Row { pair, language: row.target.lang.clone(), dominant: of(row.dominant_pair()?), target: of(&row.target) })
 }

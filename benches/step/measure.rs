@@ -5,7 +5,7 @@ use crate::random::random_tokens;
 use crate::{floor, head, shapes};
 use anyhow::{Context, Result, bail, ensure};
 use mpo::config::RunConfig;
-use mpo::data::encode::{EncodedPair, EncodedPreference, Response};
+use mpo::data::encode::{EncodedPreference, EncodedRow, Response};
 use mpo::data::loader::{Loader, dominant_numbers};
 use mpo::model::decoder::{Decoder, Keep, Purpose};
 use mpo::reference::{Folders, FrozenScores, Provenance};
@@ -35,14 +35,14 @@ fn steps(job: &Job) -> Result<Measured> {
     config.train.shuffle = false;
     let policy = Decoder::load(&shapes::folder(&job.shape), job.dtype, Purpose::Train)?;
     let n_vocab = policy.description().vocab_size;
-    let rows: Vec<EncodedPair> = job.rows.iter().enumerate().map(|(i, row)| random_row(i, row, n_vocab)).collect();
+    let rows: Vec<EncodedRow> = job.rows.iter().enumerate().map(|(i, row)| random_row(i, row, n_vocab)).collect();
     let mut settings = StepSettings::new(&config, 0);
     if job.engine == Engine::MpoCheckpointing {
         settings.memory.keep = Keep::BlockInputs { every: NonZeroUsize::MIN };
     }
 
     let start = Instant::now();
-    let dominant: Vec<&EncodedPreference> = rows.iter().map(|row| &row.dominant).collect();
+    let dominant: Vec<&EncodedPreference> = rows.iter().filter_map(|row| row.dominant.as_ref()).collect();
     let provenance = Provenance::of(&policy, job.dtype, KeptStates::of(&config.retention), 0)?;
     let (reference, _) = FrozenScores::score(&policy, &dominant, provenance, Folders::default())?;
     let reference_seconds = if job.counts_reference { start.elapsed().as_secs_f64() } else { 0.0 };
@@ -53,7 +53,7 @@ fn steps(job: &Job) -> Result<Measured> {
     let (mut loss, mut n_tokens_computed) = (f64::NAN, 0);
     let mut measured = Clock::measure(job, |is_counted| {
         let batch = if is_counted { loader.next_batch() } else { first.clone() };
-        let batch: Vec<&EncodedPair> = batch.iter().map(|&row| &rows[row]).collect();
+        let batch: Vec<&EncodedRow> = batch.iter().map(|&row| &rows[row]).collect();
         policy.zero_gradients()?;
         let outcome = evaluate_batch(&policy, &batch, Some(&reference), &settings, Gradients::Both)?;
         let norm = clip::gradient_norm(policy.parameters())?;
@@ -107,7 +107,7 @@ fn cpu_seconds() -> Result<f64> {
     Ok(seconds(usage.ru_utime) + seconds(usage.ru_stime))
 }
 
-fn random_row(index: usize, row: &Row, n_vocab: usize) -> EncodedPair {
+fn random_row(index: usize, row: &Row, n_vocab: usize) -> EncodedRow {
     let pair = |lang: &str, seed: usize, lengths: &Lengths| {
         let tokens = |n: usize, part: usize| random_tokens((3 * seed + part) as u64, n, n_vocab);
         let response = |n, part| Response { tokens: tokens(n, part), n_end_tokens: 1 };
@@ -118,9 +118,9 @@ fn random_row(index: usize, row: &Row, n_vocab: usize) -> EncodedPair {
             rejected: response(lengths.rejected, 2),
         }
     };
-    EncodedPair {
+    EncodedRow {
         id: index.to_string(),
-        dominant: pair("en", row.pair, &row.dominant),
+        dominant: Some(pair("en", row.pair, &row.dominant)),
         target: pair(&row.language, 1_000_000 + index, &row.target),
     }
 }

@@ -4,9 +4,10 @@ use super::gaps::score_pairs;
 use crate::cli::CheckArgs;
 use crate::config::{self, Argument, RunConfig};
 use crate::data::check::{CheckInput, CheckReport, check};
-use crate::data::encode::{Encoded, EncodedPair, Encoder};
-use crate::data::pair::ParallelPair;
+use crate::data::encode::{Encoded, EncodedPreference, EncodedRow, Encoder};
+use crate::data::pair::PreferenceRow;
 use crate::hub::ModelFiles;
+use crate::progress::say;
 use crate::{data, device, hub};
 use anyhow::Result;
 use std::process::ExitCode;
@@ -29,7 +30,11 @@ fn report(config: &RunConfig, with_gaps: bool) -> Result<CheckReport> {
     let dataset = data::read(&hub::resolve_data(&config.data)?, &config.data)?;
     let encoder = Encoder::new(&model.dir, &config.data)?;
     let encoded = encoder.tokenize_each(&dataset.pairs);
-    let dominant_gaps = match with_gaps {
+    let has_dominant = dataset.pairs.iter().any(|row| row.dominant.is_some());
+    if with_gaps && !has_dominant {
+        say("`--gaps` looks at dominant pairs, and this data has none; `mpo gaps` measures the pairs that it has");
+    }
+    let dominant_gaps = match with_gaps && has_dominant {
         true => Some(dominant_gaps(&encoder, &dataset.pairs, &model, config)?),
         false => None,
     };
@@ -43,24 +48,22 @@ fn report(config: &RunConfig, with_gaps: bool) -> Result<CheckReport> {
     }))
 }
 
-/// The reference's reward gap on each row's dominant pair; NaN for rows that cannot be encoded or do not fit.
-fn dominant_gaps(encoder: &Encoder, pairs: &[ParallelPair], model: &ModelFiles, config: &RunConfig) -> Result<Vec<f64>> {
+/// The reference's reward gap on each row's dominant pair; NaN for rows that have none, cannot be encoded or do not fit.
+fn dominant_gaps(encoder: &Encoder, pairs: &[PreferenceRow], model: &ModelFiles, config: &RunConfig) -> Result<Vec<f64>> {
     let reference = match &config.reference.path {
         Some(path) => hub::resolve_model(path, config.reference.revision.as_deref())?.dir,
         None => model.dir.clone(),
     };
-    let encoded: Vec<Option<EncodedPair>> = encoder
+    let encoded: Vec<Option<EncodedRow>> = encoder
         .encode_each(pairs)
         .into_iter()
         .map(|row| match row {
-            Ok(Encoded::Whole(pair) | Encoded::Cut { pair, .. }) => Some(pair),
+            Ok(Encoded::Whole(row) | Encoded::Cut { row, .. }) => Some(row),
             _ => None,
         })
         .collect();
-    let dominant: Vec<_> = encoded.iter().flatten().map(|pair| &pair.dominant).collect();
-    let scores = score_pairs(&reference, &dominant, config)?;
-    encoded
-        .iter()
-        .map(|pair| pair.as_ref().map_or(Ok(f64::NAN), |pair| Ok(scores.pair_scores(&pair.dominant)?.reward_gap(config.objective.gap))))
-        .collect()
+    let dominant: Vec<Option<&EncodedPreference>> = encoded.iter().map(|row| row.as_ref()?.dominant.as_ref()).collect();
+    let scores = score_pairs(&reference, &dominant.iter().copied().flatten().collect::<Vec<_>>(), config)?;
+    let gap = |pair: &EncodedPreference| Ok(scores.pair_scores(pair)?.reward_gap(config.objective.gap));
+    dominant.into_iter().map(|pair| pair.map_or(Ok(f64::NAN), gap)).collect()
 }

@@ -3,7 +3,7 @@
 use super::print;
 use crate::cli::GapsArgs;
 use crate::config::{self, Argument, RunConfig};
-use crate::data::encode::{EncodeReport, Encoded, EncodedPair, EncodedPreference, Encoder};
+use crate::data::encode::{EncodeReport, Encoded, EncodedPreference, EncodedRow, Encoder};
 use crate::files::write_atomically;
 use crate::gaps::{self, RowGaps, Under};
 use crate::model::decoder::{Decoder, Purpose};
@@ -12,7 +12,7 @@ use crate::reference::{Folders, FrozenScores, Provenance, shared_folder};
 use crate::scoring::KeptStates;
 use crate::{data, device, hub};
 use anyhow::{Context, Result};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Prints a table per model and writes `--out`.
@@ -56,7 +56,7 @@ fn measure(config: &RunConfig) -> Result<Vec<RowGaps>> {
 }
 
 /// Every row of the file. One that is too long to train on is measured whole.
-fn encode(data: &Path, model: &Path, config: &RunConfig) -> Result<Vec<EncodedPair>> {
+fn encode(data: &[PathBuf], model: &Path, config: &RunConfig) -> Result<Vec<EncodedRow>> {
     let encoder = Encoder::new(model, &config.data)?;
     let pairs = data::load(data, &config.data)?;
     let mut report = EncodeReport { n_rows: pairs.len(), max_tokens: config.data.max_tokens, ..EncodeReport::default() };
@@ -65,7 +65,7 @@ fn encode(data: &Path, model: &Path, config: &RunConfig) -> Result<Vec<EncodedPa
     for (pair, encoded) in pairs.iter().zip(encoder.encode_each(&pairs)) {
         rows.push(match encoded? {
             Encoded::Whole(row) => row,
-            Encoded::Cut { pair: row, n_lost } => {
+            Encoded::Cut { row, n_lost } => {
                 report.cut.push((row.id.clone(), n_lost));
                 row
             }
@@ -86,8 +86,8 @@ fn encode(data: &Path, model: &Path, config: &RunConfig) -> Result<Vec<EncodedPa
 }
 
 /// Both pairs of every row under the model in `folder`.
-fn score(folder: &Path, rows: &[EncodedPair], config: &RunConfig) -> Result<FrozenScores> {
-    let pairs: Vec<&EncodedPreference> = rows.iter().flat_map(|row| [&row.dominant, &row.target]).collect();
+fn score(folder: &Path, rows: &[EncodedRow], config: &RunConfig) -> Result<FrozenScores> {
+    let pairs: Vec<&EncodedPreference> = rows.iter().flat_map(EncodedRow::pairs).collect();
     score_pairs(folder, &pairs, config)
 }
 

@@ -166,7 +166,9 @@ fn switches_of(prepared: &Prepared, checkpointing: ActivationCheckpointing) -> V
 /// Rows that share a dominant pair, at most.
 fn largest_group(prepared: &Prepared) -> usize {
     let mut sizes: HashMap<usize, usize> = HashMap::new();
-    dominant_numbers(&prepared.train).into_iter().for_each(|number| *sizes.entry(number).or_default() += 1);
+    dominant_numbers(prepared.train.iter().filter(|row| row.dominant.is_some()))
+        .into_iter()
+        .for_each(|number| *sizes.entry(number).or_default() += 1);
     sizes.into_values().max().unwrap_or(0)
 }
 

@@ -4,7 +4,7 @@ use super::plan::first_lines;
 use super::print;
 use crate::cli::{DEFAULT_TRACE, TrainArgs};
 use crate::config;
-use crate::data::encode::EncodedPair;
+use crate::data::encode::EncodedRow;
 use crate::data::loader::{Loader, dominant_numbers};
 use crate::device::{self, gib};
 use crate::progress::say;
@@ -165,14 +165,16 @@ fn describe(prepared: &Prepared, peak: u64, available: Option<u64>) -> Result<St
     writeln!(text, "Output     {}\n", prepared.config.output.dir.display())?;
     if let Some(row) = prepared.train.first() {
         writeln!(text, "Row `{}` as the model sees it; ⟦…⟧ are the tokens that are scored\n", row.id)?;
-        writeln!(text, "{}\n{}", prepared.encoder.marked(&row.dominant)?, prepared.encoder.marked(&row.target)?)?;
+        for pair in row.pairs() {
+            writeln!(text, "{}", prepared.encoder.marked(pair)?)?;
+        }
     }
     writeln!(text, "Nothing was trained or written (--dry-run).")?;
     Ok(text)
 }
 
 /// `zh 8, sw 8`
-fn languages(rows: &[EncodedPair]) -> String {
+fn languages(rows: &[EncodedRow]) -> String {
     let mut n_rows: BTreeMap<&str, usize> = BTreeMap::new();
     rows.iter().for_each(|row| *n_rows.entry(&row.target.lang).or_default() += 1);
     n_rows.iter().map(|(lang, n)| format!("{lang} {n}")).collect::<Vec<_>>().join(", ")

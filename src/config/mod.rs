@@ -94,6 +94,8 @@ pub struct DataConfig {
     pub split: String,
     /// How a row is written.
     pub format: DataFormat,
+    /// Which pairs of parallel data the objective scores; `mpo` takes `target` only.
+    pub sides: Sides,
     /// `checkpoint`, the name of a built-in template, or a file.
     pub template: String,
     /// What is appended to a response and counted with it.
@@ -233,6 +235,18 @@ pub struct CheckpointConfig {
     pub every_steps: Option<usize>,
     /// How many stay; older ones are removed.
     pub keep: usize,
+    /// Also keep the checkpoint that did best by this held-out number, a key of `metrics.jsonl` such as `eval_loss`. Asked for every
+    /// `eval.every_steps`.
+    pub best: Option<String>,
+    /// What makes it better, where its name does not say.
+    pub best_is: Option<BestIs>,
+}
+
+impl CheckpointConfig {
+    /// What makes the number of `best` better; `None` where that is in doubt.
+    pub fn best_is(&self) -> Option<BestIs> {
+        self.best_is.or_else(|| BestIs::of_metric(self.best.as_deref()?))
+    }
 }
 
 /// `[hardware]`
@@ -269,6 +283,7 @@ impl Default for DataConfig {
             sha256: None,
             split: "train".into(),
             format: DataFormat::Auto,
+            sides: Sides::Target,
             template: paths::CHECKPOINT_TEMPLATE.into(),
             end_of_response: EndOfResponse::Template,
             max_tokens: 1024,
@@ -336,7 +351,7 @@ impl Default for SignsConfig {
 
 impl Default for CheckpointConfig {
     fn default() -> Self {
-        Self { every_steps: None, keep: 2 }
+        Self { every_steps: None, keep: 2, best: None, best_is: None }
     }
 }
 

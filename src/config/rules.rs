@@ -5,7 +5,7 @@
 
 use super::keys::{list, nearest};
 use super::paths::{BUILTIN_TEMPLATES, CHECKPOINT_TEMPLATE, is_builtin, is_hub_id, is_template_file};
-use super::{Pooling, RetentionKind, RunConfig, ScheduleKind};
+use super::{Pooling, RetentionKind, RunConfig, ScheduleKind, Sides};
 use std::path::Path;
 
 /// Pairs of which at most one key may be set.
@@ -69,6 +69,7 @@ pub(crate) fn without_effect(config: &RunConfig) -> Vec<WithoutEffect> {
     let nothing_held_out = config.eval.path.is_none() && config.eval.fraction.is_none();
     note(nothing_held_out, &["eval.every_steps"], "eval.path", "no rows are held out; set `eval.path` or `eval.fraction`");
     let off_hub = |path: &str| !is_hub_id(path);
+    note(config.checkpoint.best.is_none(), &["checkpoint.best_is"], "checkpoint.best", "`checkpoint.best` is not set");
     note(off_hub(&config.model.path), &["model.revision"], "model.path", "`model.path` is not a hub id of the form `org/name`");
     let reference = config.reference.path.as_deref();
     note(reference.is_none(), &["reference.revision"], "reference.path", "`reference.path` is not set; the reference is the model itself");
@@ -164,6 +165,10 @@ fn data(config: &RunConfig, findings: &mut Findings) {
 }
 
 fn objective(config: &RunConfig, findings: &mut Findings) {
+    let kind = config.objective.kind;
+    findings.require(config.data.sides == Sides::Target || !kind.compares_with_dominant(), &["data.sides", "objective.kind"], || {
+        format!("`objective.kind` \"{}\" compares each target pair with its dominant one: `data.sides` can only be \"target\"", kind.name())
+    });
     findings.positive("objective.beta", config.objective.beta);
     findings.non_negative("retention.weight", config.retention.weight);
     let padded = config.retention.kind == RetentionKind::Hidden && config.retention.pooling == Pooling::MeanPadded;
@@ -247,6 +252,7 @@ fn signs(config: &RunConfig, findings: &mut Findings) {
 fn outside(config: &RunConfig, findings: &mut Findings) {
     findings.at_least("checkpoint.every_steps", config.checkpoint.every_steps, 1);
     findings.at_least("checkpoint.keep", Some(config.checkpoint.keep), 1);
+    best(config, findings);
     findings.at_least("hardware.threads", config.hardware.threads, 1);
     let device = config.hardware.device.as_str();
     let is_number = |ordinal: &str| !ordinal.is_empty() && ordinal.chars().all(|c| c.is_ascii_digit());
@@ -255,6 +261,24 @@ fn outside(config: &RunConfig, findings: &mut Findings) {
         format!(
             "`hardware.device` is \"{device}\": it must be \"auto\", \"cpu\", or \"cuda:N\" with the number of a GPU, such as \"cuda:0\""
         )
+    });
+}
+
+/// `checkpoint.best`; whether there is such a number is known once it was measured.
+fn best(config: &RunConfig, findings: &mut Findings) {
+    let Some(best) = &config.checkpoint.best else { return };
+    findings.require(best.starts_with("eval_"), &["checkpoint.best"], || {
+        format!("`checkpoint.best` is \"{best}\": it must be a number of the held-out rows, a key of `metrics.jsonl` such as \"eval_loss\"")
+    });
+    let is_known = config.checkpoint.best_is().is_some() || !best.starts_with("eval_");
+    findings.require(is_known, &["checkpoint.best", "checkpoint.best_is"], || {
+        format!("whether a lower or a higher `{best}` is better cannot be told from its name: set `checkpoint.best_is` to \"lower\" or \"higher\"")
+    });
+    let is_held_out = config.eval.path.is_some() || config.eval.fraction.is_some();
+    let is_measured = is_held_out && config.eval.every_steps.is_some();
+    findings.require(is_measured, &["checkpoint.best", "eval.path", "eval.fraction", "eval.every_steps"], || {
+        let missing = if is_held_out { "`eval.every_steps`" } else { "`eval.path` or `eval.fraction`, and `eval.every_steps`" };
+        format!("`checkpoint.best` chooses among what is measured on held-out rows during the run: set {missing}")
     });
 }
 

@@ -25,6 +25,43 @@ pub enum DataFormat {
     Parallel,
     /// The released MPO data: ShareGPT-like, `source_*` and `target_*`.
     Llamafactory,
+    /// `prompt`, `chosen` and `rejected`, texts or conversations, as TRL has them.
+    Preference,
+    /// `prompt`, `completion` and `label`, as TRL has them for KTO.
+    Label,
+}
+
+/// `data.sides`: which pairs of parallel data the objective scores. Retention holds on to the dominant pair in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Sides {
+    /// Every target pair; in plain preference data, every pair.
+    Target,
+    /// Every distinct dominant pair, once.
+    Dominant,
+    /// Every target pair, and every distinct dominant pair once.
+    Both,
+}
+
+/// `checkpoint.best_is`: what makes a held-out number better.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BestIs {
+    /// Losses, and what drifts.
+    Lower,
+    /// Accuracies and margins.
+    Higher,
+}
+
+impl BestIs {
+    /// For a number whose name leaves no doubt. A reward gap does: the loss of MPO asks for a certain gap, not for the largest.
+    pub fn of_metric(metric: &str) -> Option<Self> {
+        match metric.strip_prefix("eval_")? {
+            "loss" | "mpo" | "retention" | "overshoot" => Some(Self::Lower),
+            "rewards/accuracies" | "rewards/margins" => Some(Self::Higher),
+            _ => None,
+        }
+    }
 }
 
 /// `data.end_of_response`: what is appended to a response and counted with it.
@@ -60,6 +97,27 @@ pub enum ObjectiveKind {
 }
 
 impl ObjectiveKind {
+    /// As in the configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Mpo => "mpo",
+        }
+    }
+
+    /// Whether a row without a dominant pair has no loss under this objective.
+    pub fn compares_with_dominant(self) -> bool {
+        match self {
+            Self::Mpo => true,
+        }
+    }
+
+    /// Whether a row with one response has no loss under this objective.
+    pub fn compares_responses(self) -> bool {
+        match self {
+            Self::Mpo => true,
+        }
+    }
+
     /// The retention that runs beside this objective when `retention.kind` is not set: the paper's for `mpo`, none for any other.
     pub fn default_retention(self) -> RetentionKind {
         match self {

@@ -40,9 +40,14 @@ pub struct SequenceSpan {
 }
 
 impl SequenceSpan {
+    /// Whether there is no such sequence, since the data has no such response: then all of its spans are empty.
+    pub fn is_absent(&self) -> bool {
+        self.response.is_empty()
+    }
+
     /// The packed rows whose hidden states predict the response tokens, in order: the last prompt row, then all response rows but the last.
     pub fn predicting_rows(&self) -> impl Iterator<Item = usize> + '_ {
-        std::iter::once(self.prompt.end - 1).chain(self.response.start..self.response.end - 1)
+        self.prompt.clone().next_back().into_iter().chain(self.response.clone()).take(self.response.len())
     }
 
     /// The packed rows whose hidden states retention averages, in order. `n_end_tokens` of the response's last tokens end the turn.
@@ -111,7 +116,8 @@ impl PackedBatch {
         self.segments.len() - 1
     }
 
-    /// Appends one prompt and its responses; with `Shared` the prompt is one segment with a child per response.
+    /// Appends one prompt and its responses; with `Shared` the prompt is one segment with a child per response. A response without tokens
+    /// is [absent](SequenceSpan::is_absent): it takes no row, nor a prompt of its own.
     pub fn push_responses(&mut self, prompt: &[u32], responses: &[&[u32]], sharing: PromptSharing) -> Vec<SequenceSpan> {
         self.push_padded_responses(prompt, responses, sharing, None)
     }
@@ -137,6 +143,10 @@ impl PackedBatch {
         responses
             .iter()
             .map(|response| {
+                if response.is_empty() {
+                    let nowhere = self.tokens.len()..self.tokens.len();
+                    return SequenceSpan { prompt: nowhere.clone(), response: nowhere.clone(), padding: nowhere };
+                }
                 let prompt_segment = match (sharing, shared) {
                     (PromptSharing::Shared, Some(segment)) => segment,
                     _ => *shared.insert(self.push_segment(prompt, None, true)),
@@ -188,6 +198,25 @@ mod tests {
         assert_eq!(span.pooled_rows(Pooling::LastPrompt, 1), [3]);
         assert_eq!(span.pooled_rows(Pooling::Mean, 1), [0, 1, 2, 3, 10, 11, 12]);
         assert_eq!(span.pooled_rows(Pooling::MeanPadded, 1), [0, 1, 2, 3, 10, 11, 12, 20, 21]);
+    }
+
+    #[test]
+    fn an_absent_response_takes_no_rows() {
+        for sharing in [PromptSharing::Shared, PromptSharing::Separate] {
+            for pad_token in [None, Some(0)] {
+                let mut batch = PackedBatch::default();
+                let only_rejected = EncodedPreference { chosen: Response::default(), ..pair() };
+                let spans = batch.push_pair(&only_rejected, &Layout { sharing, pad_token });
+                assert_eq!(batch.tokens[..9], [1, 2, 3, 6, 7, 8, 9, 10, 11]);
+                assert_eq!(batch.n_tokens(), if pad_token.is_some() { 16 } else { 9 });
+                assert!(spans.chosen.is_absent() && !spans.rejected.is_absent());
+                assert_eq!(spans.chosen.predicting_rows().count(), 0);
+                assert_eq!(spans.rejected.predicting_rows().collect::<Vec<_>>(), [2, 3, 4, 5, 6, 7]);
+                for pooling in [Pooling::Last, Pooling::LastContent, Pooling::LastPrompt, Pooling::Mean, Pooling::MeanPadded] {
+                    assert_eq!(spans.chosen.pooled_rows(pooling, 0), [0; 0]);
+                }
+            }
+        }
     }
 
     #[test]

@@ -7,10 +7,10 @@
 mod display;
 mod text;
 
-use super::encode::{EncodedPair, EncodedPreference};
-use super::pair::{Message, ParallelPair, PreferencePair};
+use super::encode::{EncodedPreference, EncodedRow};
+use super::pair::{Message, PreferencePair, PreferenceRow};
 use super::truncate::{Fit, fit};
-use super::{Dataset, RowFault};
+use super::{Dataset, RowFault, SpoiltRow};
 use crate::config::OnOverlong;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use text::{ends_a_sentence, scripts_differ};
@@ -19,7 +19,7 @@ use text::{ends_a_sentence, scripts_differ};
 pub struct CheckInput<'a> {
     pub dataset: &'a Dataset,
     /// Each row's tokens, uncut (`Encoder::tokenize`), or why there are none. `None` without a tokenizer.
-    pub encoded: Option<&'a [anyhow::Result<EncodedPair>]>,
+    pub encoded: Option<&'a [anyhow::Result<EncodedRow>]>,
     pub max_tokens: usize,
     pub on_overlong: OnOverlong,
     /// The reference's reward gap on each row's dominant pair, NaN for a row that was not scored. `None` without `--gaps`.
@@ -103,7 +103,7 @@ pub struct CheckReport {
     /// Wrong ones first.
     pub findings: Vec<Finding>,
     pub max_tokens: usize,
-    /// What the reference thinks of the dominant pairs; `None` where it was not asked.
+    /// What the reference thinks of the dominant pairs; `None` where it was not asked, or there are none.
     pub supervision: Option<Supervision>,
 }
 
@@ -124,34 +124,44 @@ impl CheckReport {
 /// Looks at every row and gathers what it finds.
 pub fn check(input: &CheckInput) -> CheckReport {
     let pairs = &input.dataset.pairs;
-    let first_of_dominant = first_of_each(pairs.iter().map(|pair| &pair.dominant));
+    let first_of_dominant = first_of_each(pairs.iter().map(|row| row.dominant.as_ref()));
     let mut findings = Findings::default();
     for row in &input.dataset.spoilt {
         let (kind, message) = match &row.fault {
             RowFault::Malformed(message) => (FindingKind::Unreadable, message),
             RowFault::Empty(message) => (FindingKind::EmptyResponse, message),
         };
-        findings.add(kind, Severity::Wrong, format!("{} (line {})", row.index, row.line), Some(message.clone()));
+        findings.add(kind, Severity::Wrong, format!("{} ({})", row.index, place(row, &input.dataset.spoilt)), Some(message.clone()));
     }
     for (pair, is_first) in pairs.iter().zip(&first_of_dominant) {
-        check_pair(pair, *is_first, &mut findings);
+        check_row(pair, *is_first, &mut findings);
     }
     findings.describe(FindingKind::NoSentenceEnd, || cut_shares(pairs, &first_of_dominant));
     check_repetitions(pairs, &mut findings);
     if let Some(encoded) = input.encoded {
         check_encodings(pairs, encoded, input, &mut findings);
     }
-    let supervision =
-        input.dominant_gaps.map(|gaps| check_gaps(pairs, gaps, &first_of_dominant, input.bad_supervision_share, &mut findings));
+    let supervision = input
+        .dominant_gaps
+        .filter(|_| pairs.iter().any(|row| row.dominant.is_some()))
+        .map(|gaps| check_gaps(pairs, gaps, &first_of_dominant, input.bad_supervision_share, &mut findings));
     let distinct = pairs.iter().zip(&first_of_dominant).filter(|(_, is_first)| **is_first).map(|(pair, _)| pair);
     CheckReport {
         n_rows: pairs.len(),
-        dominant: count_languages(distinct.map(|pair| &pair.dominant)),
+        dominant: count_languages(distinct.filter_map(|row| row.dominant.as_ref())),
         target: count_languages(pairs.iter().map(|pair| &pair.target)),
         lengths: input.encoded.map_or(Vec::new(), |encoded| lengths(encoded, &first_of_dominant)),
         findings: findings.sorted(),
         max_tokens: input.max_tokens,
         supervision,
+    }
+}
+
+/// Where a spoilt row stands; its file is named where the rows come from several.
+fn place(row: &SpoiltRow, all: &[SpoiltRow]) -> String {
+    match row.file.file_name() {
+        Some(name) if all.iter().any(|other| other.file != row.file) => format!("{} line {}", name.display(), row.line),
+        _ => format!("line {}", row.line),
     }
 }
 
@@ -186,74 +196,86 @@ impl Findings {
     }
 }
 
-fn check_pair(pair: &ParallelPair, is_first_of_dominant: bool, findings: &mut Findings) {
-    let id = &pair.id;
-    let (dominant_prompt, target_prompt) = (prompt_text(&pair.dominant), prompt_text(&pair.target));
+fn check_row(row: &PreferenceRow, is_first_of_dominant: bool, findings: &mut Findings) {
+    let id = &row.id;
+    let Some(dominant) = &row.dominant else {
+        return check_pair(&row.target, |field| if field.is_empty() { id.clone() } else { format!("{id} {field}") }, findings);
+    };
+    let (dominant_prompt, target_prompt) = (prompt_text(dominant), prompt_text(&row.target));
     let is_translated = dominant_prompt.trim() != target_prompt.trim();
     if !is_translated {
         findings.wrong(FindingKind::Untranslated, id.clone());
-    } else if pair.dominant.lang == pair.target.lang && !target_prompt.trim().is_empty() {
+    } else if dominant.lang == row.target.lang && !target_prompt.trim().is_empty() {
         findings.wrong(FindingKind::SameLanguage, id.clone());
     }
-    let sides = [("dominant", &pair.dominant, &dominant_prompt), ("target", &pair.target, &target_prompt)];
-    for (side, preference, prompt) in sides.into_iter().filter(|(side, ..)| *side == "target" || is_first_of_dominant) {
-        if prompt.trim().is_empty() {
-            findings.wrong(FindingKind::EmptyPrompt, format!("{id} {side}"));
+    for (side, pair) in [("dominant", dominant), ("target", &row.target)].into_iter().skip(usize::from(!is_first_of_dominant)) {
+        check_pair(pair, |field| format!("{id} {side}{}{field}", if field.is_empty() { "" } else { "." }), findings);
+    }
+}
+
+/// `place` names the row, and where in it the field of that name is (the pair itself for an empty name).
+fn check_pair(pair: &PreferencePair, place: impl Fn(&str) -> String, findings: &mut Findings) {
+    let prompt = prompt_text(pair);
+    if prompt.trim().is_empty() {
+        findings.wrong(FindingKind::EmptyPrompt, place(""));
+    }
+    if let (Some(chosen), Some(rejected)) = (&pair.chosen, &pair.rejected)
+        && chosen.trim() == rejected.trim()
+    {
+        findings.wrong(FindingKind::EqualResponses, place(""));
+    }
+    for (which, response) in pair.responses() {
+        if scripts_differ(&prompt, response) {
+            findings.wrong(FindingKind::OtherScript, place(which));
         }
-        if preference.chosen.trim() == preference.rejected.trim() {
-            findings.wrong(FindingKind::EqualResponses, format!("{id} {side}"));
-        }
-        for (which, response) in [("chosen", &preference.chosen), ("rejected", &preference.rejected)] {
-            if scripts_differ(prompt, response) {
-                findings.wrong(FindingKind::OtherScript, format!("{id} {side}.{which}"));
-            }
-            if !ends_a_sentence(response) {
-                findings.worth_knowing(FindingKind::NoSentenceEnd, format!("{id} {side}.{which}"));
-            }
+        if !ends_a_sentence(response) {
+            findings.worth_knowing(FindingKind::NoSentenceEnd, place(which));
         }
     }
 }
 
 /// "dominant en 5 of 200, target bn 180 of 200, …": responses without a sentence end per side and language.
-fn cut_shares(pairs: &[ParallelPair], first_of_dominant: &[bool]) -> String {
+fn cut_shares(pairs: &[PreferenceRow], first_of_dominant: &[bool]) -> String {
     let mut counts: BTreeMap<(&str, &str), (usize, usize)> = BTreeMap::new();
-    for (pair, is_first) in pairs.iter().zip(first_of_dominant) {
-        let sides = [("dominant", &pair.dominant), ("target", &pair.target)];
-        for (side, preference) in sides.into_iter().filter(|(side, _)| *side == "target" || *is_first) {
-            let (n_cut, n) = counts.entry((side, &preference.lang)).or_default();
-            *n_cut += [&preference.chosen, &preference.rejected].into_iter().filter(|text| !ends_a_sentence(text)).count();
-            *n += 2;
+    for (row, is_first) in pairs.iter().zip(first_of_dominant) {
+        let dominant = row.dominant.iter().filter(|_| *is_first).map(|pair| ("dominant ", pair));
+        let side_of_target = if row.dominant.is_some() { "target " } else { "" };
+        for (side, pair) in dominant.chain([(side_of_target, &row.target)]) {
+            let (n_cut, n) = counts.entry((side, &pair.lang)).or_default();
+            *n_cut += pair.responses().filter(|(_, text)| !ends_a_sentence(text)).count();
+            *n += pair.responses().count();
         }
     }
-    let share = |((side, lang), (n_cut, n)): ((&str, &str), (usize, usize))| format!("{side} {lang} {n_cut} of {n}");
+    let share = |((side, lang), (n_cut, n)): ((&str, &str), (usize, usize))| format!("{side}{lang} {n_cut} of {n}");
     counts.into_iter().filter(|(_, (n_cut, _))| *n_cut > 0).map(share).collect::<Vec<_>>().join(", ")
 }
 
-fn check_repetitions(pairs: &[ParallelPair], findings: &mut Findings) {
+fn check_repetitions(pairs: &[PreferenceRow], findings: &mut Findings) {
     let (mut ids, mut rows, mut prompts) = (HashMap::new(), HashMap::new(), HashMap::new());
     for pair in pairs {
         if let Some(first) = ids.insert(&pair.id, &pair.id) {
             findings.wrong(FindingKind::RepeatedId, first.clone());
         }
         let target_prompt = (&pair.target.lang, &pair.target.prompt);
-        if let Some(first) = rows.get(&(texts(&pair.dominant), texts(&pair.target))) {
+        let row_texts = (pair.dominant.as_ref().map(texts), texts(&pair.target));
+        if let Some(first) = rows.get(&row_texts) {
             findings.wrong(FindingKind::RepeatedRow, format!("{} (as {first})", pair.id));
         } else if let Some(first) = prompts.get(&target_prompt) {
             findings.worth_knowing(FindingKind::RepeatedPrompt, format!("{} (as {first})", pair.id));
         }
-        rows.entry((texts(&pair.dominant), texts(&pair.target))).or_insert(&pair.id);
+        rows.entry(row_texts).or_insert(&pair.id);
         prompts.entry(target_prompt).or_insert(&pair.id);
     }
 }
 
-fn check_encodings(pairs: &[ParallelPair], encoded: &[anyhow::Result<EncodedPair>], input: &CheckInput, findings: &mut Findings) {
+fn check_encodings(pairs: &[PreferenceRow], encoded: &[anyhow::Result<EncodedRow>], input: &CheckInput, findings: &mut Findings) {
     // Whoever asked for an error gets one from training; whoever asked for a cut or a drop knows.
     let severity = if input.on_overlong == OnOverlong::Error { Severity::Wrong } else { Severity::WorthKnowing };
     for (pair, encoded) in pairs.iter().zip(encoded) {
         match encoded {
             Err(error) => findings.add(FindingKind::NotEncodable, Severity::Wrong, pair.id.clone(), Some(format!("{error:#}"))),
             Ok(encoded) => {
-                let fits = [&encoded.dominant, &encoded.target].map(|side| fit(&mut side.clone(), input.max_tokens, input.on_overlong));
+                let fits: Vec<Fit> = encoded.pairs().map(|pair| fit(&mut pair.clone(), input.max_tokens, input.on_overlong)).collect();
                 if fits.iter().any(|fit| matches!(fit, Fit::Overlong { .. })) {
                     findings.add(FindingKind::TooLong, severity, format!("{} (dropped)", pair.id), None);
                 } else if fits.iter().any(|fit| matches!(fit, Fit::Cut { .. })) {
@@ -264,7 +286,7 @@ fn check_encodings(pairs: &[ParallelPair], encoded: &[anyhow::Result<EncodedPair
     }
 }
 
-fn check_gaps(pairs: &[ParallelPair], gaps: &[f64], first_of_dominant: &[bool], bad_share: f64, findings: &mut Findings) -> Supervision {
+fn check_gaps(pairs: &[PreferenceRow], gaps: &[f64], first_of_dominant: &[bool], bad_share: f64, findings: &mut Findings) -> Supervision {
     let is_counted = |((_, gap), is_first): &((_, &f64), &bool)| **is_first && !gap.is_nan();
     let scored: Vec<_> = pairs.iter().zip(gaps).zip(first_of_dominant).filter(is_counted).map(|(row, _)| row).collect();
     let n_pairs = scored.len();
@@ -279,14 +301,14 @@ fn check_gaps(pairs: &[ParallelPair], gaps: &[f64], first_of_dominant: &[bool], 
     supervision
 }
 
-/// For each pair, whether it is the first with its texts.
-fn first_of_each<'a>(pairs: impl Iterator<Item = &'a PreferencePair>) -> Vec<bool> {
+/// For each pair that is there, whether it is the first with its texts.
+fn first_of_each<'a>(pairs: impl Iterator<Item = Option<&'a PreferencePair>>) -> Vec<bool> {
     let mut seen = HashSet::new();
-    pairs.map(|pair| seen.insert(texts(pair))).collect()
+    pairs.map(|pair| pair.is_some_and(|pair| seen.insert(texts(pair)))).collect()
 }
 
-fn texts(pair: &PreferencePair) -> (&[Message], &str, &str) {
-    (&pair.prompt, &pair.chosen, &pair.rejected)
+fn texts(pair: &PreferencePair) -> (&[Message], Option<&str>, Option<&str>) {
+    (&pair.prompt, pair.chosen.as_deref(), pair.rejected.as_deref())
 }
 
 fn prompt_text(pair: &PreferencePair) -> String {
@@ -299,12 +321,12 @@ fn count_languages<'a>(pairs: impl Iterator<Item = &'a PreferencePair>) -> Vec<L
     counts.into_iter().map(|(lang, n)| LanguageCount { lang: lang.to_owned(), n }).collect()
 }
 
-fn lengths(encoded: &[anyhow::Result<EncodedPair>], first_of_dominant: &[bool]) -> Vec<Lengths> {
+fn lengths(encoded: &[anyhow::Result<EncodedRow>], first_of_dominant: &[bool]) -> Vec<Lengths> {
     let mut groups: BTreeMap<(&'static str, &str), Vec<&EncodedPreference>> = BTreeMap::new();
     for (row, is_first) in encoded.iter().zip(first_of_dominant) {
         let Ok(row) = row else { continue };
-        if *is_first {
-            groups.entry(("dominant", &row.dominant.lang)).or_default().push(&row.dominant);
+        for dominant in row.dominant.iter().filter(|_| *is_first) {
+            groups.entry(("dominant", &dominant.lang)).or_default().push(dominant);
         }
         groups.entry(("target", &row.target.lang)).or_default().push(&row.target);
     }
@@ -312,7 +334,9 @@ fn lengths(encoded: &[anyhow::Result<EncodedPair>], first_of_dominant: &[bool]) 
         side,
         lang: lang.to_owned(),
         prompt: percentiles(rows.iter().map(|row| row.prompt.len()).collect()),
-        response: percentiles(rows.iter().flat_map(|row| [row.chosen.tokens.len(), row.rejected.tokens.len()]).collect()),
+        response: percentiles(
+            rows.iter().flat_map(|row| [&row.chosen, &row.rejected]).filter(|r| !r.is_absent()).map(|r| r.tokens.len()).collect(),
+        ),
         sequence: percentiles(rows.iter().map(|row| row.longest_sequence()).collect()),
     };
     groups.into_iter().map(group).collect()

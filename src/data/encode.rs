@@ -6,7 +6,7 @@
 
 mod rows;
 
-use super::pair::{Message, ParallelPair, PreferencePair, Role};
+use super::pair::{Message, PreferencePair, PreferenceRow, Role};
 use super::template::Template;
 use super::tokenizer_config::TokenizerConfig;
 use super::truncate::{Fit, fit};
@@ -16,12 +16,19 @@ pub use rows::EncodeReport;
 use std::path::Path;
 use tokenizers::{Encoding, Tokenizer};
 
-/// Response tokens: everything that is rendered after the prompt.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Response tokens: everything that is rendered after the prompt. None at all for a response that labelled data does not have.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Response {
     pub tokens: Vec<u32>,
     /// How many of the last tokens end the turn (template or `eos_token`) rather than belong to the answer.
     pub n_end_tokens: usize,
+}
+
+impl Response {
+    /// Whether the data has no such response: it is neither computed nor scored.
+    pub fn is_absent(&self) -> bool {
+        self.tokens.is_empty()
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +40,11 @@ pub struct EncodedPreference {
 }
 
 impl EncodedPreference {
+    /// Whether there are two responses to compare.
+    pub fn has_both(&self) -> bool {
+        !self.chosen.is_absent() && !self.rejected.is_absent()
+    }
+
     /// Tokens of both sequences with their prompt once, as they are packed.
     pub fn n_packed(&self) -> usize {
         self.prompt.len() + self.chosen.tokens.len() + self.rejected.tokens.len()
@@ -44,20 +56,42 @@ impl EncodedPreference {
     }
 }
 
+/// A [`PreferenceRow`] as tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct EncodedPair {
+pub struct EncodedRow {
     pub id: String,
-    pub dominant: EncodedPreference,
+    /// `None` in plain preference data.
+    pub dominant: Option<EncodedPreference>,
     pub target: EncodedPreference,
+}
+
+impl EncodedRow {
+    /// The pairs that are there: dominant, then target.
+    pub fn pairs(&self) -> impl Iterator<Item = &EncodedPreference> {
+        self.dominant.iter().chain([&self.target])
+    }
+
+    /// The dominant pair, for who cannot do without.
+    ///
+    /// # Errors
+    /// The row has none.
+    pub fn dominant_pair(&self) -> Result<&EncodedPreference> {
+        self.dominant.as_ref().with_context(|| {
+            format!(
+                "row `{}` has no dominant pair: only files of the formats `parallel` (with `dominant` and `target`) and `llamafactory` have them",
+                self.id
+            )
+        })
+    }
 }
 
 /// A row after `max_tokens` was applied.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Encoded {
-    Whole(EncodedPair),
+    Whole(EncodedRow),
     /// `n_lost` tokens of both sides' prompts and responses are gone.
     Cut {
-        pair: EncodedPair,
+        row: EncodedRow,
         n_lost: usize,
     },
     /// Not to be trained on: its longest sequence has `n_tokens`.
@@ -72,8 +106,8 @@ pub enum Encoded {
 pub struct Rendered {
     pub prompt: String,
     /// Everything that is rendered after the prompt; the bare answer with `end_of_response = "eos_token"`.
-    pub chosen: String,
-    pub rejected: String,
+    pub chosen: Option<String>,
+    pub rejected: Option<String>,
     /// What the template renders after any answer; `None` with `end_of_response = "eos_token"`.
     pub ending: Option<String>,
 }
@@ -168,31 +202,33 @@ impl Encoder {
     }
 
     /// The whole row, uncut.
-    pub fn tokenize(&self, pair: &ParallelPair) -> Result<EncodedPair> {
-        let (dominant, target) = (self.tokenize_side(pair, Side::Dominant)?, self.tokenize_side(pair, Side::Target)?);
-        Ok(EncodedPair { id: pair.id.clone(), dominant, target })
+    pub fn tokenize(&self, row: &PreferenceRow) -> Result<EncodedRow> {
+        let side = |(side, preference)| self.tokenize_side(&row.id, side, preference);
+        let dominant = row.dominant.as_ref().map(|dominant| side((Side::Dominant, dominant))).transpose()?;
+        Ok(EncodedRow { id: row.id.clone(), dominant, target: side((Side::Target, &row.target))? })
     }
 
-    fn tokenize_side(&self, pair: &ParallelPair, side: Side) -> Result<EncodedPreference> {
-        let (name, preference) = match side {
-            Side::Dominant => ("dominant", &pair.dominant),
-            Side::Target => ("target", &pair.target),
+    fn tokenize_side(&self, id: &str, side: Side, preference: &PreferencePair) -> Result<EncodedPreference> {
+        let name = match side {
+            Side::Dominant => "dominant",
+            Side::Target => "target",
         };
-        self.tokenize_preference(preference).with_context(|| format!("row `{}`, {name} pair", pair.id))
+        self.tokenize_preference(preference).with_context(|| format!("row `{id}`, {name} pair"))
     }
 
     fn tokenize_preference(&self, preference: &PreferencePair) -> Result<EncodedPreference> {
         let Rendered { prompt, chosen, rejected, ending } = self.render(preference)?;
         let ending = ending.map(|text| self.tokens(&text)).transpose()?;
-        let response = |text: &str| match &ending {
-            None => self.response_with_eos(text),
-            Some(ending) => self.response_by_template(text, ending),
+        let response = |text: Option<String>| match (text, &ending) {
+            (None, _) => Ok(Response::default()),
+            (Some(text), None) => self.response_with_eos(&text),
+            (Some(text), Some(ending)) => self.response_by_template(&text, ending),
         };
         Ok(EncodedPreference {
             lang: preference.lang.clone(),
             prompt: self.prompt_tokens(&prompt)?,
-            chosen: response(&chosen).context("chosen response")?,
-            rejected: response(&rejected).context("rejected response")?,
+            chosen: response(chosen).context("chosen response")?,
+            rejected: response(rejected).context("rejected response")?,
         })
     }
 
@@ -208,16 +244,17 @@ impl Encoder {
                 Some(ending.to_owned())
             }
         };
-        let response = |content: &str| match &ending {
-            None => Ok(content.to_owned()),
-            Some(ending) => {
+        let response = |content: &Option<String>| match (content, &ending) {
+            (None, _) => Ok(None),
+            (Some(content), None) => Ok(Some(content.clone())),
+            (Some(content), Some(ending)) => {
                 let text = self.response_text(prompt, &prompt_text, content)?;
                 ensure!(
                     text.ends_with(ending),
                     "the chat template ends this response differently from others ({ending:?} was expected), so its end-of-turn tokens \
                      cannot be told from the answer: set `data.end_of_response = \"eos_token\"`"
                 );
-                Ok(text)
+                Ok(Some(text))
             }
         };
         let (chosen, rejected) = (response(chosen).context("chosen response")?, response(rejected).context("rejected response")?);
@@ -260,6 +297,9 @@ impl Encoder {
         let text = |tokens: &[u32]| self.tokenizer.decode(tokens, false).map_err(|error| anyhow!("the tokenizer failed: {error}"));
         let prompt = text(&preference.prompt)?;
         let response = |name: &str, response: &Response| {
+            if response.is_absent() {
+                return Ok(String::new());
+            }
             let (n_tokens, n_end) = (response.tokens.len(), response.n_end_tokens);
             Ok::<_, anyhow::Error>(format!("{name} ({n_tokens} tokens, {n_end} of them end the turn)\n⟦{}⟧\n", text(&response.tokens)?))
         };
@@ -268,13 +308,13 @@ impl Encoder {
     }
 
     /// The row within `max_tokens`.
-    pub fn encode(&self, pair: &ParallelPair) -> Result<Encoded> {
-        let (dominant, target) = (self.fitted(pair, Side::Dominant)?, self.fitted(pair, Side::Target)?);
-        Ok(Encoded::of(&pair.id, dominant, target))
+    pub fn encode(&self, row: &PreferenceRow) -> Result<Encoded> {
+        let dominant = row.dominant.as_ref().map(|dominant| self.fitted(&row.id, Side::Dominant, dominant)).transpose()?;
+        Ok(Encoded::of(&row.id, dominant, self.fitted(&row.id, Side::Target, &row.target)?))
     }
 
-    fn fitted(&self, pair: &ParallelPair, side: Side) -> Result<Fitted> {
-        let mut preference = self.tokenize_side(pair, side)?;
+    fn fitted(&self, id: &str, side: Side, preference: &PreferencePair) -> Result<Fitted> {
+        let mut preference = self.tokenize_side(id, side, preference)?;
         Ok(match fit(&mut preference, self.max_tokens, self.on_overlong) {
             Fit::Whole => Fitted::Within { preference, n_lost: 0 },
             Fit::Cut { n_lost } => Fitted::Within { preference, n_lost },
@@ -307,13 +347,18 @@ impl Fitted {
 }
 
 impl Encoded {
-    fn of(id: &str, dominant: Fitted, target: Fitted) -> Self {
+    fn of(id: &str, dominant: Option<Fitted>, target: Fitted) -> Self {
         let id = id.to_owned();
-        match (dominant, target) {
-            (Fitted::Overlong { n_tokens }, _) | (_, Fitted::Overlong { n_tokens }) => Encoded::Overlong { id, n_tokens },
-            (Fitted::Within { preference: dominant, n_lost: n_dominant }, Fitted::Within { preference: target, n_lost: n_target }) => {
-                let pair = EncodedPair { id, dominant, target };
-                if n_dominant + n_target == 0 { Encoded::Whole(pair) } else { Encoded::Cut { pair, n_lost: n_dominant + n_target } }
+        let (dominant, n_dominant) = match dominant {
+            None => (None, 0),
+            Some(Fitted::Within { preference, n_lost }) => (Some(preference), n_lost),
+            Some(Fitted::Overlong { n_tokens }) => return Encoded::Overlong { id, n_tokens },
+        };
+        match target {
+            Fitted::Overlong { n_tokens } => Encoded::Overlong { id, n_tokens },
+            Fitted::Within { preference: target, n_lost: n_target } => {
+                let row = EncodedRow { id, dominant, target };
+                if n_dominant + n_target == 0 { Encoded::Whole(row) } else { Encoded::Cut { row, n_lost: n_dominant + n_target } }
             }
         }
     }

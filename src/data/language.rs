@@ -4,7 +4,7 @@
 //! `lingua` separates the Latin-script ones it was built with (its models lie in the binary): de en es fr id it pt sw vi yo. Rows in
 //! any other Latin-script language must carry their `lang`.
 
-use super::pair::{ParallelPair, PreferencePair};
+use super::pair::{PreferencePair, PreferenceRow};
 use lingua::{LanguageDetector, LanguageDetectorBuilder};
 use std::collections::HashMap;
 use std::sync::{LazyLock, Mutex, PoisonError};
@@ -34,15 +34,17 @@ impl Languages {
     /// Answers of weak models drift into the dominant language, and some prompts were never translated. So the target's language is read
     /// from its texts that are not in the dominant script, the prompt first; where there are none (English and Swahili share a script), from
     /// all.
-    pub fn fill(&self, pair: &mut ParallelPair) {
-        if !pair.dominant.lang.is_empty() && !pair.target.lang.is_empty() {
+    pub fn fill(&self, row: &mut PreferenceRow) {
+        if row.pairs().all(|pair| !pair.lang.is_empty()) {
             return;
         }
-        let dominant = self.dominant(&pair.dominant);
-        if pair.target.lang.is_empty() {
-            pair.target.lang = detect_target(&pair.target, dominant.script);
+        let dominant = row.dominant.as_ref().map(|pair| self.dominant(pair));
+        if row.target.lang.is_empty() {
+            row.target.lang = detect_target(&row.target, dominant.as_ref().and_then(|dominant| dominant.script));
         }
-        pair.dominant.lang = dominant.lang;
+        if let (Some(pair), Some(dominant)) = (&mut row.dominant, dominant) {
+            pair.lang = dominant.lang;
+        }
     }
 
     fn dominant(&self, pair: &PreferencePair) -> Dominant {
@@ -74,10 +76,11 @@ fn detect_target(pair: &PreferencePair, dominant_script: Option<Script>) -> Stri
     detect(&counts)
 }
 
-/// Prompt, chosen and rejected response.
+/// Prompt, chosen and rejected response; no text for one that is not there.
 fn texts(pair: &PreferencePair) -> [String; 3] {
     let prompt: Vec<_> = pair.prompt.iter().map(|turn| turn.content.as_str()).collect();
-    [prompt.join("\n"), pair.chosen.clone(), pair.rejected.clone()]
+    let response = |text: &Option<String>| text.clone().unwrap_or_default();
+    [prompt.join("\n"), response(&pair.chosen), response(&pair.rejected)]
 }
 
 /// The ISO 639-1 code of the language of texts that belong together, `und` where it cannot be told.
@@ -215,14 +218,18 @@ mod tests {
         assert_eq!(main_script("我在京都的小商店里买了一些非常好吃的点心，店主教我说日语里的谢谢是あり这样开头的词"), Some(Script::Han));
     }
 
-    fn pair(dominant: [&str; 3], target: [&str; 3]) -> ParallelPair {
+    fn pair(dominant: [&str; 3], target: [&str; 3]) -> PreferenceRow {
         let side = |[prompt, chosen, rejected]: [&str; 3]| PreferencePair {
             lang: String::new(),
             prompt: vec![Message { role: Role::User, content: prompt.into() }],
-            chosen: chosen.into(),
-            rejected: rejected.into(),
+            chosen: Some(chosen.into()),
+            rejected: Some(rejected.into()),
         };
-        ParallelPair { id: "0".into(), dominant: side(dominant), target: side(target) }
+        PreferenceRow { id: "0".into(), dominant: Some(side(dominant)), target: side(target) }
+    }
+
+    fn languages(row: &PreferenceRow) -> (&str, &str) {
+        (&row.dominant.as_ref().unwrap().lang, &row.target.lang)
     }
 
     #[test]
@@ -237,11 +244,11 @@ mod tests {
         ] {
             let mut pair = pair(english, target);
             Languages::default().fill(&mut pair);
-            assert_eq!((pair.dominant.lang.as_str(), pair.target.lang.as_str()), ("en", code));
+            assert_eq!(languages(&pair), ("en", code));
         }
         let mut chinese_first = pair(["怎么烤面包？", "先准备好面粉。", "直接买一个。"], english);
         Languages::default().fill(&mut chinese_first);
-        assert_eq!((chinese_first.dominant.lang.as_str(), chinese_first.target.lang.as_str()), ("zh", "en"));
+        assert_eq!(languages(&chinese_first), ("zh", "en"));
     }
 
     #[test]

@@ -8,7 +8,7 @@
 //! the step computes a batch's dominant pairs once each, and cuts into micro-batches only what no rows share.
 
 use crate::config::{ConfigError, TrainConfig};
-use crate::data::encode::EncodedPair;
+use crate::data::encode::EncodedRow;
 use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -156,13 +156,18 @@ impl Loader {
     }
 }
 
-/// Numbers the distinct dominant pairs in order of first appearance; rows with equal dominant tokens get equal numbers.
-pub fn dominant_numbers<'a>(rows: impl IntoIterator<Item = &'a EncodedPair>) -> Vec<usize> {
+/// Numbers the distinct dominant pairs in order of first appearance; rows with equal dominant tokens get equal numbers. Of rows without a
+/// dominant pair those with the same prompt belong together: what was learned of a prompt's one answer tells of the other.
+pub fn dominant_numbers<'a>(rows: impl IntoIterator<Item = &'a EncodedRow>) -> Vec<usize> {
     let mut numbers = HashMap::new();
     rows.into_iter()
         .map(|row| {
             let next = numbers.len();
-            *numbers.entry((&row.dominant.prompt, &row.dominant.chosen.tokens, &row.dominant.rejected.tokens)).or_insert(next)
+            let key = match &row.dominant {
+                Some(pair) => (&pair.prompt, Some((&pair.chosen.tokens, &pair.rejected.tokens))),
+                None => (&row.target.prompt, None),
+            };
+            *numbers.entry(key).or_insert(next)
         })
         .collect()
 }

@@ -1,20 +1,24 @@
-//! Parallel preference pairs: reading, checking, rendering, encoding, packing and loading them in a seeded, resumable order.
+//! Preference pairs, parallel or plain: reading, checking, rendering, encoding, packing and loading them in a seeded, resumable order.
 //!
-//! `load` turns a local file into rows, whatever its format: `pieces` reads the file bit by bit, `rows` takes a row apart, `parallel` and
-//! `llamafactory` know one format each, `language` names the languages that the rows do not. `template` and `encode` turn rows into tokens,
-//! `truncate` keeps them within `max_tokens`; `encode::Encoder::encode_file` goes from file to tokens without ever holding all texts. `check`
-//! reports what is wrong with the rows.
+//! `load` turns local files into rows, whatever their format: `pieces` and `parquet` read a file bit by bit, `rows` takes a row apart,
+//! `parallel`, `llamafactory`, `preference` and `label` know one format each, `language` names the languages that the rows do not. `sides` says
+//! which pairs of a row become rows to train on. `template` and `encode` turn rows into tokens, `truncate` keeps them within `max_tokens`;
+//! `encode::Encoder::encode_files` goes from files to tokens without ever holding all texts. `check` reports what is wrong with the rows.
 
 pub mod batch;
 pub mod check;
 pub mod encode;
+mod label;
 mod language;
 mod llamafactory;
 pub mod loader;
 pub mod pair;
 mod parallel;
+mod parquet;
 mod pieces;
+mod preference;
 mod rows;
+mod sides;
 pub mod template;
 pub mod tokenizer_config;
 mod truncate;
@@ -23,20 +27,21 @@ use crate::config::{DataConfig, DataFormat};
 use crate::progress::Progress;
 use anyhow::{Context, Result, bail};
 use language::Languages;
-use pair::{ParallelPair, Role};
+use pair::{PreferenceRow, Role};
 pub use pieces::PIECE_BYTES;
 use pieces::{RawRow, RowReader};
 use rayon::prelude::*;
 use rows::Fields;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A row that could not be read, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SpoiltRow {
-    /// Index of the row in the file, from 0: its id, as far as anyone can tell.
+    /// Index of the row in all files, from 0: its id, as far as anyone can tell.
     pub index: usize,
-    /// Line of the file on which the row starts, from 1.
+    pub file: PathBuf,
+    /// Line of the file on which the row starts, from 1; the row itself in a Parquet file.
     pub line: usize,
     pub fault: RowFault,
 }
@@ -59,60 +64,68 @@ impl std::fmt::Display for RowFault {
 /// What a data file holds: rows in file order, and those that could not be read.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Dataset {
-    pub pairs: Vec<ParallelPair>,
+    pub pairs: Vec<PreferenceRow>,
     pub spoilt: Vec<SpoiltRow>,
 }
 
-/// Reads the rows of a local file, keeps `languages` and the first `limit` of them. A single spoilt row is an error: training data
-/// must not shrink unnoticed.
-pub fn load(path: &Path, config: &DataConfig) -> Result<Vec<ParallelPair>> {
-    let dataset = read(path, config)?;
-    refuse_spoilt(path, &dataset.spoilt)?;
+/// Reads the rows of local files, one behind the other, keeps `languages` and the first `limit` of them. A single spoilt row is an error:
+/// training data must not shrink unnoticed.
+pub fn load(files: &[PathBuf], config: &DataConfig) -> Result<Vec<PreferenceRow>> {
+    let dataset = read(files, config)?;
+    refuse_spoilt(&dataset.spoilt)?;
     Ok(dataset.pairs)
 }
 
 /// As `load`, but sets spoilt rows aside instead of failing at the first: for `mpo check`.
-pub fn read(path: &Path, config: &DataConfig) -> Result<Dataset> {
+pub fn read(files: &[PathBuf], config: &DataConfig) -> Result<Dataset> {
     let mut pairs = Vec::new();
-    let spoilt = read_pieces(path, config, "reading", |piece| pairs.extend(piece))?;
+    let spoilt = read_pieces(files, config, "reading", |piece| pairs.extend(piece))?;
     Ok(Dataset { pairs, spoilt })
 }
 
-fn refuse_spoilt(path: &Path, spoilt: &[SpoiltRow]) -> Result<()> {
+fn refuse_spoilt(spoilt: &[SpoiltRow]) -> Result<()> {
     let Some(row) = spoilt.first() else { return Ok(()) };
     let others = match spoilt.len() - 1 {
         0 => String::new(),
         n => format!(" ({n} more such rows: `mpo check` lists them all)"),
     };
-    bail!("{}:{}: row {}: {}{others}", path.display(), row.line, row.index, row.fault)
+    bail!("{}:{}: row {}: {}{others}", row.file.display(), row.line, row.index, row.fault)
 }
 
-/// Hands the rows that are kept to `each`, those of [`PIECE_BYTES`] of the file at a time, in order; returns the rows that cannot be read.
+/// Hands the rows that are kept to `each`, those of [`PIECE_BYTES`] of a file at a time, in order; returns the rows that cannot be read.
 /// `what` is being done, for the person who waits.
-fn read_pieces(path: &Path, config: &DataConfig, what: &'static str, mut each: impl FnMut(Vec<ParallelPair>)) -> Result<Vec<SpoiltRow>> {
-    let mut reader = RowReader::open(path)?;
-    let progress = Progress::new(what, reader.n_bytes());
+fn read_pieces(
+    files: &[PathBuf],
+    config: &DataConfig,
+    what: &'static str,
+    mut each: impl FnMut(Vec<PreferenceRow>),
+) -> Result<Vec<SpoiltRow>> {
+    let readers = files.iter().map(|file| RowReader::open(file)).collect::<Result<Vec<_>>>()?;
+    let progress = Progress::new(what, readers.iter().map(RowReader::n_bytes).sum());
     let mut rows = Rows::new(config);
-    loop {
-        let start = reader.position();
-        let piece = reader.next_piece()?;
-        if piece.is_empty() {
-            break;
+    let named = || files.iter().map(|file| format!("`{}`", file.display())).collect::<Vec<_>>().join(", ");
+    for (file, mut reader) in files.iter().zip(readers) {
+        loop {
+            let start = reader.position();
+            let piece = reader.next_piece()?;
+            if piece.is_empty() {
+                break;
+            }
+            let pairs = rows.take(file, piece).with_context(|| format!("in `{}`", file.display()))?;
+            if !pairs.is_empty() {
+                each(pairs);
+            }
+            progress.advance(reader.position() - start);
         }
-        let pairs = rows.take(piece).with_context(|| format!("in `{}`", path.display()))?;
-        if !pairs.is_empty() {
-            each(pairs);
-        }
-        progress.advance(reader.position() - start);
     }
-    rows.finish().with_context(|| format!("in `{}`", path.display()))?;
+    rows.finish().with_context(|| format!("in {}", named()))?;
     if rows.n_kept == 0 && rows.spoilt.is_empty() {
-        bail!("no rows are left of `{}` (`data.limit` is {:?})", path.display(), config.limit);
+        bail!("no rows are left of {} (`data.limit` is {:?})", named(), config.limit);
     }
     Ok(rows.spoilt)
 }
 
-/// From the rows of a file, piece by piece, to the pairs that the configuration asks for.
+/// From the rows of the files, piece by piece, to the pairs that the configuration asks for.
 struct Rows<'a> {
     config: &'a DataConfig,
     /// `None` until a row was met that tells.
@@ -141,13 +154,13 @@ impl<'a> Rows<'a> {
         }
     }
 
-    fn take(&mut self, piece: Vec<RawRow>) -> Result<Vec<ParallelPair>> {
+    fn take(&mut self, file: &Path, piece: Vec<RawRow>) -> Result<Vec<PreferenceRow>> {
         if self.format.is_none() {
             self.recognise(&piece)?;
         }
         let (format, n_before) = (self.format, self.n_rows);
         self.n_rows += piece.len();
-        let parsed: Vec<_> = piece.into_par_iter().enumerate().map(|(i, row)| parse(format, n_before + i, row)).collect();
+        let parsed: Vec<_> = piece.into_par_iter().enumerate().map(|(i, row)| parse(format, file, n_before + i, row)).collect();
         let mut pairs = Vec::with_capacity(parsed.len());
         for row in parsed {
             match row {
@@ -173,18 +186,19 @@ impl<'a> Rows<'a> {
 
     /// The format is that of the first row that is JSON.
     fn recognise(&mut self, rows: &[RawRow]) -> Result<()> {
-        self.format = match rows.iter().find_map(|row| row.value.as_ref().ok()) {
+        let first = rows.iter().find_map(|row| row.value.as_ref().ok()).map(Fields::of_row).transpose()?;
+        self.format = match &first {
+            None => None,
             Some(row) if parallel::recognises(row) => Some(DataFormat::Parallel),
             Some(row) if llamafactory::recognises(row) => Some(DataFormat::Llamafactory),
-            Some(row) => {
-                let keys: Vec<_> = row.as_object().into_iter().flatten().map(|(key, _)| format!("`{key}`")).collect();
-                bail!(
-                    "unknown format: the first row has the keys [{}], where `parallel` has `dominant` and `target`, \
-                     and `llamafactory` has `source_conversations` and `target_conversations`",
-                    keys.join(", ")
-                )
-            }
-            None => None,
+            Some(row) if preference::recognises(row) => Some(DataFormat::Preference),
+            Some(row) if label::recognises(row) => Some(DataFormat::Label),
+            Some(row) => bail!(
+                "unknown format: the first row has the keys [{}], where `parallel` has `dominant` and `target`, `llamafactory` has \
+                 `source_conversations` and `target_conversations`, `preference` has `prompt`, `chosen` and `rejected`, and `label` has \
+                 `prompt`, `completion` and `label`",
+                row.keys().join(", ")
+            ),
         };
         if self.first_problem.is_none() {
             self.first_problem = rows.iter().find_map(|row| row.value.as_ref().err()).cloned();
@@ -209,20 +223,24 @@ impl<'a> Rows<'a> {
 }
 
 /// Without a format no row was JSON.
-fn parse(format: Option<DataFormat>, index: usize, row: RawRow) -> std::result::Result<ParallelPair, SpoiltRow> {
-    let spoilt = |fault| SpoiltRow { index, line: row.line, fault };
+fn parse(format: Option<DataFormat>, file: &Path, index: usize, row: RawRow) -> std::result::Result<PreferenceRow, SpoiltRow> {
+    let spoilt = |fault| SpoiltRow { index, file: file.to_owned(), line: row.line, fault };
     let value = row.value.as_ref().map_err(|error| spoilt(RowFault::Malformed(format!("not valid JSON: {error}"))))?;
     let pair = Fields::of_row(value).and_then(|fields| match format {
-        Some(DataFormat::Llamafactory) => llamafactory::pair(&fields, index),
-        Some(DataFormat::Parallel | DataFormat::Auto) | None => parallel::pair(&fields, index),
+        Some(DataFormat::Llamafactory) => llamafactory::row(&fields, index),
+        Some(DataFormat::Preference) => preference::row(&fields, index),
+        Some(DataFormat::Label) => label::row(&fields, index),
+        Some(DataFormat::Parallel | DataFormat::Auto) | None => parallel::row(&fields, index),
     });
     let pair = pair.map_err(|error| spoilt(RowFault::Malformed(format!("{error:#}"))))?;
-    for (side, preference) in [("dominant", &pair.dominant), ("target", &pair.target)] {
+    let (of_target, side_of_target) = if pair.dominant.is_some() { (" of the target pair", "target ") } else { ("", "") };
+    let dominant = pair.dominant.iter().map(|dominant| (" of the dominant pair", "dominant ", dominant));
+    for (of_pair, side, preference) in dominant.chain([(of_target, side_of_target, &pair.target)]) {
         if let Some(which) = rows::empty_response(preference) {
-            return Err(spoilt(RowFault::Empty(format!("the {which} response of the {side} pair is empty"))));
+            return Err(spoilt(RowFault::Empty(format!("the {which} response{of_pair} is empty"))));
         }
         if preference.prompt.last().is_none_or(|turn| turn.role != Role::User) {
-            return Err(spoilt(RowFault::Malformed(format!("the {side} prompt must end with a user turn"))));
+            return Err(spoilt(RowFault::Malformed(format!("the {side}prompt must end with a user turn"))));
         }
     }
     Ok(pair)

@@ -1,9 +1,10 @@
-//! A JSON file as rows, whichever way they are laid out: one array, or one object a line (JSONL).
+//! A file as rows, whichever way they are laid out: Parquet, one JSON array, or one JSON object a line (JSONL).
 //!
 //! The file is read piece by piece, so that neither its text nor its values are ever in memory as a whole, and the rows of a piece are parsed
 //! on all cores. Each row keeps the line it starts on, so that every later complaint can say `file:line`. A line of JSONL that is not JSON
 //! spoils only itself; in an array nothing after the fault can be trusted, so reading stops there.
 
+use super::parquet::{self, ParquetReader};
 use anyhow::{Context, Result, bail, ensure};
 use rayon::prelude::*;
 use serde::de::IgnoredAny;
@@ -18,14 +19,60 @@ pub const PIECE_BYTES: usize = 4 << 20;
 
 /// One row as it stands in the file.
 pub(super) struct RawRow {
-    /// Line of the file on which the row starts, from 1.
+    /// Line of the file on which the row starts, from 1; of a Parquet file, which has no lines, the row.
     pub line: usize,
     /// What is wrong with its JSON, and where in the file, if it could not be parsed.
     pub value: Result<Value, String>,
 }
 
 /// Hands out the rows of a file in order.
-pub(super) struct RowReader {
+pub(super) enum RowReader {
+    Json(JsonReader),
+    Parquet(ParquetReader),
+}
+
+impl RowReader {
+    /// The first bytes of the file tell its kind, whatever its name.
+    pub fn open(path: &Path) -> Result<Self> {
+        let mut file = File::open(path).with_context(|| cannot_read(path))?;
+        let mut first = Vec::new();
+        file.by_ref().take(parquet::MAGIC.len() as u64).read_to_end(&mut first).with_context(|| cannot_read(path))?;
+        if first == parquet::MAGIC {
+            return ParquetReader::open(path, file).map(Self::Parquet);
+        }
+        JsonReader::open(path).map(Self::Json)
+    }
+
+    /// Size of the whole file.
+    pub fn n_bytes(&self) -> usize {
+        match self {
+            Self::Json(reader) => reader.n_bytes(),
+            Self::Parquet(reader) => reader.n_bytes(),
+        }
+    }
+
+    /// Bytes of the file whose rows were handed out; about as many, where they do not lie one behind the other.
+    pub fn position(&self) -> usize {
+        match self {
+            Self::Json(reader) => reader.position,
+            Self::Parquet(reader) => reader.position(),
+        }
+    }
+
+    /// The next rows, those of about `PIECE_BYTES`; none at the end of the file.
+    ///
+    /// # Errors
+    /// A file that cannot be read, is not UTF-8, or holds no row at all; a spoilt row is none.
+    pub fn next_piece(&mut self) -> Result<Vec<RawRow>> {
+        match self {
+            Self::Json(reader) => reader.next_piece(),
+            Self::Parquet(reader) => reader.next_piece(),
+        }
+    }
+}
+
+/// Rows that are written as JSON.
+pub(super) struct JsonReader {
     path: PathBuf,
     file: File,
     piece_bytes: usize,
@@ -62,8 +109,8 @@ struct Place<'a> {
     column: usize,
 }
 
-impl RowReader {
-    pub fn open(path: &Path) -> Result<Self> {
+impl JsonReader {
+    fn open(path: &Path) -> Result<Self> {
         Self::with_pieces(path, PIECE_BYTES)
     }
 
@@ -84,21 +131,11 @@ impl RowReader {
         })
     }
 
-    /// Size of the whole file.
-    pub fn n_bytes(&self) -> usize {
+    fn n_bytes(&self) -> usize {
         self.file.metadata().map_or(0, |metadata| metadata.len() as usize)
     }
 
-    /// Bytes of the file whose rows were handed out.
-    pub fn position(&self) -> usize {
-        self.position
-    }
-
-    /// The next rows, those of about `PIECE_BYTES`; none at the end of the file.
-    ///
-    /// # Errors
-    /// A file that cannot be read, is not UTF-8, or holds no row at all; a spoilt row is none.
-    pub fn next_piece(&mut self) -> Result<Vec<RawRow>> {
+    fn next_piece(&mut self) -> Result<Vec<RawRow>> {
         loop {
             if self.layout == Layout::Unknown {
                 self.recognise_layout();
@@ -261,7 +298,7 @@ fn count_lines(bytes: &[u8]) -> usize {
     bytes.iter().filter(|&&byte| byte == b'\n').count()
 }
 
-fn cannot_read(path: &Path) -> String {
+pub(super) fn cannot_read(path: &Path) -> String {
     format!("cannot read the data file `{}`", path.display())
 }
 
@@ -273,7 +310,7 @@ mod tests {
     fn read(text: &[u8], piece_bytes: usize) -> Result<Vec<(usize, Result<Value, String>)>> {
         let mut file = tempfile::NamedTempFile::new()?;
         std::io::Write::write_all(&mut file, text)?;
-        let mut reader = RowReader::with_pieces(file.path(), piece_bytes)?;
+        let mut reader = JsonReader::with_pieces(file.path(), piece_bytes)?;
         let mut rows = Vec::new();
         loop {
             let piece = reader.next_piece()?;

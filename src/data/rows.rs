@@ -40,6 +40,21 @@ impl<'a> Fields<'a> {
         value.as_str().with_context(|| format!("key `{}` must be a string, but is {}", self.path(key), kind(value)))
     }
 
+    /// Whether the key is there with a value; columns of a table are there in every row.
+    pub fn has(&self, key: &str) -> bool {
+        self.object.get(key).is_some_and(|value| !value.is_null())
+    }
+
+    /// Its keys, for the error of a row of no known format.
+    pub fn keys(&self) -> Vec<String> {
+        self.object.keys().map(|key| format!("`{key}`")).collect()
+    }
+
+    pub fn truth(&self, key: &str) -> Result<bool> {
+        let value = self.get(key)?;
+        value.as_bool().with_context(|| format!("key `{}` must be true or false, but is {}", self.path(key), kind(value)))
+    }
+
     /// A language code in lower case (`zh-cn`), empty where the row gives none: it is detected later.
     pub fn language(&self, key: &str) -> Result<String> {
         match self.object.get(key) {
@@ -55,6 +70,15 @@ impl<'a> Fields<'a> {
             Some(Value::String(id)) => Ok(id.clone()),
             Some(Value::Number(id)) if id.is_i64() || id.is_u64() => Ok(id.to_string()),
             Some(other) => bail!("key `id` must be a string or a whole number, but is {}", kind(other)),
+        }
+    }
+
+    /// A text, which is a single user turn, or a list of turns with `role` and `content`.
+    pub fn text_or_turns(&self, key: &str) -> Result<Vec<Message>> {
+        match self.get(key)? {
+            Value::String(text) => Ok(vec![Message { role: Role::User, content: text.clone() }]),
+            Value::Array(_) => self.turns(key, "role", "content"),
+            other => bail!("key `{}` must be a string or a list of turns, but is {}", self.path(key), kind(other)),
         }
     }
 
@@ -96,9 +120,5 @@ fn kind(value: &Value) -> &'static str {
 ///
 /// An empty prompt is left for `mpo check` to report: the released data has one (llama, row 505), and its recipe must run.
 pub(super) fn empty_response(pair: &PreferencePair) -> Option<&'static str> {
-    match () {
-        () if pair.chosen.trim().is_empty() => Some("chosen"),
-        () if pair.rejected.trim().is_empty() => Some("rejected"),
-        () => None,
-    }
+    pair.responses().find(|(_, text)| text.trim().is_empty()).map(|(name, _)| name)
 }

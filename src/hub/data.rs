@@ -1,4 +1,4 @@
-//! Preference data: a local file, an address, a data set on the hub, or what is built in.
+//! Preference data: a local file, an address, a split of a data set on the hub, or what is built in.
 
 use super::environment::Environment;
 use super::repository::Repository;
@@ -9,7 +9,8 @@ use crate::digest::{contents_of, hex};
 use crate::progress::say;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use sha2::{Digest, Sha256};
-use std::path::{Path, PathBuf};
+use std::collections::BTreeSet;
+use std::path::PathBuf;
 
 /// SHA-256 of the data released with the MPO paper, whose content derives from PKU-SafeRLHF.
 const RELEASED: [&str; 3] = [
@@ -21,36 +22,39 @@ const RELEASED: [&str; 3] = [
 const RELEASED_LICENCE: &str = "note: this is the MPO paper's data (github.com/circle-hit/MPO); its content derives from PKU-SafeRLHF and is \
     licensed CC-BY-NC-4.0: no commercial use. It contains unsafe text.";
 
-pub(super) fn resolve(environment: &Environment, data: &DataConfig) -> Result<PathBuf> {
+pub(super) fn resolve(environment: &Environment, data: &DataConfig) -> Result<Vec<PathBuf>> {
     let path = data.path.as_str();
     if let Some(sha256) = &data.sha256 {
         let is_sha256 = sha256.len() == 64 && sha256.bytes().all(|byte| byte.is_ascii_hexdigit());
         ensure!(is_sha256, "`{sha256}` is not a sha256: it has 64 hexadecimal digits");
     }
     let revision = data.revision.as_deref();
-    let file = match Source::of("data set", path)? {
+    let files = match Source::of("data set", path)? {
         Source::Builtin(name) => {
             refuse_revision(path, revision)?;
-            builtin_file(environment, name, &data.split)?
+            vec![builtin_file(environment, name, &data.split)?]
         }
         Source::Local(file) => {
             refuse_revision(path, revision)?;
-            ensure!(file.is_file(), "`{path}` is a folder; the data is one JSON or JSONL file");
-            std::path::absolute(file).with_context(|| format!("cannot make `{path}` absolute"))?
+            ensure!(file.is_file(), "`{path}` is a folder; the data is one JSON, JSONL or Parquet file");
+            vec![std::path::absolute(file).with_context(|| format!("cannot make `{path}` absolute"))?]
         }
-        Source::Hub(id) => Repository::dataset(environment, id, revision)?.file(&|paths| choose_split(id, paths, &data.split))?,
+        Source::Hub(id) => Repository::dataset(environment, id, revision)?.files(&|paths| choose_split(id, paths, &data.split))?,
         Source::Address(url) => {
             refuse_revision(path, revision)?;
-            download(environment, url, data.sha256.as_deref())?
+            vec![download(environment, url, data.sha256.as_deref())?]
         }
     };
-    verify(&file, data.sha256.as_deref())?;
-    Ok(file)
+    verify(&files, data.sha256.as_deref())?;
+    Ok(files)
 }
 
 /// Every run hashes what it reads where a hash is given, and names the licence where the data is known.
-fn verify(file: &Path, expected: Option<&str>) -> Result<()> {
+fn verify(files: &[PathBuf], expected: Option<&str>) -> Result<()> {
     let Some(expected) = expected else { return Ok(()) };
+    let [file] = files else {
+        bail!("`data.sha256` is that of one file, and the split has {} files: remove it, or pin `data.revision`", files.len())
+    };
     let actual = contents_of(file)?.sha256;
     ensure!(
         actual.eq_ignore_ascii_case(expected),
@@ -113,28 +117,69 @@ fn shown_url(url: &str) -> (String, &str) {
     (format!("{scheme}://{host}/{path}"), name)
 }
 
-/// The JSON or JSONL file that `split` names: `train.jsonl`, `data/train.json`, or a whole path. Never another one, however few there are.
-fn choose_split(id: &str, paths: &[&str], split: &str) -> Result<String> {
+/// The files that `split` names: a whole path; or `train.jsonl`, `data/train.parquet` …, or all parts of a split in parts
+/// (`data/train-00000-of-00002.parquet`), at the top, in `data/` or in `default/`. Never another one, however few there are.
+fn choose_split(id: &str, paths: &[&str], split: &str) -> Result<Vec<String>> {
     // Only what can be read is considered; a repository's description of itself is no data.
-    let is_data = |path: &str| (path.ends_with(".json") || path.ends_with(".jsonl")) && !path.ends_with("dataset_infos.json");
-    let data: Vec<&str> = paths.iter().copied().filter(|path| is_data(path)).collect();
-    let candidates =
-        [split.to_owned(), format!("{split}.jsonl"), format!("{split}.json"), format!("data/{split}.jsonl"), format!("data/{split}.json")];
-    if let Some(found) = candidates.into_iter().find(|candidate| data.contains(&candidate.as_str())) {
-        return Ok(found);
+    let data: Vec<&str> = paths.iter().copied().filter(|path| file_stem(path).is_some() && !path.ends_with("dataset_infos.json")).collect();
+    if data.contains(&split) {
+        return Ok(vec![split.to_owned()]);
     }
-    if !data.is_empty() {
-        bail!(
-            "the data set `{id}` has no `{split}.jsonl` or `{split}.json`, at the top or in `data/`; `split` can be one of: {}",
-            data.join(", ")
-        );
+    for folder in ["", "data/", "default/"] {
+        let name = format!("{folder}{split}");
+        let mut whole = EXTENSIONS.iter().map(|extension| format!("{name}.{extension}"));
+        if let Some(path) = whole.find(|path| data.contains(&path.as_str())) {
+            return Ok(vec![path]);
+        }
+        let mut parts: Vec<(Part, &str)> = data.iter().filter_map(|path| Some((Part::of(path)?, *path))).collect();
+        parts.retain(|(part, _)| part.split == name);
+        parts.sort();
+        if let Some(n_parts) = parts.first().map(|(part, _)| part.n_parts) {
+            let is_complete = parts.len() == n_parts && parts.iter().enumerate().all(|(index, (part, _))| part.index == index);
+            ensure!(is_complete, "the split `{name}` of the data set `{id}` has {n_parts} parts, and {} of them are there", parts.len());
+            return Ok(parts.into_iter().map(|(_, path)| path.to_owned()).collect());
+        }
     }
-    let hint = if paths.iter().any(|path| path.ends_with(".parquet")) {
-        "; it has Parquet: convert it once, `datasets.load_dataset(…).to_json(\"train.jsonl\")`, and give that file's path"
-    } else {
-        ""
+    ensure!(!data.is_empty(), "the data set `{id}` has no JSON, JSONL or Parquet file");
+    bail!(
+        "the data set `{id}` has no split `{split}`; `split` can be one of: {}",
+        split_names(&data).into_iter().collect::<Vec<_>>().join(", ")
+    )
+}
+
+/// In the order of preference, where a split is there in several.
+const EXTENSIONS: [&str; 3] = ["jsonl", "json", "parquet"];
+
+/// The path without the extension of a data file.
+fn file_stem(path: &str) -> Option<&str> {
+    let (stem, extension) = path.rsplit_once('.')?;
+    EXTENSIONS.contains(&extension).then_some(stem)
+}
+
+/// One file of a split in several: `data/train-00000-of-00002.parquet`.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Part<'a> {
+    split: &'a str,
+    n_parts: usize,
+    index: usize,
+}
+
+impl<'a> Part<'a> {
+    fn of(path: &'a str) -> Option<Self> {
+        let (rest, n_parts) = file_stem(path)?.rsplit_once("-of-")?;
+        let (split, index) = rest.rsplit_once('-')?;
+        Some(Self { split, n_parts: n_parts.parse().ok()?, index: index.parse().ok()? })
+    }
+}
+
+/// What `split` may be, without the folders that go without saying.
+fn split_names(data: &[&str]) -> BTreeSet<String> {
+    let name = |path: &&str| {
+        let stem = Part::of(path).map_or(file_stem(path), |part| Some(part.split))?;
+        let stem = stem.strip_prefix("data/").or(stem.strip_prefix("default/")).unwrap_or(stem);
+        Some(stem.to_owned())
     };
-    bail!("the data set `{id}` has no JSON or JSONL file{hint}")
+    data.iter().filter_map(name).collect()
 }
 
 #[cfg(test)]
@@ -144,12 +189,27 @@ mod tests {
     #[test]
     fn a_split_is_a_name_or_a_path() {
         let choose = |paths: &[&str], split| choose_split("org/name", paths, split).map_err(|error| error.to_string());
-        assert_eq!(choose(&["README.md", "data/test.json", "train.jsonl"], "train").unwrap(), "train.jsonl");
-        assert_eq!(choose(&["data/test.json", "train.jsonl"], "test").unwrap(), "data/test.json");
-        assert_eq!(choose(&["deep/pairs.json"], "deep/pairs.json").unwrap(), "deep/pairs.json");
-        assert!(choose(&["a.json", "dataset_infos.json", "b.jsonl"], "train").unwrap_err().contains("one of: a.json, b.jsonl"));
-        assert!(choose(&["data/train-00000.parquet"], "train").unwrap_err().contains("it has Parquet"));
-        assert!(choose(&["README.md"], "train").unwrap_err().ends_with("no JSON or JSONL file"));
+        assert_eq!(choose(&["README.md", "data/test.json", "train.jsonl"], "train").unwrap(), ["train.jsonl"]);
+        assert_eq!(choose(&["data/test.json", "train.jsonl"], "test").unwrap(), ["data/test.json"]);
+        assert_eq!(choose(&["deep/pairs.json"], "deep/pairs.json").unwrap(), ["deep/pairs.json"]);
+        assert_eq!(choose(&["deep/pairs.parquet"], "deep/pairs").unwrap(), ["deep/pairs.parquet"]);
+        assert!(choose(&["a.json", "dataset_infos.json", "data/b.jsonl"], "train").unwrap_err().ends_with("one of: a, b"));
+        assert!(choose(&["README.md"], "train").unwrap_err().ends_with("no JSON, JSONL or Parquet file"));
+    }
+
+    #[test]
+    fn the_parts_of_a_split_are_all_taken_in_order() {
+        let choose = |paths: &[&str], split| choose_split("org/name", paths, split).map_err(|error| error.to_string());
+        let paths = [
+            "data/train_prefs-00001-of-00002.parquet",
+            "data/train_prefs-00000-of-00002.parquet",
+            "data/train-00000-of-00003.parquet",
+            "helpful/test-00000-of-00001.parquet",
+        ];
+        assert_eq!(choose(&paths, "train_prefs").unwrap(), [paths[1], paths[0]]);
+        assert_eq!(choose(&paths, "helpful/test").unwrap(), [paths[3]]);
+        assert!(choose(&paths, "train").unwrap_err().contains("has 3 parts, and 1 of them are there"));
+        assert!(choose(&paths, "test").unwrap_err().ends_with("one of: helpful/test, train, train_prefs"));
     }
 
     #[test]

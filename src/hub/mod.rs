@@ -1,7 +1,8 @@
 //! Names to local files: a folder, `org/name` on the Hugging Face hub, an `https://` address, or what is built in.
 //!
 //! Whatever comes from elsewhere is kept in a cache and used from there without another request: the hub's own cache in the layout that
-//! transformers shares, everything else under `$MPO_CACHE`. Only safetensors, JSON and template files are ever fetched.
+//! transformers shares, everything else under `$MPO_CACHE`. Of a model only safetensors, JSON and template files are ever fetched, of a data set
+//! the files of the split that is asked for.
 
 mod builtin;
 mod data;
@@ -39,13 +40,14 @@ pub fn resolve_model(path: &str, revision: Option<&str>) -> Result<ModelFiles> {
     resolve_model_in(&Environment::from_process()?, path, revision)
 }
 
-/// Finds the file of preference pairs that `data.path` names, downloading it if need be, and verifies `data.sha256`.
-pub fn resolve_data(data: &DataConfig) -> Result<PathBuf> {
+/// Finds the files of preference pairs that `data.path` names, downloading them if need be, and verifies `data.sha256`. It is one file, but for a
+/// split of a hub data set in several parts, which come in their order.
+pub fn resolve_data(data: &DataConfig) -> Result<Vec<PathBuf>> {
     data::resolve(&Environment::from_process()?, data)
 }
 
 /// [`resolve_data`] with caches, token and endpoint given rather than taken from the process.
-pub fn resolve_data_in(environment: &Environment, data: &DataConfig) -> Result<PathBuf> {
+pub fn resolve_data_in(environment: &Environment, data: &DataConfig) -> Result<Vec<PathBuf>> {
     data::resolve(environment, data)
 }
 

@@ -97,13 +97,13 @@ impl<'a> Repository<'a> {
         self.finish(&listing.sha)
     }
 
-    /// One file of a dataset, which `choose` picks from the paths of all files.
-    pub fn file(&self, choose: &dyn Fn(&[&str]) -> Result<String>) -> Result<PathBuf> {
+    /// Files of a dataset, which `choose` picks from the paths of all files.
+    pub fn files(&self, choose: &dyn Fn(&[&str]) -> Result<Vec<String>>) -> Result<Vec<PathBuf>> {
         if let Some(snapshot) = self.cached() {
             let present = files_below(&snapshot.dir);
             let present: Vec<&str> = present.iter().map(String::as_str).collect();
             match choose(&present) {
-                Ok(path) => return Ok(snapshot.dir.join(path)),
+                Ok(paths) => return Ok(paths.iter().map(|path| snapshot.dir.join(path)).collect()),
                 Err(error) if self.environment.offline => return Err(error.context(self.offline())),
                 Err(_) => {}
             }
@@ -111,9 +111,12 @@ impl<'a> Repository<'a> {
         let listing = self.listing()?;
         let paths: Vec<&str> = listing.siblings.iter().map(|entry| entry.path.as_str()).filter(|path| is_safe_path(path)).collect();
         let chosen = choose(&paths)?;
-        let entry = listing.siblings.iter().find(|entry| entry.path == chosen);
-        self.fetch(&listing.sha, entry.with_context(|| format!("`{}` has no file `{chosen}`", self.id))?)?;
-        Ok(self.finish(&listing.sha)?.dir.join(chosen))
+        for path in &chosen {
+            let entry = listing.siblings.iter().find(|entry| entry.path == *path);
+            self.fetch(&listing.sha, entry.with_context(|| format!("`{}` has no file `{path}`", self.id))?)?;
+        }
+        let dir = self.finish(&listing.sha)?.dir;
+        Ok(chosen.iter().map(|path| dir.join(path)).collect())
     }
 
     /// The snapshot of this revision in the cache, complete or not.

@@ -13,7 +13,8 @@ use crate::config::{Gap, ObjectiveConfig, ObjectiveKind};
 use anyhow::Result;
 use mpo::Mpo;
 
-/// `log pi(y | x)` of one response and the number of tokens it sums over, end-of-turn tokens included.
+/// `log pi(y | x)` of one response and the number of tokens it sums over, end-of-turn tokens included. 0 of 0 tokens where the data has no
+/// such response.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ResponseScore {
     /// Sum over the response tokens, nats.
@@ -27,7 +28,12 @@ impl ResponseScore {
         Self { log_prob: log_probs.iter().map(|&log_prob| f64::from(log_prob)).sum(), n_tokens: log_probs.len() }
     }
 
-    /// Mean log-probability of a token, nats.
+    /// Whether the data has no such response.
+    pub fn is_absent(&self) -> bool {
+        self.n_tokens == 0
+    }
+
+    /// Mean log-probability of a token, nats; not a number for an absent response.
     pub fn per_token(&self) -> f64 {
         self.log_prob / self.n_tokens as f64
     }
@@ -57,7 +63,17 @@ pub struct PairScores {
 }
 
 impl PairScores {
-    /// `RG = log pi(y_w|x) / |y_w| - log pi(y_l|x) / |y_l|`, or without the lengths for [`Gap::Sum`].
+    /// Whether there are two responses to compare.
+    pub fn has_both(&self) -> bool {
+        !self.chosen.is_absent() && !self.rejected.is_absent()
+    }
+
+    /// [`Self::reward_gap`], where there are two responses.
+    pub fn known_gap(&self, gap: Gap) -> Option<f64> {
+        self.has_both().then(|| self.reward_gap(gap))
+    }
+
+    /// `RG = log pi(y_w|x) / |y_w| - log pi(y_l|x) / |y_l|`, or without the lengths for [`Gap::Sum`]. Of no meaning where a response is absent.
     pub fn reward_gap(&self, gap: Gap) -> f64 {
         self.chosen.reward(gap) - self.rejected.reward(gap)
     }

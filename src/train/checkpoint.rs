@@ -12,6 +12,7 @@
 //! A checkpoint appears whole or not at all (see [`folder`]); older ones are removed only after the new one was read back and verified.
 //! Tensors are streamed from where they are: saving needs no second copy of the model.
 
+use super::best::Best;
 use super::folder::{self, FolderWriter, Manifest};
 use super::measure::Measured;
 use super::optimizer::AdamW;
@@ -73,6 +74,9 @@ pub struct TrainerState {
     pub signs: Signs,
     /// Measured before the first step, on the rows that the summary and the signs compare with.
     pub start: Measured,
+    /// Where the run is to keep its best checkpoint, the best so far; it lies beside this one.
+    #[serde(default)]
+    pub best: Option<Best>,
 }
 
 impl TrainerState {
@@ -144,12 +148,17 @@ pub struct Snapshot<'a> {
     pub optimizer: &'a AdamW,
 }
 
-/// Writes `OUT/checkpoint-STEP`, reads it back, and only then removes all but the newest `keep` checkpoints.
+/// Where the checkpoint of a step lies in the run folder `run`.
+pub fn folder_of(run: &Path, step: usize) -> PathBuf {
+    run.join(format!("checkpoint-{step:06}"))
+}
+
+/// Writes `OUT/checkpoint-STEP`, reads it back, and only then removes all but the newest `keep` checkpoints and the best one.
 pub fn save(run: &Path, snapshot: &Snapshot<'_>, keep: usize) -> Result<PathBuf> {
-    let dir = run.join(format!("checkpoint-{:06}", snapshot.state.step));
+    let dir = folder_of(run, snapshot.state.step);
     folder::publish(&dir, |folder| write(folder, snapshot))?;
     Manifest::verify(&dir, &dir.join(MANIFEST)).context("the checkpoint that was just written does not read back as written")?;
-    remove_old(run, snapshot.state.step, keep)?;
+    remove_old(run, snapshot.state, keep)?;
     Ok(dir)
 }
 
@@ -282,11 +291,14 @@ fn list(run: &Path) -> Result<Vec<(usize, PathBuf)>> {
     Ok(checkpoints)
 }
 
-/// Keeps the newest `keep` checkpoints up to `step`. Later ones are damaged leftovers of a run that went back to an older checkpoint.
-fn remove_old(run: &Path, step: usize, keep: usize) -> Result<()> {
-    let (later, mut ours): (Vec<_>, Vec<_>) = list(run)?.into_iter().partition(|(other, _)| *other > step);
+/// Keeps the newest `keep` checkpoints up to the state's step, and its best. Later ones are damaged leftovers of a run that went back to an
+/// older checkpoint.
+fn remove_old(run: &Path, state: &TrainerState, keep: usize) -> Result<()> {
+    let (later, mut ours): (Vec<_>, Vec<_>) = list(run)?.into_iter().partition(|(step, _)| *step > state.step);
     let n_old = ours.len().saturating_sub(keep.max(1));
-    for (_, dir) in later.into_iter().chain(ours.drain(..n_old)) {
+    let best = state.best.as_ref().map(|best| best.step);
+    let old = ours.drain(..n_old).filter(|(step, _)| Some(*step) != best);
+    for (_, dir) in later.into_iter().chain(old) {
         folder::remove(&dir)?;
     }
     Ok(())
@@ -310,11 +322,11 @@ mod tests {
     fn state(step: usize) -> TrainerState {
         let row = RowMeasure {
             lang: "sw".into(),
-            reward_gap_target: 0.1,
-            reward_gap_reference: 1.0,
-            reward_gap_wanted: 1.0,
-            chosen_per_token: -1.0,
-            rejected_per_token: -2.0,
+            reward_gap_target: Some(0.1),
+            reward_gap_reference: Some(1.0),
+            reward_gap_wanted: Some(1.0),
+            chosen_per_token: Some(-1.0),
+            rejected_per_token: Some(-2.0),
         };
         let train = Measurement::new(Losses { loss: 0.81, mpo: 0.81, retention: 0.0 }, &[row], 1.0);
         let loader = LoaderState { epoch: 1, position: 2, seed: 3, n_rows: 4 };
@@ -329,6 +341,7 @@ mod tests {
             data_sha256: "ab".into(),
             signs: Signs::default(),
             start,
+            best: None,
         }
     }
 
@@ -358,10 +371,12 @@ mod tests {
         }
 
         fn save(&self, step: usize, keep: usize) -> Result<PathBuf> {
+            self.save_state(&state(step), keep)
+        }
+
+        fn save_state(&self, state: &TrainerState, keep: usize) -> Result<PathBuf> {
             let files = SourceFiles::read(self.source.path(), OutputDtype::Checkpoint)?;
-            let state = state(step);
-            let snapshot =
-                Snapshot { state: &state, config: "a = 1\n", files: &files, parameters: &self.parameters, optimizer: &self.optimizer };
+            let snapshot = Snapshot { state, config: "a = 1\n", files: &files, parameters: &self.parameters, optimizer: &self.optimizer };
             save(self.run.path(), &snapshot, keep)
         }
 
@@ -429,6 +444,21 @@ mod tests {
         example.save(9, 2).unwrap();
         example.save(4, 2).unwrap();
         assert_eq!(example.steps(), [3, 4], "step 9 belongs to a future that was given up");
+    }
+
+    #[test]
+    fn the_best_outlives_those_that_are_kept_until_a_better_one_comes() {
+        let example = Example::new();
+        let save = |step: usize, best: usize| {
+            let best = Some(Best { metric: "eval_loss".into(), step: best, value: 0.5 });
+            example.save_state(&TrainerState { best, ..state(step) }, 1).unwrap();
+            example.steps()
+        };
+        assert_eq!(save(1, 1), [1]);
+        assert_eq!(save(2, 1), [1, 2]);
+        assert_eq!(save(3, 1), [1, 3]);
+        assert_eq!(save(4, 4), [4]);
+        assert_eq!(scan(example.run.path()).unwrap().found.unwrap().state.best.unwrap().step, 4);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use super::clip::gradient_norm;
 use super::measure::{DominantGap, Losses, Measurement, RowMeasure};
 use super::step::{BatchOutcome, DominantPasses, Gradients, StepSettings, evaluate_batch, evaluate_first_batch};
 use crate::config::{Pooling, RetentionKind};
-use crate::data::encode::{EncodedPair, EncodedPreference};
+use crate::data::encode::{EncodedPreference, EncodedRow};
 use crate::data::loader::dominant_numbers;
 use crate::model::decoder::Decoder;
 use crate::objective::PairScores;
@@ -12,14 +12,14 @@ use crate::progress::Progress;
 use crate::reference::FrozenScores;
 use crate::scoring::{self, KeptStates, ScoredPair};
 use anyhow::Result;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 /// Training rows that the run is measured on, in all; see [`probe_rows`].
 const N_PROBE_ROWS: usize = 48;
 
 /// The first rows of each target language, as many of each, at most `N_PROBE_ROWS` together (at least one of each). Measuring them three
 /// times costs a few percent of a run; measuring every training row would cost an epoch's forward passes each time.
-pub fn probe_rows(rows: &[EncodedPair]) -> Vec<usize> {
+pub fn probe_rows(rows: &[EncodedRow]) -> Vec<usize> {
     let mut n_of_language: BTreeMap<&str, usize> = rows.iter().map(|row| (row.target.lang.as_str(), 0)).collect();
     let n_each = (N_PROBE_ROWS / n_of_language.len().max(1)).max(1);
     let is_wanted = |index: &usize| {
@@ -49,7 +49,7 @@ impl PolicyIs<'_> {
 /// Runs one batch, with the self-test where the policy still is the reference.
 pub fn evaluate(
     policy: &Decoder,
-    rows: &[&EncodedPair],
+    rows: &[&EncodedRow],
     is: PolicyIs<'_>,
     settings: &StepSettings,
     gradients: Gradients,
@@ -61,7 +61,7 @@ pub fn evaluate(
 }
 
 /// Gradient norms of the objective and of the weighted retention, each alone. Leaves the gradients of the latter in the buffers.
-pub fn term_norms(policy: &Decoder, rows: &[&EncodedPair], reference: &FrozenScores, settings: &StepSettings) -> Result<[f64; 2]> {
+pub fn term_norms(policy: &Decoder, rows: &[&EncodedRow], reference: &FrozenScores, settings: &StepSettings) -> Result<[f64; 2]> {
     let norm = |gradients| {
         policy.zero_gradients()?;
         evaluate_batch(policy, rows, Some(reference), settings, gradients)?;
@@ -71,7 +71,7 @@ pub fn term_norms(policy: &Decoder, rows: &[&EncodedPair], reference: &FrozenSco
 }
 
 /// Measures the policy on `rows`.
-pub fn measure(policy: &Decoder, rows: &[&EncodedPair], mut is: PolicyIs<'_>, settings: &StepSettings, beta: f64) -> Result<Measurement> {
+pub fn measure(policy: &Decoder, rows: &[&EncodedRow], mut is: PolicyIs<'_>, settings: &StepSettings, beta: f64) -> Result<Measurement> {
     let settings = measuring(settings);
     let mut measures = Vec::with_capacity(rows.len());
     let mut sums = Losses { loss: 0.0, mpo: 0.0, retention: 0.0 };
@@ -84,7 +84,7 @@ pub fn measure(policy: &Decoder, rows: &[&EncodedPair], mut is: PolicyIs<'_>, se
         sums.mpo += n_rows * losses.mpo;
         sums.retention += n_rows * losses.retention;
         for (row, outcome) in rows.iter().zip(&outcome.rows) {
-            measures.push(RowMeasure::new(row, outcome)?);
+            measures.push(RowMeasure::new(row, outcome));
         }
         progress.advance(rows.len());
     }
@@ -101,7 +101,7 @@ pub fn measuring(settings: &StepSettings) -> StepSettings {
 }
 
 /// The policy's own reward gaps on the distinct dominant pairs of `rows`, by dominant language: what retention is there to keep.
-pub fn dominant_gaps(policy: &Decoder, rows: &[&EncodedPair], settings: &StepSettings) -> Result<BTreeMap<String, DominantGap>> {
+pub fn dominant_gaps(policy: &Decoder, rows: &[&EncodedRow], settings: &StepSettings) -> Result<BTreeMap<String, DominantGap>> {
     let mut by_language: BTreeMap<String, DominantGap> = BTreeMap::new();
     for pair in distinct_dominant(rows) {
         for ScoredPair { chosen, rejected } in scoring::score(policy, &[pair], KeptStates::Nothing, settings.pad_token)? {
@@ -114,14 +114,13 @@ pub fn dominant_gaps(policy: &Decoder, rows: &[&EncodedPair], settings: &StepSet
     Ok(by_language)
 }
 
-/// One of each dominant pair of `rows`, in order of first appearance.
-pub fn distinct_dominant<'a>(rows: &[&'a EncodedPair]) -> Vec<&'a EncodedPreference> {
+/// One of each dominant pair of `rows`, in order of first appearance; none where the rows have none.
+pub fn distinct_dominant<'a>(rows: &[&'a EncodedRow]) -> Vec<&'a EncodedPreference> {
     let numbers = dominant_numbers(rows.iter().copied());
     let mut distinct = Vec::new();
+    let mut seen = HashSet::new();
     for (row, number) in rows.iter().zip(numbers) {
-        if number == distinct.len() {
-            distinct.push(&row.dominant);
-        }
+        distinct.extend(row.dominant.as_ref().filter(|_| seen.insert(number)));
     }
     distinct
 }
@@ -131,16 +130,16 @@ mod tests {
     use super::*;
     use crate::data::encode::Response;
 
-    fn row(lang: &str, dominant: u32) -> EncodedPair {
+    fn row(lang: &str, dominant: u32) -> EncodedRow {
         let response = |token| Response { tokens: vec![token], n_end_tokens: 0 };
         let side =
             |lang: &str, token| EncodedPreference { lang: lang.into(), prompt: vec![token], chosen: response(1), rejected: response(2) };
-        EncodedPair { id: format!("{dominant}/{lang}"), dominant: side("en", dominant), target: side(lang, 9) }
+        EncodedRow { id: format!("{dominant}/{lang}"), dominant: Some(side("en", dominant)), target: side(lang, 9) }
     }
 
     #[test]
     fn the_probe_has_as_many_rows_of_each_language() {
-        let rows: Vec<EncodedPair> = (0..100).flat_map(|i| [row("sw", i), row("bn", i), row("zh", i)]).chain([row("yo", 0)]).collect();
+        let rows: Vec<EncodedRow> = (0..100).flat_map(|i| [row("sw", i), row("bn", i), row("zh", i)]).chain([row("yo", 0)]).collect();
         let probe = probe_rows(&rows);
         let n_of = |lang: &str| probe.iter().filter(|&&index| rows[index].target.lang == lang).count();
         assert_eq!([n_of("sw"), n_of("bn"), n_of("zh"), n_of("yo")], [12, 12, 12, 1]);
@@ -150,7 +149,8 @@ mod tests {
 
     #[test]
     fn a_dominant_pair_counts_once() {
-        let rows = [row("sw", 3), row("bn", 3), row("sw", 1), row("bn", 1), row("zh", 3)];
+        let plain = EncodedRow { dominant: None, ..row("sw", 3) };
+        let rows = [row("sw", 3), plain, row("bn", 3), row("sw", 1), row("bn", 1), row("zh", 3)];
         let distinct = distinct_dominant(&rows.iter().collect::<Vec<_>>());
         assert_eq!(distinct.iter().map(|pair| pair.prompt[0]).collect::<Vec<_>>(), [3, 1]);
     }

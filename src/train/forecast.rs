@@ -5,7 +5,7 @@ use super::prepare::Prepared;
 use super::run::N_TERM_NORMS;
 use super::step::{Gradients, StepSettings, passes};
 use crate::config::{ActivationCheckpointing, RetentionKind, RunConfig};
-use crate::data::encode::{EncodedPair, EncodedPreference};
+use crate::data::encode::{EncodedPreference, EncodedRow};
 use crate::data::loader::{Loader, dominant_numbers};
 use crate::device::{self, gib};
 use crate::model::decoder::Keep;
@@ -148,12 +148,12 @@ fn workload(prepared: &Prepared, config: &RunConfig, n_taken: Option<usize>) -> 
         batches.push(batch);
     }
     let of_batch = |batch: &Vec<usize>| {
-        let rows: Vec<&EncodedPair> = batch.iter().map(|&row| &train[row]).collect();
+        let rows: Vec<&EncodedRow> = batch.iter().map(|&row| &train[row]).collect();
         passes(&rows, &settings, Gradients::Both, description)
     };
     let batches = batches.par_iter().map(of_batch).collect();
 
-    let all: Vec<&EncodedPair> = train.iter().chain(held_out).collect();
+    let all: Vec<&EncodedRow> = train.iter().chain(held_out).collect();
     let scored = if n_taken.is_some() { Vec::new() } else { distinct_dominant(&all) };
     let states = KeptStates::of(&config.retention);
     let score = |pairs: &[&EncodedPreference], states| {
@@ -161,11 +161,11 @@ fn workload(prepared: &Prepared, config: &RunConfig, n_taken: Option<usize>) -> 
         let n_scored = spans.iter().flat_map(|spans| spans.both()).map(|span| span.response.len()).sum();
         Pass::new(&batch, description, n_scored, Gradient::None)
     };
-    let measure = |rows: &[&EncodedPair]| -> Vec<Pass> {
+    let measure = |rows: &[&EncodedRow]| -> Vec<Pass> {
         let settings = measuring(&settings);
         rows.chunks(settings.micro_batch_size).flat_map(|rows| passes(rows, &settings, Gradients::None, description)).collect()
     };
-    let probe: Vec<&EncodedPair> = probe_rows(train).into_iter().map(|row| &train[row]).collect();
+    let probe: Vec<&EncodedRow> = probe_rows(train).into_iter().map(|row| &train[row]).collect();
     let dominant_gaps = distinct_dominant(&probe).into_iter().map(|pair| score(&[pair], KeptStates::Nothing)).collect();
     let n_within = config.eval.every_steps.map_or(0, |every| n_steps.saturating_sub(1) / every);
     let n_repeated = if config.retention.kind == RetentionKind::None || n_taken.is_some() { 0 } else { N_TERM_NORMS.min(n_steps) };
@@ -180,7 +180,7 @@ fn workload(prepared: &Prepared, config: &RunConfig, n_taken: Option<usize>) -> 
 }
 
 /// Values of the reference that are kept: its states of every distinct dominant sequence, and its head for `kl`.
-fn n_reference_values(rows: &[&EncodedPair], prepared: &Prepared, config: &RunConfig) -> usize {
+fn n_reference_values(rows: &[&EncodedRow], prepared: &Prepared, config: &RunConfig) -> usize {
     let (hidden_size, vocab_size) = (prepared.description.hidden_size, prepared.description.vocab_size);
     let pairs = distinct_dominant(rows);
     match KeptStates::of(&config.retention) {
@@ -193,7 +193,7 @@ fn n_reference_values(rows: &[&EncodedPair], prepared: &Prepared, config: &RunCo
     }
 }
 
-fn bytes_of_row(row: &EncodedPair) -> u64 {
+fn bytes_of_row(row: &EncodedRow) -> u64 {
     let of_side = |side: &EncodedPreference| size_of::<u32>() * side.n_packed() + side.lang.capacity();
-    (size_of::<EncodedPair>() + row.id.capacity() + of_side(&row.dominant) + of_side(&row.target)) as u64
+    (size_of::<EncodedRow>() + row.id.capacity() + row.pairs().map(of_side).sum::<usize>()) as u64
 }

@@ -3,47 +3,47 @@
 //! Gaps are without beta, in nats a token (in nats for `gap = "sum"`).
 
 use super::step::{BatchOutcome, RowOutcome};
-use crate::data::encode::EncodedPair;
-use anyhow::{Context, Result};
+use crate::data::encode::EncodedRow;
+use crate::objective::ResponseScore;
 use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
 
-/// One row under the policy.
+/// One row under the policy. A number is absent where the row lacks what it is about: a dominant pair, one of its two answers.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RowMeasure {
     /// Of the target pair.
     pub lang: String,
     /// `RG(policy, target pair)`.
-    pub reward_gap_target: f64,
+    pub reward_gap_target: Option<f64>,
     /// `RG(reference, dominant pair)`.
-    pub reward_gap_reference: f64,
+    pub reward_gap_reference: Option<f64>,
     /// What the loss wants beta times the target gap to be: the reference's dominant gap, or the policy's with `gap_target = "policy"`.
-    pub reward_gap_wanted: f64,
+    pub reward_gap_wanted: Option<f64>,
     /// Mean log-probability of a token of the chosen and of the rejected target answer, nats.
-    pub chosen_per_token: f64,
-    pub rejected_per_token: f64,
+    pub chosen_per_token: Option<f64>,
+    pub rejected_per_token: Option<f64>,
 }
 
 impl RowMeasure {
-    pub fn new(row: &EncodedPair, outcome: &RowOutcome) -> Result<Self> {
-        let reference = outcome.reward_gap_reference.with_context(|| format!("row `{}` has no reference gap", row.id))?;
-        Ok(Self {
+    pub fn new(row: &EncodedRow, outcome: &RowOutcome) -> Self {
+        let per_token = |score: ResponseScore| (!score.is_absent()).then(|| score.per_token());
+        Self {
             lang: row.target.lang.clone(),
             reward_gap_target: outcome.reward_gap_target,
-            reward_gap_reference: reference,
-            reward_gap_wanted: outcome.reward_gap_dominant.unwrap_or(reference),
-            chosen_per_token: outcome.target.chosen.per_token(),
-            rejected_per_token: outcome.target.rejected.per_token(),
-        })
+            reward_gap_reference: outcome.reward_gap_reference,
+            reward_gap_wanted: outcome.reward_gap_dominant.or(outcome.reward_gap_reference),
+            chosen_per_token: per_token(outcome.target.chosen),
+            rejected_per_token: per_token(outcome.target.rejected),
+        }
     }
 }
 
 /// JSON has no NaN: it is written as null, and read back here.
-fn null_is_nan<'de, D: Deserializer<'de>>(source: D) -> std::result::Result<f64, D::Error> {
+fn null_is_nan<'de, D: Deserializer<'de>>(source: D) -> Result<f64, D::Error> {
     Ok(Option::deserialize(source)?.unwrap_or(f64::NAN))
 }
 
-/// Means over rows.
+/// Means over the rows that have the number; not a number where none has.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Means {
     pub n_rows: usize,
@@ -55,8 +55,10 @@ pub struct Means {
     #[serde(deserialize_with = "null_is_nan")]
     pub reward_gap_wanted: f64,
     /// Share of rows with a positive target gap.
+    #[serde(deserialize_with = "null_is_nan")]
     pub accuracy: f64,
     /// Share of rows whose target gap exceeds what the loss asks for (beta RG_t > RG_d): it is pushed down.
+    #[serde(deserialize_with = "null_is_nan")]
     pub overshoot: f64,
     #[serde(deserialize_with = "null_is_nan")]
     pub chosen_per_token: f64,
@@ -68,15 +70,18 @@ impl Means {
     /// Sums in the order of `rows`.
     pub fn of<'a>(rows: impl Iterator<Item = &'a RowMeasure> + Clone, beta: f64) -> Self {
         let n_rows = rows.clone().count();
-        let mean = |value: &dyn Fn(&RowMeasure) -> f64| rows.clone().map(value).sum::<f64>() / n_rows as f64;
-        let share = |holds: &dyn Fn(&RowMeasure) -> bool| rows.clone().filter(|row| holds(row)).count() as f64 / n_rows as f64;
+        let mean = |value: &dyn Fn(&RowMeasure) -> Option<f64>| {
+            let (sum, n) = rows.clone().filter_map(value).fold((0.0, 0usize), |(sum, n), value| (sum + value, n + 1));
+            sum / n as f64
+        };
+        let share = |holds: &dyn Fn(&RowMeasure) -> Option<bool>| mean(&|row| holds(row).map(|holds| f64::from(u8::from(holds))));
         Self {
             n_rows,
             reward_gap_target: mean(&|row| row.reward_gap_target),
             reward_gap_reference: mean(&|row| row.reward_gap_reference),
             reward_gap_wanted: mean(&|row| row.reward_gap_wanted),
-            accuracy: share(&|row| row.reward_gap_target > 0.0),
-            overshoot: share(&|row| beta * row.reward_gap_target > row.reward_gap_wanted),
+            accuracy: share(&|row| Some(row.reward_gap_target? > 0.0)),
+            overshoot: share(&|row| Some(beta * row.reward_gap_target? > row.reward_gap_wanted?)),
             chosen_per_token: mean(&|row| row.chosen_per_token),
             rejected_per_token: mean(&|row| row.rejected_per_token),
         }
@@ -121,9 +126,9 @@ impl Measurement {
     }
 
     /// What one batch says.
-    pub fn of_batch(rows: &[&EncodedPair], outcome: &BatchOutcome, beta: f64) -> Result<Self> {
-        let measures = rows.iter().zip(&outcome.rows).map(|(row, outcome)| RowMeasure::new(row, outcome)).collect::<Result<Vec<_>>>()?;
-        Ok(Self::new(Losses::of(outcome), &measures, beta))
+    pub fn of_batch(rows: &[&EncodedRow], outcome: &BatchOutcome, beta: f64) -> Self {
+        let measures: Vec<RowMeasure> = rows.iter().zip(&outcome.rows).map(|(row, outcome)| RowMeasure::new(row, outcome)).collect();
+        Self::new(Losses::of(outcome), &measures, beta)
     }
 }
 
@@ -153,11 +158,11 @@ mod tests {
     fn row(lang: &str, gap: f64) -> RowMeasure {
         RowMeasure {
             lang: lang.into(),
-            reward_gap_target: gap,
-            reward_gap_reference: 1.0,
-            reward_gap_wanted: 1.0,
-            chosen_per_token: -1.0,
-            rejected_per_token: -1.0 - gap,
+            reward_gap_target: Some(gap),
+            reward_gap_reference: Some(1.0),
+            reward_gap_wanted: Some(1.0),
+            chosen_per_token: Some(-1.0),
+            rejected_per_token: Some(-1.0 - gap),
         }
     }
 
@@ -168,6 +173,21 @@ mod tests {
         let read: Measurement = serde_json::from_str(&json).unwrap();
         assert!(read.losses.loss.is_nan() && read.all.reward_gap_target.is_nan() && read.languages["sw"].rejected_per_token.is_nan());
         assert_eq!((read.losses.retention, read.all.chosen_per_token), (0.5, -1.0));
+    }
+
+    #[test]
+    fn what_a_row_does_not_have_is_left_out_of_the_means() {
+        let no_answer = RowMeasure { reward_gap_target: None, rejected_per_token: None, ..row("sw", 0.5) };
+        let plain = |row| RowMeasure { reward_gap_reference: None, reward_gap_wanted: None, ..row };
+        let losses = Losses { loss: 1.0, mpo: 1.0, retention: 0.0 };
+        let measurement = Measurement::new(losses, &[plain(row("sw", 0.5)), plain(no_answer.clone()), plain(row("sw", -1.5))], 1.0);
+        let all = &measurement.all;
+        assert_eq!((all.n_rows, all.reward_gap_target, all.accuracy, all.chosen_per_token), (3, -0.5, 0.5, -1.0));
+        assert_eq!(all.rejected_per_token, (-1.5 + 0.5) / 2.0);
+        assert!(all.reward_gap_wanted.is_nan() && all.overshoot.is_nan());
+        let nothing = Measurement::new(losses, &[plain(no_answer)], 1.0);
+        let read: Measurement = serde_json::from_str(&serde_json::to_string(&nothing).unwrap()).unwrap();
+        assert!(read.all.accuracy.is_nan() && read.all.overshoot.is_nan(), "they survive a checkpoint");
     }
 
     #[test]

@@ -5,9 +5,10 @@
 
 use super::checkpoint::Found;
 use crate::config::{
-    ActivationCheckpointing, ConfigError, DataConfig, DataFormat, EvalConfig, OutputDtype, Pooling, RetentionConfig, RunConfig,
+    ActivationCheckpointing, ConfigError, DataConfig, DataFormat, EvalConfig, OutputDtype, Pooling, RetentionConfig, RetentionKind,
+    RunConfig,
 };
-use crate::data::encode::{EncodeReport, EncodedPair, Encoder};
+use crate::data::encode::{EncodeReport, EncodedRow, Encoder};
 use crate::data::loader::{Loader, dominant_numbers, hold_out};
 use crate::device;
 use crate::digest::hex;
@@ -32,8 +33,8 @@ pub struct Prepared {
     pub encoder: Encoder,
     /// What `mean_padded` pads with.
     pub pad_token: u32,
-    pub train: Vec<EncodedPair>,
-    pub held_out: Vec<EncodedPair>,
+    pub train: Vec<EncodedRow>,
+    pub held_out: Vec<EncodedRow>,
     /// What encoding did to the training rows (before any were held out), and to those of `eval.path`.
     pub encoding: EncodeReport,
     pub eval_encoding: Option<EncodeReport>,
@@ -67,8 +68,9 @@ impl Prepared {
 
         let encoder = Encoder::new(&model_dir, &config.data)?;
         let pad_token = pad_token(&encoder, &config.retention)?;
-        let (rows, encoding) = encoder.encode_file(&hub::resolve_data(&config.data)?, &config.data)?;
+        let (rows, encoding) = encoder.encode_files(&hub::resolve_data(&config.data)?, &config.data)?;
         let (train, held_out, eval_encoding) = split(rows, &config, &encoder)?;
+        check_pairs(train.iter().chain(&held_out), &config)?;
         check_tokens(train.iter().chain(&held_out), &description)?;
         // Finds a group that no batch can hold; the loader of the run is made once it is known which rows stay.
         Loader::new(&dominant_numbers(&train), &config.train)?;
@@ -100,7 +102,8 @@ fn checkpoint_bytes(config: &RunConfig, dtype: SavedDtype, n_parameters: usize) 
         OutputDtype::Bf16 => SavedDtype::Bf16,
     };
     let bytes_per_parameter = saved.n_bytes() + 3 * SavedDtype::F32.n_bytes();
-    let n_checkpoints = if config.checkpoint.every_steps.is_some() { config.checkpoint.keep + 1 } else { 1 };
+    let n_newest = if config.checkpoint.every_steps.is_some() { config.checkpoint.keep + 1 } else { 1 };
+    let n_checkpoints = n_newest + usize::from(config.checkpoint.best.is_some());
     (n_checkpoints * bytes_per_parameter * n_parameters) as u64
 }
 
@@ -140,11 +143,7 @@ fn check_eval(config: &RunConfig) -> Result<()> {
 }
 
 /// Training rows and held-out rows, the latter from `eval.path` or a fraction of the former.
-fn split(
-    rows: Vec<EncodedPair>,
-    config: &RunConfig,
-    encoder: &Encoder,
-) -> Result<(Vec<EncodedPair>, Vec<EncodedPair>, Option<EncodeReport>)> {
+fn split(rows: Vec<EncodedRow>, config: &RunConfig, encoder: &Encoder) -> Result<(Vec<EncodedRow>, Vec<EncodedRow>, Option<EncodeReport>)> {
     match &config.eval {
         EvalConfig { path: Some(path), .. } => {
             let data = DataConfig {
@@ -155,7 +154,7 @@ fn split(
                 limit: None,
                 ..config.data.clone()
             };
-            let load = || -> Result<_> { encoder.encode_file(&hub::resolve_data(&data)?, &data) };
+            let load = || -> Result<_> { encoder.encode_files(&hub::resolve_data(&data)?, &data) };
             let (held_out, report) = load().context("in the held-out rows of `eval.path`")?;
             Ok((rows, held_out, Some(report)))
         }
@@ -180,9 +179,43 @@ fn check_checkpointing(config: &RunConfig, description: &DecoderDescription) -> 
     }
 }
 
-fn check_tokens<'a>(rows: impl Iterator<Item = &'a EncodedPair>, description: &DecoderDescription) -> Result<()> {
+/// Whether every row has what the loss compares: the problem is the configuration's, for the data is as it is.
+fn check_pairs<'a>(rows: impl Iterator<Item = &'a EncodedRow>, config: &RunConfig) -> Result<()> {
+    let (objective, retention) = (config.objective.kind, config.retention.kind);
     for row in rows {
-        for side in [&row.dominant, &row.target] {
+        let why_dominant = match () {
+            () if row.dominant.is_some() => None,
+            () if objective.compares_with_dominant() => Some(format!("`objective.kind` \"{}\" compares with", objective.name())),
+            () if retention != RetentionKind::None => Some("the retention term (`retention.kind`) compares with".into()),
+            () if config.train.group_by_dominant => Some("`train.group_by_dominant` groups by".into()),
+            () if config.data.min_dominant_gap.is_some() => Some("`data.min_dominant_gap` asks of".into()),
+            () => None,
+        };
+        if let Some(why) = why_dominant {
+            let message = format!(
+                "row `{}` has no dominant pair, which {why}: that takes a file of the format `parallel` (`dominant` and `target` in each \
+                 row) or `llamafactory`",
+                row.id
+            );
+            return Err(ConfigError::with_data(message).into());
+        }
+        if objective.compares_responses() && !row.target.has_both() {
+            let missing = if row.target.chosen.is_absent() { "chosen" } else { "rejected" };
+            let message = format!(
+                "row `{}` has no {missing} response, and `objective.kind` \"{}\" compares two: that takes a file with `chosen` and `rejected` \
+                 in each row; one of `prompt`, `completion` and `label` is for `kto`",
+                row.id,
+                objective.name()
+            );
+            return Err(ConfigError::with_data(message).into());
+        }
+    }
+    Ok(())
+}
+
+fn check_tokens<'a>(rows: impl Iterator<Item = &'a EncodedRow>, description: &DecoderDescription) -> Result<()> {
+    for row in rows {
+        for side in row.pairs() {
             let tokens = side.prompt.iter().chain(&side.chosen.tokens).chain(&side.rejected.tokens);
             if let Some(token) = tokens.copied().find(|&token| token as usize >= description.vocab_size) {
                 bail!(
@@ -214,7 +247,7 @@ fn pad_token(encoder: &Encoder, retention: &RetentionConfig) -> Result<u32> {
 }
 
 /// Of everything in the rows that training depends on; every part behind its length, so that no two sets of rows read the same.
-fn digest(sets: [&[EncodedPair]; 2]) -> String {
+fn digest(sets: [&[EncodedRow]; 2]) -> String {
     let mut hash = Sha256::new();
     let count = |hash: &mut Sha256, n: usize| hash.update((n as u64).to_le_bytes());
     let text = |hash: &mut Sha256, text: &str| {
@@ -232,7 +265,11 @@ fn digest(sets: [&[EncodedPair]; 2]) -> String {
         count(&mut hash, rows.len());
         for row in rows {
             text(&mut hash, &row.id);
-            for side in [&row.dominant, &row.target] {
+            // Told apart from a row with two pairs; the digest of parallel rows is that of older runs.
+            if row.dominant.is_none() {
+                count(&mut hash, usize::MAX);
+            }
+            for side in row.pairs() {
                 text(&mut hash, &side.lang);
                 tokens(&mut hash, &side.prompt);
                 for response in [&side.chosen, &side.rejected] {
@@ -250,15 +287,15 @@ mod tests {
     use super::*;
     use crate::data::encode::{EncodedPreference, Response};
 
-    fn row(id: &str) -> EncodedPair {
+    fn row(id: &str) -> EncodedRow {
         let response = |n: usize| Response { tokens: vec![65; n], n_end_tokens: 1 };
         let side = |lang: &str, n| EncodedPreference { lang: lang.into(), prompt: vec![65; 3], chosen: response(2), rejected: response(n) };
-        EncodedPair { id: id.into(), dominant: side("en", 6), target: side("sw", 9) }
+        EncodedRow { id: id.into(), dominant: Some(side("en", 6)), target: side("sw", 9) }
     }
 
     #[test]
     fn the_digest_tells_rows_apart() {
-        let changed = |change: &dyn Fn(&mut EncodedPair)| {
+        let changed = |change: &dyn Fn(&mut EncodedRow)| {
             let mut row = row("a");
             change(&mut row);
             digest([&[row], &[]])
@@ -267,8 +304,9 @@ mod tests {
         assert_eq!(same, digest([&[row("a")], &[]]));
         assert_ne!(same, changed(&|row| row.id.push('b')));
         assert_ne!(same, changed(&|row| row.target.lang = "bn".into()));
-        assert_ne!(same, changed(&|row| row.dominant.chosen.n_end_tokens = 2));
+        assert_ne!(same, changed(&|row| row.dominant.as_mut().unwrap().chosen.n_end_tokens = 2));
         assert_ne!(same, changed(&|row| row.target.prompt[0] = 66));
+        assert_ne!(same, changed(&|row| row.dominant = None));
         assert_ne!(same, digest([&[], &[row("a")]]), "held out, not trained on");
     }
 }

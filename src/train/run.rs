@@ -1,5 +1,6 @@
 //! The run: its parts, and the loop around the step on one screen.
 
+use super::best::{self, Contest};
 use super::checkpoint::{self, Snapshot, SourceFiles, TrainerState};
 use super::claim::Claim;
 use super::clip::{clip_factor, gradient_norm};
@@ -16,7 +17,7 @@ use super::signs::{Position, trends};
 use super::step::{BatchOutcome, Gradients, StepSettings, passes};
 use super::summary::Summary;
 use crate::config::{RetentionKind, RunConfig};
-use crate::data::encode::EncodedPair;
+use crate::data::encode::EncodedRow;
 use crate::data::loader::Loader;
 use crate::device::peak_rss_bytes;
 use crate::model::decoder::Decoder;
@@ -40,8 +41,8 @@ pub struct Run {
     pub config_text: String,
     pub dir: PathBuf,
     pub n_steps: usize,
-    pub train: Vec<EncodedPair>,
-    pub held_out: Vec<EncodedPair>,
+    pub train: Vec<EncodedRow>,
+    pub held_out: Vec<EncodedRow>,
     /// The training rows that the run is measured on, as indices.
     pub probe: Vec<usize>,
     pub reference: FrozenScores,
@@ -56,6 +57,10 @@ pub struct Run {
     pub log: MetricsLog,
     /// Counters, signs and first measurements; the cursors of loader and optimizer are filled in when it is saved.
     pub state: TrainerState,
+    /// How the best checkpoint is told, where one is to be kept.
+    pub contest: Option<Contest>,
+    /// The checkpoint that holds the run just as it stands.
+    pub saved: Option<PathBuf>,
     /// How many of the signs were said on this console.
     pub n_signs_said: usize,
     pub console: Console,
@@ -86,20 +91,22 @@ impl Run {
     /// Trains from wherever the run stands to its end, or to Ctrl-C.
     pub fn train(mut self) -> Result<Ending> {
         let _span = info_span!("run").entered();
-        let mut saved = None;
         while self.state.step < self.n_steps && !interrupt::requested() {
+            // A checkpoint is saved once it is known whether it is the best.
             let measured = self.measure_if_due()?;
+            if self.is_checkpoint_due() {
+                self.save()?;
+            }
             let line = self.step(measured)?;
             self.log.append(&line)?;
             self.claim.keep();
             self.console.step(&line);
             self.announce_signs();
             self.stop_if_stuck()?;
-            saved = if self.is_checkpoint_due() { Some(self.save()?) } else { None };
         }
+        self.claim.keep();
+        let checkpoint = self.saved.clone().map_or_else(|| self.save(), Ok)?;
         if self.state.step < self.n_steps {
-            self.claim.keep();
-            let checkpoint = saved.map_or_else(|| self.save(), Ok)?;
             self.console.finish();
             return Ok(Ending::Interrupted(checkpoint));
         }
@@ -113,7 +120,10 @@ impl Run {
         let is_held_out_due = step == 0 || self.config.eval.every_steps.is_some_and(|every| step.is_multiple_of(every));
         if is_held_out_due && !self.held_out.is_empty() {
             let held_out = if step == 0 { self.state.start.held_out.clone() } else { self.measure_held_out()? };
-            held_out.iter().for_each(|held_out| add_measurement(&mut measured, "eval_", held_out));
+            for held_out in held_out.iter() {
+                add_measurement(&mut measured, best::EVAL, held_out);
+                self.judge_held_out(held_out);
+            }
         }
         if step == 0 {
             add_measurement(&mut measured, "probe_", &self.state.start.train);
@@ -132,7 +142,7 @@ impl Run {
         let _span = info_span!("step", step = self.state.step + 1).entered();
         let lr = self.schedule.lr(self.state.step);
         let batch = info_span!("data").in_scope(|| self.loader.next_batch());
-        let rows: Vec<&EncodedPair> = batch.into_iter().map(|row| &self.train[row]).collect();
+        let rows: Vec<&EncodedRow> = batch.into_iter().map(|row| &self.train[row]).collect();
         if let Some(look) = self.look_at_terms() {
             let [mpo, retention] = term_norms(&self.policy, &rows, &self.reference, &self.settings)?;
             more.extend([("grad_norm_mpo".into(), mpo.into()), ("grad_norm_retention".into(), retention.into())]);
@@ -163,8 +173,9 @@ impl Run {
         drop(optimizer);
         let (seconds, phase_seconds) = (started.elapsed().as_secs_f64(), self.machine.phases.take());
         self.state.step += 1;
+        self.saved = None;
 
-        let measured = Measurement::of_batch(&rows, &outcome, self.config.objective.beta)?;
+        let measured = Measurement::of_batch(&rows, &outcome, self.config.objective.beta);
         add_languages(&mut more, "", &measured);
         let passes = passes(&rows, &self.settings, Gradients::Both, self.policy.description());
         let flops = flops(&passes, self.policy.description(), self.settings.memory).total();
@@ -219,8 +230,18 @@ impl Run {
     /// While steps are being skipped nothing is saved: what is wrong with the weights must not push out the last good ones.
     fn is_checkpoint_due(&self) -> bool {
         let step = self.state.step;
-        let is_due = self.config.checkpoint.every_steps.is_some_and(|every| step.is_multiple_of(every));
-        step == self.n_steps || (is_due && self.state.n_skipped_in_row == 0)
+        let is_best = self.state.best.as_ref().is_some_and(|best| best.step == step);
+        let is_due = step > 0 && self.config.checkpoint.every_steps.is_some_and(|every| step.is_multiple_of(every));
+        (is_best || is_due) && self.saved.is_none() && self.state.n_skipped_in_row == 0
+    }
+
+    /// Notes whether the weights are the best so far: then what was saved of them does not say so yet.
+    fn judge_held_out(&mut self, held_out: &Measurement) {
+        // While steps are being skipped nothing is saved, so nothing can be the best.
+        let Some(contest) = self.contest.as_ref().filter(|_| self.state.n_skipped_in_row == 0) else { return };
+        if contest.judge(&mut self.state.best, self.state.step, held_out) {
+            self.saved = None;
+        }
     }
 
     fn save(&mut self) -> Result<PathBuf> {
@@ -236,21 +257,37 @@ impl Run {
             parameters: self.policy.parameters(),
             optimizer: &self.optimizer,
         };
-        checkpoint::save(&self.dir, &snapshot, self.config.checkpoint.keep)
+        let dir = checkpoint::save(&self.dir, &snapshot, self.config.checkpoint.keep)?;
+        self.saved = Some(dir.clone());
+        Ok(dir)
     }
 
     /// The last measurements, the model folder, the summary.
     fn finish(mut self) -> Result<Summary> {
         self.console.finish();
+        let held_out = self.measure_held_out()?;
+        if let Some(held_out) = &held_out {
+            self.judge_held_out(held_out);
+            if self.saved.is_none() {
+                self.save()?;
+            }
+        }
         let train = self.measure_probe()?;
         self.judge_languages(&train);
         self.announce_signs();
         let dominant = dominant_gaps(&self.policy, &self.probe_rows(), &self.settings)?;
-        let after = Measured { train, held_out: self.measure_held_out()?, dominant };
+        let after = Measured { train, held_out, dominant };
         let model = checkpoint::save_final(&self.dir, &self.files, self.policy.parameters())?;
-        let summary = Summary::new(&self, after, model)?;
+        let best = self.publish_best()?;
+        let summary = Summary::new(&self, after, model, best)?;
         summary.write()?;
         Ok(summary)
+    }
+
+    /// Makes a model folder of the best checkpoint, where one is kept and there is one.
+    fn publish_best(&self) -> Result<Option<PathBuf>> {
+        let Some(best) = &self.state.best else { return Ok(None) };
+        best::publish(&self.dir, &checkpoint::folder_of(&self.dir, best.step)).map(Some)
     }
 
     fn announce_signs(&mut self) {
@@ -269,7 +306,7 @@ impl Run {
         Position { step: self.state.step, n_steps: self.n_steps }
     }
 
-    fn probe_rows(&self) -> Vec<&EncodedPair> {
+    fn probe_rows(&self) -> Vec<&EncodedRow> {
         self.probe.iter().map(|&row| &self.train[row]).collect()
     }
 
@@ -279,11 +316,11 @@ impl Run {
 
     /// `None` where no rows are held out.
     fn measure_held_out(&self) -> Result<Option<Measurement>> {
-        let rows: Vec<&EncodedPair> = self.held_out.iter().collect();
+        let rows: Vec<&EncodedRow> = self.held_out.iter().collect();
         if rows.is_empty() { Ok(None) } else { self.measure(&rows).map(Some) }
     }
 
-    fn measure(&self, rows: &[&EncodedPair]) -> Result<Measurement> {
+    fn measure(&self, rows: &[&EncodedRow]) -> Result<Measurement> {
         let _span = info_span!("measure").entered();
         let is = PolicyIs::Trained(&self.reference);
         self.console.aside(|| measure(&self.policy, rows, is, &self.settings, self.config.objective.beta))
@@ -291,7 +328,7 @@ impl Run {
 }
 
 /// Ids of the rows whose loss is not finite; where every row's is, only the batch as a whole can be blamed.
-fn bad_rows<'a>(rows: &[&'a EncodedPair], outcome: &BatchOutcome) -> Vec<&'a str> {
+fn bad_rows<'a>(rows: &[&'a EncodedRow], outcome: &BatchOutcome) -> Vec<&'a str> {
     let ids = |is_bad: &dyn Fn(usize) -> bool| (0..rows.len()).filter(|&i| is_bad(i)).map(|i| rows[i].id.as_str()).collect::<Vec<_>>();
     let bad = ids(&|i| !outcome.rows[i].is_finite());
     if bad.is_empty() { ids(&|_| true) } else { bad }

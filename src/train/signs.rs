@@ -223,11 +223,11 @@ mod tests {
     fn measured(gap: f64, chosen_per_token: f64) -> Measurement {
         let row = RowMeasure {
             lang: "sw".into(),
-            reward_gap_target: gap,
-            reward_gap_reference: 1.0,
-            reward_gap_wanted: 1.0,
-            chosen_per_token,
-            rejected_per_token: chosen_per_token - gap,
+            reward_gap_target: Some(gap),
+            reward_gap_reference: Some(1.0),
+            reward_gap_wanted: Some(1.0),
+            chosen_per_token: Some(chosen_per_token),
+            rejected_per_token: Some(chosen_per_token - gap),
         };
         Measurement::new(Losses { loss: 1.0, mpo: 1.0, retention: 0.0 }, &[row], 1.0)
     }
@@ -323,11 +323,11 @@ mod tests {
         let measured = |gap: f64| {
             let row = RowMeasure {
                 lang: "sw".into(),
-                reward_gap_target: gap,
-                reward_gap_reference: 1.0,
-                reward_gap_wanted: 4.0,
-                chosen_per_token: -1.0,
-                rejected_per_token: -1.0 - gap,
+                reward_gap_target: Some(gap),
+                reward_gap_reference: Some(1.0),
+                reward_gap_wanted: Some(4.0),
+                chosen_per_token: Some(-1.0),
+                rejected_per_token: Some(-1.0 - gap),
             };
             Measurement::new(Losses { loss: 1.0, mpo: 1.0, retention: 0.0 }, &[row], 2.0)
         };

@@ -1,5 +1,6 @@
 //! From a prepared run to one that stands at its first step, or at the step of a checkpoint.
 
+use super::best::Contest;
 use super::checkpoint::{self, Found, SourceFiles, TrainerState};
 use super::claim::Claim;
 use super::console::Console;
@@ -14,7 +15,7 @@ use super::schedule::Schedule;
 use super::signs::Signs;
 use super::step::StepSettings;
 use crate::config::{Gap, RunConfig};
-use crate::data::encode::{EncodedPair, EncodedPreference};
+use crate::data::encode::{EncodedPreference, EncodedRow};
 use crate::data::loader::{Loader, LoaderState, dominant_numbers};
 use crate::files::write_atomically;
 use crate::hub;
@@ -76,10 +77,10 @@ pub fn start(prepared: Prepared, found: Option<Found>, mut claim: Claim, machine
             found.state
         }
         None => {
-            let rows: Vec<&EncodedPair> = probe.iter().map(|&row| &train[row]).collect();
-            let held_out: Vec<&EncodedPair> = held_out.iter().collect();
+            let rows: Vec<&EncodedRow> = probe.iter().map(|&row| &train[row]).collect();
+            let held_out: Vec<&EncodedRow> = held_out.iter().collect();
             let beta = config.objective.beta;
-            let mut measure = |rows: &[&EncodedPair]| {
+            let mut measure = |rows: &[&EncodedRow]| {
                 let is = if starts_as_reference { PolicyIs::TheReference(&mut reference) } else { PolicyIs::Trained(&reference) };
                 measure(&policy, rows, is, &settings, beta)
             };
@@ -90,7 +91,10 @@ pub fn start(prepared: Prepared, found: Option<Found>, mut claim: Claim, machine
             first_state(start, loader.state(), data_sha256, &config, &supervision)
         }
     };
+    let saved = (state.step > 0).then(|| checkpoint::folder_of(&dir, state.step));
     Ok(Some(Run {
+        contest: Contest::new(&config.checkpoint, state.start.held_out.as_ref())?,
+        saved,
         schedule: Schedule::new(&config.schedule, config.optimizer.lr, n_steps),
         files: SourceFiles::read(&model_dir, config.output.dtype)?,
         log: MetricsLog::open(&dir.join("metrics.jsonl"), state.step)?,
@@ -129,6 +133,7 @@ fn first_state(start: Measured, loader: LoaderState, data_sha256: String, config
         data_sha256,
         signs,
         start,
+        best: None,
     }
 }
 
@@ -179,17 +184,20 @@ impl Scorer<'_> {
 }
 
 /// The reference's gaps on the distinct dominant pairs of `rows`.
-fn dominant_reference_gaps(rows: &[EncodedPair], reference: &FrozenScores, gap: Gap) -> Result<Vec<f64>> {
+fn dominant_reference_gaps(rows: &[EncodedRow], reference: &FrozenScores, gap: Gap) -> Result<Vec<f64>> {
     distinct_dominant(&rows.iter().collect::<Vec<_>>()).into_iter().map(|pair| Ok(reference.pair_scores(pair)?.reward_gap(gap))).collect()
 }
 
 /// Leaves out rows whose dominant pair the reference has no finite score for, and names them: no batch with such a row has a loss.
-fn drop_unscored(rows: Vec<EncodedPair>, reference: &FrozenScores) -> Result<Vec<EncodedPair>> {
+fn drop_unscored(rows: Vec<EncodedRow>, reference: &FrozenScores) -> Result<Vec<EncodedRow>> {
     let n_rows = rows.len();
     let mut kept = Vec::with_capacity(n_rows);
     let mut dropped = Vec::new();
     for row in rows {
-        let is_finite = reference.pair(&row.dominant)?.iter().all(|sequence| sequence.is_finite());
+        let is_finite = match &row.dominant {
+            Some(pair) => reference.pair(pair)?.iter().all(|sequence| sequence.is_finite()),
+            None => true,
+        };
         if is_finite { kept.push(row) } else { dropped.push(row.id) }
     }
     if !dropped.is_empty() {
@@ -202,13 +210,13 @@ fn drop_unscored(rows: Vec<EncodedPair>, reference: &FrozenScores) -> Result<Vec
 }
 
 /// Applies `data.min_dominant_gap`, and says how many rows it took.
-fn drop_bad_supervision(rows: Vec<EncodedPair>, reference: &FrozenScores, config: &RunConfig) -> Result<Vec<EncodedPair>> {
+fn drop_bad_supervision(rows: Vec<EncodedRow>, reference: &FrozenScores, config: &RunConfig) -> Result<Vec<EncodedRow>> {
     let Some(least) = config.data.min_dominant_gap else { return Ok(rows) };
     let n_rows = rows.len();
     let mut kept = Vec::with_capacity(n_rows);
     let mut dropped = Vec::new();
     for row in rows {
-        let gap = reference.pair_scores(&row.dominant)?.reward_gap(config.objective.gap);
+        let gap = reference.pair_scores(row.dominant_pair()?)?.reward_gap(config.objective.gap);
         if gap < least { dropped.push(row.id) } else { kept.push(row) }
     }
     ensure!(!kept.is_empty(), "`data.min_dominant_gap` = {least} drops all {n_rows} rows");

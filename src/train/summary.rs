@@ -1,5 +1,6 @@
 //! What a finished run says: `summary.json`, and a table for people.
 
+use super::best::Best;
 use super::log::{self, Totals};
 use super::measure::{Measured, Measurement};
 use super::phases::PHASES;
@@ -35,6 +36,9 @@ pub struct Summary {
     pub before: Measured,
     pub after: Measured,
     pub failure_signs: Vec<Sign>,
+    /// Which checkpoint did best, where one was to be kept (`checkpoint.best`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub best: Option<Best>,
     pub written: Written,
     /// The command to try next.
     pub next: String,
@@ -59,13 +63,16 @@ pub struct Written {
     pub run: PathBuf,
     /// The trained model: a Hugging Face folder.
     pub model: PathBuf,
+    /// The same of the best checkpoint.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub best: Option<PathBuf>,
     pub metrics: PathBuf,
     pub summary: PathBuf,
     pub config: PathBuf,
 }
 
 impl Summary {
-    pub fn new(run: &Run, after: Measured, model: PathBuf) -> Result<Self> {
+    pub fn new(run: &Run, after: Measured, model: PathBuf, best: Option<PathBuf>) -> Result<Self> {
         let totals = log::totals(run.log.path())?;
         let written = Written {
             run: run.dir.clone(),
@@ -73,6 +80,7 @@ impl Summary {
             summary: run.dir.join("summary.json"),
             config: run.dir.join("config.toml"),
             model,
+            best,
         };
         let reference = run.config.reference.path.as_deref().unwrap_or(&run.config.model.path);
         let next = format!("mpo gaps --config {} --model {} --reference {reference}", written.config.display(), written.model.display());
@@ -87,6 +95,7 @@ impl Summary {
             before: run.state.start.clone(),
             after,
             failure_signs: run.state.signs.found.clone(),
+            best: run.state.best.clone(),
             written,
             next,
             goal_factor: 1.0 / run.config.objective.beta,
@@ -133,6 +142,10 @@ impl Summary {
             }
         }
         writeln!(out, "\nModel    {}", self.written.model.display())?;
+        if let (Some(best), Some(dir)) = (&self.best, &self.written.best) {
+            let Best { metric, step, value } = best;
+            writeln!(out, "Best     {} (step {step} of {}, {metric} {value:.4})", dir.display(), self.steps)?;
+        }
         writeln!(out, "Metrics  {}", self.written.metrics.display())?;
         writeln!(out, "Summary  {}", self.written.summary.display())?;
         writeln!(out, "Next     {}", self.next)?;

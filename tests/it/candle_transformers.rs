@@ -37,7 +37,7 @@ fn compare(family: &str, changes: Value, model: fn(&Value, VarBuilder) -> LastLo
 
     let mut comparison = Comparison::new();
     for row in &Fixture::load(family).rows {
-        for pair in [&row.dominant, &row.target] {
+        for pair in row.pairs() {
             for response in [&pair.chosen.tokens, &pair.rejected.tokens] {
                 let tokens = [&pair.prompt[..], response].concat();
                 let expected = other(&Tensor::new(&tokens[..], &Device::Cpu).unwrap().unsqueeze(0).unwrap()).unwrap();

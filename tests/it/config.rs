@@ -251,6 +251,26 @@ fn each_rule_says_what_is_wrong_and_what_would_be_right() {
         (&["eval.fraction=0.1", "eval.every_steps=0"], "`eval.every_steps` is 0: it must be at least 1"),
         (&["checkpoint.every_steps=0"], "`checkpoint.every_steps` is 0: it must be at least 1"),
         (&["checkpoint.keep=0"], "`checkpoint.keep` is 0: it must be at least 1"),
+        (
+            &["checkpoint.best=eval_loss"],
+            "`checkpoint.best` chooses among what is measured on held-out rows during the run: set `eval.path` or `eval.fraction`, and `eval.every_steps`",
+        ),
+        (
+            &["checkpoint.best=eval_loss", "eval.fraction=0.1"],
+            "`checkpoint.best` chooses among what is measured on held-out rows during the run: set `eval.every_steps`",
+        ),
+        (
+            &["checkpoint.best=eval_reward_gap_target/sw", "eval.fraction=0.1", "eval.every_steps=5"],
+            "whether a lower or a higher `eval_reward_gap_target/sw` is better cannot be told from its name: set `checkpoint.best_is` to \"lower\" or \"higher\"",
+        ),
+        (
+            &["checkpoint.best=loss", "eval.fraction=0.1", "eval.every_steps=5"],
+            "`checkpoint.best` is \"loss\": it must be a number of the held-out rows, a key of `metrics.jsonl` such as \"eval_loss\"",
+        ),
+        (
+            &["data.sides=dominant"],
+            "`objective.kind` \"mpo\" compares each target pair with its dominant one: `data.sides` can only be \"target\"",
+        ),
         (&["signs.overshoot_share=2"], "`signs.overshoot_share` is 2: it must be between 0 and 1"),
         (&["signs.gradient_ratio=0"], "`signs.gradient_ratio` is 0: it must be a finite number above 0"),
         (&["hardware.threads=0"], "`hardware.threads` is 0: it must be at least 1"),

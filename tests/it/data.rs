@@ -4,10 +4,11 @@ use crate::template::{byte_tokenizer, message};
 use mpo::config::{DataConfig, DataFormat, OnOverlong};
 use mpo::data::check::{CheckInput, CheckReport, FindingKind, Severity, check};
 use mpo::data::encode::Encoder;
-use mpo::data::pair::Role;
+use mpo::data::pair::{PreferencePair, PreferenceRow, Role};
 use mpo::data::{Dataset, load, read};
 use serde_json::{Value, json};
 use std::path::PathBuf;
+use std::slice::from_ref;
 use tempfile::TempDir;
 
 fn file(name: &str, text: &str) -> (TempDir, PathBuf) {
@@ -21,14 +22,18 @@ fn lines(rows: &[Value]) -> String {
     rows.iter().map(|row| format!("{row}\n")).collect()
 }
 
-fn load_text(text: &str, config: &DataConfig) -> anyhow::Result<Vec<mpo::data::pair::ParallelPair>> {
+fn load_text(text: &str, config: &DataConfig) -> anyhow::Result<Vec<PreferenceRow>> {
     let (_folder, path) = file("rows.jsonl", text);
-    load(&path, config)
+    load(&[path], config)
 }
 
 /// The whole error chain of what must fail.
 fn refusal(text: &str, config: &DataConfig) -> String {
     format!("{:#}", load_text(text, config).unwrap_err())
+}
+
+fn dominant(row: &PreferenceRow) -> &PreferencePair {
+    row.dominant.as_ref().unwrap()
 }
 
 fn parallel_row() -> Value {
@@ -64,9 +69,9 @@ fn parallel_rows_keep_their_order_ids_and_turns() {
     let pairs = load_text(&lines(&[parallel_row(), unnamed, numbered]), &DataConfig::default()).unwrap();
     assert_eq!(pairs.iter().map(|pair| pair.id.as_str()).collect::<Vec<_>>(), ["bread", "1", "7"]);
     assert_eq!(pairs[0].target.prompt, [message(Role::User, "Ninawezaje kuoka mkate?")]);
-    assert_eq!(pairs[0].dominant.chosen, "Start with good flour.");
-    assert_eq!(pairs[0].target.rejected, "Nunua mkate.");
-    let roles: Vec<_> = pairs[1].dominant.prompt.iter().map(|turn| turn.role).collect();
+    assert_eq!(dominant(&pairs[0]).chosen.as_deref(), Some("Start with good flour."));
+    assert_eq!(pairs[0].target.rejected.as_deref(), Some("Nunua mkate."));
+    let roles: Vec<_> = dominant(&pairs[1]).prompt.iter().map(|turn| turn.role).collect();
     assert_eq!(roles, [Role::System, Role::User, Role::Assistant, Role::User]);
 }
 
@@ -87,7 +92,7 @@ fn both_formats_are_recognised_in_arrays_and_in_lines() {
         for text in [array.clone(), format!("\u{feff}{array}"), lines(&[row.clone(), row.clone()]), format!("\n{row}\n\n{row}")] {
             let pairs = load_text(&text, &DataConfig::default()).unwrap();
             assert_eq!((pairs.len(), pairs[0].id.as_str()), (2, n_ids));
-            assert_eq!(pairs[0].dominant.chosen, "Start with good flour.");
+            assert_eq!(dominant(&pairs[0]).chosen.as_deref(), Some("Start with good flour."));
         }
     }
 }
@@ -98,7 +103,7 @@ fn languages_are_read_where_given_and_detected_elsewhere() {
     given["lang"] = json!("ja-JP");
     given["annotator"] = json!({"anything": "else"});
     let pairs = load_text(&lines(&[llamafactory_row(), given]), &DataConfig::default()).unwrap();
-    let langs: Vec<_> = pairs.iter().map(|pair| (pair.dominant.lang.as_str(), pair.target.lang.as_str())).collect();
+    let langs: Vec<_> = pairs.iter().map(|pair| (dominant(pair).lang.as_str(), pair.target.lang.as_str())).collect();
     assert_eq!(langs, [("en", "ja"), ("en", "ja-jp")], "in lower case, as `data.languages` has them");
 
     // The dominant language is whatever stands under that key.
@@ -106,7 +111,7 @@ fn languages_are_read_where_given_and_detected_elsewhere() {
     swapped["dominant"] = parallel_row()["target"].clone();
     swapped["target"] = parallel_row()["dominant"].clone();
     let pairs = load_text(&swapped.to_string(), &DataConfig::default()).unwrap();
-    assert_eq!((pairs[0].dominant.lang.as_str(), pairs[0].target.lang.as_str()), ("sw", "en"));
+    assert_eq!((dominant(&pairs[0]).lang.as_str(), pairs[0].target.lang.as_str()), ("sw", "en"));
 }
 
 #[test]
@@ -140,7 +145,7 @@ fn a_spoilt_row_is_refused_with_its_line_and_key() {
         (without("", "dominant"), "key `dominant` is missing"),
         (with("/target", json!("text")), "key `target` must be an object, but is a string"),
         (with("/dominant/chosen", json!(3)), "key `dominant.chosen` must be a string, but is a number"),
-        (with("/dominant/prompt", json!(null)), "key `dominant.prompt` must be a list of turns, but is null"),
+        (with("/dominant/prompt", json!(null)), "key `dominant.prompt` must be a string or a list of turns, but is null"),
         (with("/dominant/prompt", json!([{"role": "user"}])), "key `dominant.prompt[0].content` is missing"),
         (with("/dominant/prompt", json!([{"role": "tool", "content": "x"}])), "key `dominant.prompt[0].role`: unknown speaker `tool`"),
         (with("/target/prompt", json!([])), "the target prompt must end with a user turn"),
@@ -184,9 +189,9 @@ fn files_without_usable_rows_are_refused() {
         let error = refusal(empty, &DataConfig::default());
         assert!(error.contains("holds no rows"), "{error}");
     }
-    let error = refusal("{\"prompt\": \"x\", \"chosen\": \"y\"}", &DataConfig::default());
-    assert!(error.contains("unknown format: the first row has the keys [`prompt`, `chosen`]"), "{error}");
-    assert!(error.contains("`dominant`") && error.contains("`source_conversations`"), "{error}");
+    let error = refusal("{\"prompt\": \"x\", \"answer\": \"y\"}", &DataConfig::default());
+    assert!(error.contains("unknown format: the first row has the keys [`prompt`, `answer`]"), "{error}");
+    assert!(["`dominant`", "`source_conversations`", "`chosen`", "`completion`"].iter().all(|key| error.contains(key)), "{error}");
     let error = refusal("nonsense", &DataConfig::default());
     assert!(error.contains("no row is valid JSON: expected ident (line 1, column 2)"), "{error}");
     let error = refusal(&parallel_row().to_string(), &DataConfig { limit: Some(0), ..DataConfig::default() });
@@ -197,15 +202,15 @@ fn files_without_usable_rows_are_refused() {
 
     let (_folder, path) = file("rows.jsonl", "");
     std::fs::write(&path, [b'{', b'}', b'\n', 0xff, 0xfe]).unwrap();
-    let error = format!("{:#}", load(&path, &DataConfig::default()).unwrap_err());
+    let error = format!("{:#}", load(from_ref(&path), &DataConfig::default()).unwrap_err());
     assert!(error.contains("rows.jsonl:2: the file is not UTF-8"), "{error}");
-    let error = format!("{:#}", load(&path.with_file_name("absent"), &DataConfig::default()).unwrap_err());
+    let error = format!("{:#}", load(&[path.with_file_name("absent")], &DataConfig::default()).unwrap_err());
     assert!(error.contains("cannot read the data file") && error.contains("absent"), "{error}");
 }
 
 fn check_rows(rows: &[Value]) -> CheckReport {
     let (_folder, path) = file("rows.jsonl", &lines(rows));
-    let dataset = read(&path, &DataConfig::default()).unwrap();
+    let dataset = read(from_ref(&path), &DataConfig::default()).unwrap();
     check(&CheckInput {
         dataset: &dataset,
         encoded: None,
@@ -292,7 +297,7 @@ fn lengths_and_limits_are_those_of_the_encoder() {
     let long = edited(edited(parallel_row(), "/id", json!("long")), "/target/chosen", json!("A".repeat(60) + "."));
     let (_folder, path) = file("rows.jsonl", &lines(&[parallel_row(), long]));
     let config = DataConfig { max_tokens: 50, ..DataConfig::default() };
-    let dataset = read(&path, &config).unwrap();
+    let dataset = read(from_ref(&path), &config).unwrap();
     let encoder = Encoder::new(folder.path(), &config).unwrap();
     let encoded: Vec<_> = dataset.pairs.iter().map(|pair| encoder.tokenize(pair)).collect();
     let report = |on_overlong, dominant_gaps| {
@@ -331,7 +336,7 @@ fn lengths_and_limits_are_those_of_the_encoder() {
 fn a_template_that_refuses_rows_is_a_finding() {
     let folder = byte_tokenizer(&json!({"eos_token": "</s>"}), Some("{{ raise_exception('no bread, please') }}"));
     let (_folder, path) = file("rows.jsonl", &parallel_row().to_string());
-    let dataset: Dataset = read(&path, &DataConfig::default()).unwrap();
+    let dataset: Dataset = read(from_ref(&path), &DataConfig::default()).unwrap();
     let encoder = Encoder::new(folder.path(), &DataConfig::default()).unwrap();
     let encoded: Vec<_> = dataset.pairs.iter().map(|pair| encoder.tokenize(pair)).collect();
     let report = check(&CheckInput {

@@ -11,7 +11,7 @@ mod expected;
 use expected::{Choice, Expected, ExpectedSchedule, FinalParameter, Hidden, Pair, PairScores, Row, Scores, Side, SideScores, Training};
 use mpo::config::{ComputeDtype, ObjectiveConfig, Pooling, RetentionConfig, ScheduleConfig};
 use mpo::data::batch::{Layout, PackedBatch, PairSpans, PromptSharing};
-use mpo::data::encode::{EncodedPair, EncodedPreference, Response};
+use mpo::data::encode::{EncodedPreference, EncodedRow, Response};
 use mpo::model::decoder::{Decoder, Keep, Purpose};
 use mpo::model::family::describe;
 use mpo::model::parameter::Parameter;
@@ -84,7 +84,7 @@ impl Comparison {
 /// A family's fixture, loaded.
 pub struct Fixture {
     pub expected: Expected,
-    pub rows: Vec<EncodedPair>,
+    pub rows: Vec<EncodedRow>,
     pub policy: Decoder,
     reference: Decoder,
 }
@@ -103,14 +103,14 @@ impl Fixture {
         Self { policy: load(&folder, Purpose::Train), reference: load(reference.path(), Purpose::Inference), expected, rows }
     }
 
-    fn row_refs(&self) -> Vec<&EncodedPair> {
+    fn row_refs(&self) -> Vec<&EncodedRow> {
         self.rows.iter().collect()
     }
 
     pub fn frozen_scores(&self, retention: &RetentionConfig) -> FrozenScores {
         let pad_id = self.expected.pad_id;
         let provenance = Provenance::of(&self.reference, ComputeDtype::F32, KeptStates::of(retention), pad_id).unwrap();
-        let dominant: Vec<_> = self.rows.iter().map(|row| &row.dominant).collect();
+        let dominant: Vec<_> = self.rows.iter().filter_map(|row| row.dominant.as_ref()).collect();
         FrozenScores::score(&self.reference, &dominant, provenance, Folders::default()).unwrap().0
     }
 
@@ -143,7 +143,7 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> T {
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-fn encoded(index: usize, row: &Row) -> EncodedPair {
+fn encoded(index: usize, row: &Row) -> EncodedRow {
     let response = |tokens: &[u32]| Response { tokens: tokens.to_vec(), n_end_tokens: 1 };
     let preference = |lang: &str, pair: &Pair| EncodedPreference {
         lang: lang.into(),
@@ -151,7 +151,7 @@ fn encoded(index: usize, row: &Row) -> EncodedPair {
         chosen: response(&pair.chosen),
         rejected: response(&pair.rejected),
     };
-    EncodedPair { id: index.to_string(), dominant: preference("en", &row.dominant), target: preference("sw", &row.target) }
+    EncodedRow { id: index.to_string(), dominant: Some(preference("en", &row.dominant)), target: preference("sw", &row.target) }
 }
 
 #[test]
@@ -183,7 +183,7 @@ fn log_probabilities_and_hidden_states() {
 fn compare_scores(comparison: &mut Comparison, name: &str, model: &Decoder, fixture: &Fixture, expected: &[&PairScores]) {
     let mut batch = PackedBatch::default();
     let layout = Layout { sharing: PromptSharing::Shared, pad_token: None };
-    let pairs = fixture.rows.iter().flat_map(|row| [&row.dominant, &row.target]);
+    let pairs = fixture.rows.iter().flat_map(EncodedRow::pairs);
     let spans: Vec<PairSpans> = pairs.map(|pair| batch.push_pair(pair, &layout)).collect();
     let hidden_ND = model.forward(&batch, Keep::Nothing).unwrap().hidden_ND;
     let log_probs = model.log_probs(&hidden_ND, &response_targets(&batch, &spans)).unwrap();

@@ -481,7 +481,7 @@ fn the_builtin_model_and_data_need_nothing() {
 
     let lines = |path: &str, split: &str| {
         let data = DataConfig { path: path.into(), split: split.into(), ..DataConfig::default() };
-        resolve_data_in(&environment, &data).map(|file| fs::read_to_string(file).unwrap().lines().count())
+        resolve_data_in(&environment, &data).map(|files| fs::read_to_string(&files[0]).unwrap().lines().count())
     };
     assert_eq!(lines("builtin:tiny", "train").unwrap(), 48);
     assert_eq!(lines("builtin:tiny", "heldout").unwrap(), 12);
@@ -505,15 +505,16 @@ fn data_at_an_address_is_downloaded_once_and_verified() {
     });
     let world = World::new(Files::new());
     let url = format!("http://127.0.0.1:{}/dir/pairs.jsonl", server.port);
-    let file = resolve_data_in(&world.environment(Some(SECRET)), &data_config(&url, Some(hash.clone()))).unwrap();
-    assert_eq!((fs::read(&file).unwrap(), file.file_name().unwrap().to_str().unwrap()), (body, "pairs.jsonl"));
-    assert_eq!(resolve_data_in(&world.offline(), &data_config(&url, Some(hash.clone()))).unwrap(), file);
+    let files = resolve_data_in(&world.environment(Some(SECRET)), &data_config(&url, Some(hash.clone()))).unwrap();
+    let [file] = &files[..] else { panic!("one address, one file: {files:?}") };
+    assert_eq!((fs::read(file).unwrap(), file.file_name().unwrap().to_str().unwrap()), (body, "pairs.jsonl"));
+    assert_eq!(resolve_data_in(&world.offline(), &data_config(&url, Some(hash.clone()))).unwrap(), files);
     assert_eq!(server.requests().len(), 1);
     // The hub's token is the hub's business.
     assert!(!server.requests()[0].headers.contains_key("authorization"));
 
     // A damaged copy in the cache is fetched again; without network it is an error.
-    fs::write(&file, "{}").unwrap();
+    fs::write(file, "{}").unwrap();
     assert!(error_text(resolve_data_in(&world.offline(), &data_config(&url, Some(hash.clone())))).contains("HF_HUB_OFFLINE is set"));
     resolve_data_in(&world.environment(None), &data_config(&url, Some(hash.clone()))).unwrap();
     assert_eq!(server.requests().len(), 2);
@@ -535,16 +536,38 @@ fn data_on_the_hub_is_chosen_by_split() {
     let world = World::new(files);
     let data = |split: &str| DataConfig { path: "org/name".into(), split: split.into(), ..DataConfig::default() };
     let train = resolve_data_in(&world.environment(None), &data("train")).unwrap();
-    assert_eq!(fs::read_to_string(&train).unwrap(), "{\"a\":1}\n");
+    assert_eq!(fs::read_to_string(&train[0]).unwrap(), "{\"a\":1}\n");
     assert_eq!(resolve_data_in(&world.offline(), &data("train")).unwrap(), train);
     assert_eq!(world.hub.requests().len(), 2);
     // What one split left in the cache is not taken for another.
     assert!(error_text(resolve_data_in(&world.offline(), &data("test"))).contains("HF_HUB_OFFLINE is set"));
     let test = resolve_data_in(&world.environment(None), &data("test")).unwrap();
-    assert!(test.ends_with("data/test.json"));
-    assert_eq!(fs::read_to_string(test).unwrap(), "[]");
+    assert!(test[0].ends_with("data/test.json"));
+    assert_eq!(fs::read_to_string(&test[0]).unwrap(), "[]");
     let text = error_text(resolve_data_in(&world.environment(None), &data("validation")));
-    assert!(text.contains("`split` can be one of: data/test.json, train.jsonl"), "{text}");
+    assert!(text.contains("`split` can be one of: test, train"), "{text}");
+}
+
+#[test]
+fn all_shards_of_a_split_are_taken_in_order() {
+    let files: Files = ["data/train-00001-of-00002.jsonl", "data/train-00000-of-00002.jsonl", "helpful/test-00000-of-00001.jsonl"]
+        .map(|name| (name.into(), format!("\"{name}\"\n").into()))
+        .into();
+    let world = World::new(files);
+    let data = |split: &str| DataConfig { path: "org/name".into(), split: split.into(), ..DataConfig::default() };
+    let train = resolve_data_in(&world.environment(None), &data("train")).unwrap();
+    let names: Vec<&str> = train.iter().map(|file| file.file_name().unwrap().to_str().unwrap()).collect();
+    assert_eq!(names, ["train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl"]);
+    let n_requests = world.hub.requests().len();
+    assert_eq!(resolve_data_in(&world.environment(None), &data("train")).unwrap(), train, "from the cache");
+    assert_eq!(world.hub.requests().len(), n_requests);
+    // Half of a split in the cache is no split.
+    fs::remove_file(&train[1]).unwrap();
+    assert!(error_text(resolve_data_in(&world.offline(), &data("train"))).contains("HF_HUB_OFFLINE is set"));
+    assert_eq!(resolve_data_in(&world.environment(None), &data("train")).unwrap(), train);
+    assert_eq!(resolve_data_in(&world.environment(None), &data("helpful/test")).unwrap().len(), 1);
+    let with_hash = DataConfig { sha256: Some("0".repeat(64)), ..data("train") };
+    assert!(error_text(resolve_data_in(&world.environment(None), &with_hash)).contains("2 files"));
 }
 
 #[test]
@@ -555,8 +578,8 @@ fn a_local_file_is_verified_too() {
     fs::write(&file, "{}\n").unwrap();
     let resolve = |data: &DataConfig| resolve_data_in(&world.environment(None), data);
     let path = file.to_str().unwrap();
-    assert_eq!(resolve(&data_config(path, None)).unwrap(), file);
-    assert_eq!(resolve(&data_config(path, Some(sha256(b"{}\n").to_uppercase()))).unwrap(), file);
+    assert_eq!(resolve(&data_config(path, None)).unwrap(), [file.clone()]);
+    assert_eq!(resolve(&data_config(path, Some(sha256(b"{}\n").to_uppercase()))).unwrap(), [file.clone()]);
     assert!(error_text(resolve(&data_config(path, Some("0".repeat(64))))).contains("it is another file"));
     assert!(error_text(resolve(&data_config(dir.path().to_str().unwrap(), None))).contains("is a folder"));
     let with_revision = DataConfig { revision: Some("main".into()), ..data_config(path, None) };

@@ -14,6 +14,7 @@ mod hub;
 mod many_rows;
 mod objective;
 mod plan;
+mod preference;
 mod properties;
 mod reference;
 mod resume;

@@ -6,6 +6,7 @@ use mpo::data::encode::{Encoded, Encoder};
 use mpo::data::{PIECE_BYTES, load, read};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
+use std::slice::from_ref;
 use tempfile::TempDir;
 
 /// Refuses a prompt with `refuse` in it.
@@ -46,13 +47,13 @@ fn a_file_is_encoded_as_its_rows_are() {
     for (on_overlong, max_tokens) in [(OnOverlong::Truncate, 130), (OnOverlong::Drop, 130), (OnOverlong::Released, 100)] {
         let (folder, encoder) = encoder(on_overlong, max_tokens);
         let [lines, array] = write(folder.path(), &rows);
-        let pairs = load(&lines, &config).unwrap();
-        assert_eq!(pairs, load(&array, &config).unwrap());
+        let pairs = load(from_ref(&lines), &config).unwrap();
+        assert_eq!(pairs, load(from_ref(&array), &config).unwrap());
         let (mut kept, mut cut, mut dropped) = (Vec::new(), Vec::new(), Vec::new());
         for pair in &pairs {
             match encoder.encode(pair).unwrap() {
                 Encoded::Whole(pair) => kept.push(pair),
-                Encoded::Cut { pair, n_lost } => {
+                Encoded::Cut { row: pair, n_lost } => {
                     cut.push((pair.id.clone(), n_lost));
                     kept.push(pair);
                 }
@@ -62,7 +63,7 @@ fn a_file_is_encoded_as_its_rows_are() {
         assert_eq!(cut.is_empty(), on_overlong == OnOverlong::Drop);
         assert_eq!(dropped.is_empty(), on_overlong != OnOverlong::Drop);
         for file in [lines, array] {
-            let (encoded, report) = encoder.encode_file(&file, &config).unwrap();
+            let (encoded, report) = encoder.encode_files(from_ref(&file), &config).unwrap();
             assert!(encoded == kept, "{on_overlong:?}");
             assert_eq!((report.n_rows, &report.cut, &report.dropped), (rows.len(), &cut, &dropped));
         }
@@ -81,8 +82,8 @@ fn limit_and_languages_choose_among_all_pieces() {
     rows[last]["target"]["lang"] = json!("bn");
     let [lines, _] = write(folder.path(), &rows);
     let ids = |config: DataConfig| -> Vec<String> {
-        let (kept, _) = encoder.encode_file(&lines, &config).unwrap();
-        assert_eq!(kept.len(), load(&lines, &config).unwrap().len());
+        let (kept, _) = encoder.encode_files(from_ref(&lines), &config).unwrap();
+        assert_eq!(kept.len(), load(from_ref(&lines), &config).unwrap().len());
         kept.into_iter().map(|row| row.id).collect()
     };
     let bengali = Some(vec!["bn".to_owned()]);
@@ -90,7 +91,7 @@ fn limit_and_languages_choose_among_all_pieces() {
     let n_most = last - 1;
     assert_eq!(ids(DataConfig { limit: Some(n_most), ..DataConfig::default() }).len(), n_most);
     let unknown = DataConfig { languages: Some(vec!["ko".into()]), ..DataConfig::default() };
-    let error = format!("{:#}", encoder.encode_file(&lines, &unknown).unwrap_err());
+    let error = format!("{:#}", encoder.encode_files(from_ref(&lines), &unknown).unwrap_err());
     assert!(error.contains(&format!("`bn` (1 rows), `sw` ({last} rows)")), "{error}");
 }
 
@@ -99,7 +100,7 @@ fn the_first_error_is_the_one_that_is_told() {
     let (folder, encoder) = encoder(OnOverlong::Truncate, 1024);
     let refused = |rows: &[Value]| {
         let [lines, _] = write(folder.path(), rows);
-        format!("{:#}", encoder.encode_file(&lines, &DataConfig::default()).unwrap_err())
+        format!("{:#}", encoder.encode_files(from_ref(&lines), &DataConfig::default()).unwrap_err())
     };
     let mut rows: Vec<Value> = (0..n_rows()).map(row).collect();
     let last = rows.len() - 1;
@@ -120,7 +121,7 @@ fn the_first_error_is_the_one_that_is_told() {
     assert!(error.ends_with(&format!("rows.jsonl:{}: row {last}: the chosen response of the target pair is empty", last + 1)), "{error}");
 
     // `mpo check` wants to know of every row.
-    let dataset = read(&folder.path().join("rows.jsonl"), &DataConfig::default()).unwrap();
+    let dataset = read(&[folder.path().join("rows.jsonl")], &DataConfig::default()).unwrap();
     assert_eq!((dataset.pairs.len(), dataset.spoilt.len()), (last, 1));
     for (pair, encoded) in dataset.pairs.iter().zip(encoder.tokenize_each(&dataset.pairs)) {
         match encoder.tokenize(pair) {

@@ -111,7 +111,8 @@ fn a_policy_gap_target_is_a_constant() {
     let settings = StepSettings::new(&config, PAD);
     let outcome = evaluate(&policy, &borrowed(&rows), &scores(&reference, &rows, &config), &settings, Gradients::Both);
     let gradient = gradients(&policy);
-    let by_hand: f64 = outcome.rows.iter().map(|row| (row.reward_gap_target - row.reward_gap_dominant.unwrap()).powi(2) / 3.0).sum();
+    let by_hand: f64 =
+        outcome.rows.iter().map(|row| (row.reward_gap_target.unwrap() - row.reward_gap_dominant.unwrap()).powi(2) / 3.0).sum();
     assert_near(outcome.objective, by_hand, 1e-12);
 
     // With the policy as its own frozen reference the dominant gaps are the same numbers, now constants: so must be the gradient.
@@ -145,7 +146,7 @@ fn the_terms_add_up() {
     assert!(norm(&objective) > 0.0 && norm(&retention) > 0.0);
 
     assert_near(both.loss, both.objective + 0.3 * both.retention.unwrap(), 1e-12);
-    let by_hand: f64 = both.rows.iter().map(|row| (row.reward_gap_target - row.reward_gap_reference.unwrap()).powi(2) / 5.0).sum();
+    let by_hand: f64 = both.rows.iter().map(|row| (row.reward_gap_target.unwrap() - row.reward_gap_reference.unwrap()).powi(2) / 5.0).sum();
     assert_near(both.objective, by_hand, 1e-12);
     let by_hand: f64 = both.rows.iter().flat_map(|row| row.retention.unwrap()).sum::<f64>() / 10.0;
     assert_near(both.retention.unwrap(), by_hand, 1e-12);
@@ -162,13 +163,14 @@ fn tokens_are_counted_shared_and_unshared() {
         (outcome.n_tokens, outcome.n_tokens_computed)
     };
     let responses = |pair: &mpo::data::encode::EncodedPreference| pair.chosen.tokens.len() + pair.rejected.tokens.len();
-    let both_sides = || rows.iter().flat_map(|row| [&row.dominant, &row.target]);
+    let both_sides = || rows.iter().flat_map(|row| row.pairs());
     let unshared: usize = both_sides().map(|pair| 2 * pair.prompt.len() + responses(pair)).sum();
     let shared: usize = both_sides().map(|pair| pair.prompt.len() + responses(pair)).sum();
     assert_eq!(count(&config), (unshared, shared));
     // Rows 1 and 4 share the dominant pair of row 0.
     config.train.group_by_dominant = true;
-    assert_eq!(count(&config), (unshared, shared - 2 * (rows[0].dominant.prompt.len() + responses(&rows[0].dominant))));
+    let repeated = rows[0].dominant_pair().unwrap();
+    assert_eq!(count(&config), (unshared, shared - 2 * (repeated.prompt.len() + responses(repeated))));
     config.retention.kind = RetentionKind::None;
     let target = |prompts| rows.iter().map(|row| prompts * row.target.prompt.len() + responses(&row.target)).sum::<usize>();
     assert_eq!(count(&config), (target(2), target(1)));

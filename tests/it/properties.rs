@@ -3,7 +3,7 @@
 use crate::support::*;
 use mpo::config::{Pooling, RetentionKind, RunConfig};
 use mpo::data::batch::{Layout, PackedBatch, PromptSharing};
-use mpo::data::encode::EncodedPair;
+use mpo::data::encode::EncodedRow;
 use mpo::model::decoder::{Decoder, Keep};
 use mpo::ops;
 use mpo::reference::FrozenScores;
@@ -19,7 +19,7 @@ const LENGTH: usize = 120;
 struct Setting {
     policy: Decoder,
     reference: FrozenScores,
-    rows: Vec<EncodedPair>,
+    rows: Vec<EncodedRow>,
     config: RunConfig,
 }
 
@@ -34,7 +34,7 @@ fn setting() -> Setting {
 }
 
 impl Setting {
-    fn run(&self, rows: &[&EncodedPair], settings: &StepSettings) -> (BatchOutcome, Vec<Vec<f32>>) {
+    fn run(&self, rows: &[&EncodedRow], settings: &StepSettings) -> (BatchOutcome, Vec<Vec<f32>>) {
         let outcome = evaluate(&self.policy, rows, &self.reference, settings, Gradients::Both);
         (outcome, gradients(&self.policy))
     }
@@ -59,7 +59,7 @@ fn a_sequence_does_not_see_what_it_is_packed_with() {
         let policy = model(&config, 1);
         let rows = rows(6, LENGTH, VOCABULARY, 3);
         let layout = Layout { sharing: PromptSharing::Shared, pad_token: None };
-        let hidden = |pairs: &[&EncodedPair]| {
+        let hidden = |pairs: &[&EncodedRow]| {
             let mut batch = PackedBatch::default();
             let spans: Vec<_> = pairs.iter().map(|row| batch.push_pair(&row.target, &layout)).collect();
             let hidden = policy.forward(&batch, Keep::Nothing).unwrap().hidden_ND;
@@ -98,7 +98,7 @@ fn a_batch_is_the_sum_of_its_micro_batches() {
     assert!(relative_difference(&mean, &whole.1) < 1e-6);
 }
 
-fn rows_of(setting: &Setting) -> Vec<&EncodedPair> {
+fn rows_of(setting: &Setting) -> Vec<&EncodedRow> {
     borrowed(&setting.rows)
 }
 
@@ -107,7 +107,7 @@ fn the_order_of_rows_does_not_matter() {
     let setting = setting();
     let rows = borrowed(&setting.rows);
     let whole = setting.run(&rows, &setting.settings());
-    let mixed: Vec<&EncodedPair> = [3, 5, 0, 1, 4, 2].iter().map(|&index| rows[index]).collect();
+    let mixed: Vec<&EncodedRow> = [3, 5, 0, 1, 4, 2].iter().map(|&index| rows[index]).collect();
     let outcome = setting.run(&mixed, &setting.settings());
     assert_eq!(outcome.0.rows[0], whole.0.rows[3]);
     assert_same_batch(outcome, whole);

@@ -2,7 +2,7 @@
 
 use crate::support::*;
 use mpo::config::{Pooling, Reduction, RetentionKind, RunConfig};
-use mpo::data::encode::EncodedPair;
+use mpo::data::encode::EncodedRow;
 use mpo::reference::{Folders, FrozenScores, weights_digest};
 use mpo::scoring::KeptStates;
 use mpo::train::step::{Gradients, StepSettings, evaluate_batch, evaluate_first_batch};
@@ -32,8 +32,8 @@ fn entries(folder: &Path) -> Vec<PathBuf> {
     entries
 }
 
-fn states(scores: &FrozenScores, row: &EncodedPair) -> Vec<f32> {
-    scores.pair(&row.dominant).unwrap().iter().flat_map(|sequence| sequence.states.clone()).collect()
+fn states(scores: &FrozenScores, row: &EncodedRow) -> Vec<f32> {
+    scores.pair(row.dominant_pair().unwrap()).unwrap().iter().flat_map(|sequence| sequence.states.clone()).collect()
 }
 
 #[test]
@@ -78,11 +78,11 @@ fn scores_are_reused_and_the_run_has_a_copy() {
         assert_eq!(fs::read(a).unwrap(), fs::read(b).unwrap());
     }
     // Without the shared cache and without the frozen model.
-    let pairs: Vec<_> = rows.iter().map(|row| &row.dominant).collect();
+    let pairs: Vec<_> = rows.iter().filter_map(|row| row.dominant.as_ref()).collect();
     let resumed = FrozenScores::open(second_run.path(), &pairs, KeptStates::of(&config.retention)).unwrap();
     for row in &rows {
         for scores in [&second, &resumed] {
-            assert_eq!(scores.pair(&row.dominant).unwrap(), first.pair(&row.dominant).unwrap());
+            assert_eq!(scores.pair(row.dominant_pair().unwrap()).unwrap(), first.pair(row.dominant_pair().unwrap()).unwrap());
         }
     }
     // Other weights and another pooling share nothing with these.
@@ -109,14 +109,14 @@ fn damaged_entries_are_scored_anew() {
     assert_eq!(report.damaged.len(), 2, "{report:?}");
     assert!((1..=2).contains(&report.n_scored), "{report:?}");
     for row in &rows {
-        assert_eq!(repaired.pair(&row.dominant).unwrap(), sound.pair(&row.dominant).unwrap());
+        assert_eq!(repaired.pair(row.dominant_pair().unwrap()).unwrap(), sound.pair(row.dominant_pair().unwrap()).unwrap());
     }
     for (path, whole) in entries(shared.path()).iter().zip(&whole) {
         assert_eq!(&fs::read(path).unwrap(), whole);
     }
 
     // A resume without the model names what it lacks.
-    let pairs: Vec<_> = rows.iter().map(|row| &row.dominant).collect();
+    let pairs: Vec<_> = rows.iter().filter_map(|row| row.dominant.as_ref()).collect();
     let victim = entries(run.path())[2].clone();
     fs::remove_file(&victim).unwrap();
     let error = FrozenScores::open(run.path(), &pairs, KeptStates::of(&config.retention)).unwrap_err();
@@ -135,7 +135,7 @@ fn an_unwritable_cache_does_not_stop_a_run() {
     let config = config(RetentionKind::Hidden, Pooling::Last);
     let (scores, report) = scores_in(folders(run.path(), &not_a_folder), &model, &rows, &config);
     assert!(report.cache_error.unwrap().contains("cannot write"));
-    assert!(scores.pair(&rows[1].dominant).is_ok());
+    assert!(scores.pair(rows[1].dominant_pair().unwrap()).is_ok());
     assert_eq!(entries(run.path()).len(), 2);
 }
 
@@ -152,7 +152,7 @@ fn a_wrong_entry_is_caught_at_step_0_and_scored_anew() {
     let right = states(&scores, &rows[2]);
 
     // Sound by its checksum, and yet another model's: row 2's pair is replaced by what a different model makes of it.
-    scores.rescore(&model(&llama(64, VOCABULARY), 2), &rows[2].dominant).unwrap();
+    scores.rescore(&model(&llama(64, VOCABULARY), 2), rows[2].dominant_pair().unwrap()).unwrap();
     assert_ne!(states(&scores, &rows[2]), right);
     policy.zero_gradients().unwrap();
     let first = evaluate_first_batch(&policy, &borrowed(&rows), &mut scores, &settings, Gradients::Both).unwrap();
@@ -180,7 +180,7 @@ fn kl_resumes_with_the_frozen_head() {
         let settings = StepSettings::new(&config, PAD);
         let before = evaluate(&policy, &borrowed(&rows), &scores, &settings, Gradients::Both);
         assert!(before.retention.unwrap() > 0.0);
-        let pairs: Vec<_> = rows.iter().map(|row| &row.dominant).collect();
+        let pairs: Vec<_> = rows.iter().filter_map(|row| row.dominant.as_ref()).collect();
         let resumed = FrozenScores::open(run.path(), &pairs, KeptStates::Predicting).unwrap();
         assert_eq!(evaluate(&policy, &borrowed(&rows), &resumed, &settings, Gradients::Both), before);
     }
@@ -221,13 +221,13 @@ fn padding_beyond_a_sliding_window_is_refused() {
     let config = config(RetentionKind::Hidden, Pooling::MeanPadded);
     let mut row = rows(1, 60, VOCABULARY, 3).remove(0);
     // Windows of 8 tokens: after 9 + 16 tokens, filled up to 32, the last row of padding still sees one.
-    row.dominant.prompt.truncate(9);
-    row.dominant.chosen.tokens = vec![7; 16];
-    row.dominant.rejected.tokens = vec![8; 16];
+    row.dominant.as_mut().unwrap().prompt.truncate(9);
+    row.dominant.as_mut().unwrap().chosen.tokens = vec![7; 16];
+    row.dominant.as_mut().unwrap().rejected.tokens = vec![8; 16];
     let provenance = provenance(&policy, &config);
-    FrozenScores::score(&policy, &[&row.dominant], provenance.clone(), Folders::default()).unwrap();
-    row.dominant.rejected.tokens.pop();
-    let error = FrozenScores::score(&policy, &[&row.dominant], provenance, Folders::default()).unwrap_err().to_string();
+    FrozenScores::score(&policy, &[row.dominant_pair().unwrap()], provenance.clone(), Folders::default()).unwrap();
+    row.dominant.as_mut().unwrap().rejected.tokens.pop();
+    let error = FrozenScores::score(&policy, &[row.dominant_pair().unwrap()], provenance, Folders::default()).unwrap_err().to_string();
     assert!(error.contains("mean_padded") && error.contains("8 positions of padding") && error.contains("window of 8"), "{error}");
 }
 
@@ -241,7 +241,7 @@ fn a_head_that_was_being_written_when_the_run_was_killed_is_written_anew() {
     fs::write(leftover.join("model.safetensors"), "half").unwrap();
     scores_in(Folders { run: Some(dir.path().to_owned()), shared: None }, &policy, &rows, &config);
     assert!(!leftover.exists());
-    let pairs: Vec<_> = rows.iter().map(|row| &row.dominant).collect();
+    let pairs: Vec<_> = rows.iter().filter_map(|row| row.dominant.as_ref()).collect();
     FrozenScores::open(dir.path(), &pairs, KeptStates::of(&config.retention)).unwrap().head().unwrap();
 }
 
@@ -249,7 +249,7 @@ fn a_head_that_was_being_written_when_the_run_was_killed_is_written_anew() {
 fn scoring_stops_between_batches_and_goes_on_where_it_stopped() {
     let model = model(&llama(32, 48), 3);
     let rows = rows(40, 60, 48, 4);
-    let pairs: Vec<_> = rows.iter().map(|row| &row.dominant).collect();
+    let pairs: Vec<_> = rows.iter().filter_map(|row| row.dominant.as_ref()).collect();
     let config = RunConfig::default();
     let run = tempfile::tempdir().unwrap();
     let folders = || Folders { run: Some(run.path().to_owned()), shared: None };

@@ -1,6 +1,7 @@
 //! A run that is stopped, however rudely, and resumed ends as if it had never been stopped, byte for byte.
 
-use crate::train::{Sandbox, assert_same_run, metrics, stderr, timeless_metrics};
+use crate::train::{Sandbox, assert_same_run, contents, metrics, stderr, timeless_metrics};
+use serde_json::{Value, json};
 use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
@@ -117,6 +118,68 @@ fn killed_at_random_moments_a_run_ends_as_if_never_stopped() {
 
     let again = work.mpo(&["train", "--resume", "killed"]);
     assert!(again.status.success() && stderr(&again).contains("is finished"), "{}", stderr(&again));
+}
+
+/// The best by an upside-down measure, the highest loss: it is met early in the run, and must outlive what comes later.
+#[test]
+fn the_best_checkpoint_outlives_later_ones_and_kills() {
+    let work = Sandbox::new();
+    let config = std::fs::read_to_string(work.path("run.toml")).unwrap();
+    let keep_best = "[checkpoint]\nbest = \"eval_loss\"\nbest_is = \"higher\"\n";
+    std::fs::write(work.path("run.toml"), config.replace("[checkpoint]\n", keep_best)).unwrap();
+    let said = stderr(&work.train("whole", &[]));
+    let (whole, run) = (work.path("whole"), work.path("killed"));
+    assert_eq!(checkpoints(&whole), ["checkpoint-000005", "checkpoint-000010", "checkpoint-000012"]);
+    let losses: Vec<f64> = metrics(&whole).iter().filter_map(|line| line["eval_loss"].as_f64()).collect();
+    let summary: Value = serde_json::from_slice(&std::fs::read(whole.join("summary.json")).unwrap()).unwrap();
+    assert!(losses[0] > losses[1] && losses[1] > losses[2], "step 0 does not compete: {losses:?}");
+    assert_eq!(summary["best"], json!({"metric": "eval_loss", "step": 5, "value": losses[1]}));
+    assert_eq!(summary["written"]["best"], whole.join("best").to_str().unwrap());
+    assert!(said.contains(&format!("(step 5 of 12, eval_loss {:.4})", losses[1])), "{said}");
+    let mut model = contents(&whole.join("checkpoint-000005"));
+    model.retain(|name, _| !name.starts_with("trainer/"));
+    assert!(model == contents(&whole.join("best")) && model != contents(&whole.join("final")), "it is the model of that step");
+    let gaps = work.mpo(&["gaps", "--model", "whole/best", "--data", "builtin:tiny/heldout"]);
+    assert!(gaps.status.success(), "{}", stderr(&gaps));
+
+    let mut attempt = 0;
+    while !run.join("summary.json").exists() {
+        attempt += 1;
+        let moment = if attempt % 2 == 0 { Moment::InSave } else { Moment::AfterLine };
+        kill_at(&mut start(&work, !run.join("config.toml").exists(), 2), &run, moment);
+        assert!(attempt < 200, "the run does not come to its end");
+    }
+    assert!(attempt > 3, "it was never killed");
+    assert_same_run(&whole, &run);
+    assert_eq!(checkpoints(&run), checkpoints(&whole));
+    for folder in ["best", "checkpoint-000005"] {
+        assert!(contents(&whole.join(folder)) == contents(&run.join(folder)), "{folder}");
+    }
+
+    // The last step may be the best: then nothing older stays beside the newest.
+    let flipped = std::fs::read_to_string(work.path("run.toml")).unwrap().replace("\"higher\"", "\"lower\"");
+    std::fs::write(work.path("run.toml"), flipped).unwrap();
+    work.train("falling", &[]);
+    assert_eq!(checkpoints(&work.path("falling")), ["checkpoint-000010", "checkpoint-000012"]);
+    assert!(contents(&work.path("falling/best")) == contents(&work.path("falling/final")));
+}
+
+#[test]
+fn a_number_that_is_not_measured_is_refused_before_the_first_step() {
+    let work = Sandbox::new();
+    let overrides = ["--set", "checkpoint.best=eval_rewards/accuracy", "--set", "checkpoint.best_is=higher", "--set", "output.dir=out"];
+    let output = work.mpo(&[&["train", "--config", "run.toml"][..], &overrides].concat());
+    assert_eq!(output.status.code(), Some(2));
+    let said = stderr(&output);
+    assert!(said.contains("\"eval_rewards/accuracy\", which is not measured") && said.contains("`eval_rewards/accuracies`"), "{said}");
+    assert!(!work.path("out").exists());
+}
+
+fn checkpoints(run: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(run).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<String> = entries.filter(|name| name.starts_with("checkpoint-")).collect();
+    names.sort();
+    names
 }
 
 #[test]

@@ -16,7 +16,7 @@ use decoder::SlowDecoder;
 use loss::{SlowLoss, mpo_loss};
 use mpo::config::{ObjectiveConfig, Pooling, Reduction, RetentionConfig, RetentionKind, RunConfig};
 use mpo::data::batch::{Layout, PackedBatch, PairSpans, PromptSharing};
-use mpo::data::encode::EncodedPair;
+use mpo::data::encode::EncodedRow;
 use mpo::model::decoder::{Decoder, Keep};
 use mpo::reference::FrozenScores;
 use mpo::scoring::response_targets;
@@ -57,7 +57,7 @@ impl Oracle {
         Self { policy: load("model.safetensors"), reference: load("reference.safetensors") }
     }
 
-    fn loss(&self, rows: &[EncodedPair], retention: &RetentionConfig) -> SlowLoss {
+    fn loss(&self, rows: &[EncodedRow], retention: &RetentionConfig) -> SlowLoss {
         mpo_loss(&self.policy, &self.reference, rows, BETA, retention).unwrap()
     }
 
@@ -80,7 +80,7 @@ fn the_oracle_agrees_with_pytorch() {
         let oracle = Oracle::of_family(family, &fixture);
         let mut comparison = Comparison::new();
         for (index, (row, scores)) in fixture.rows.iter().zip(&fixture.expected.scores).enumerate() {
-            for (pair, expected) in [(&row.dominant, &scores.policy.dominant), (&row.target, &scores.policy.target)] {
+            for (pair, expected) in row.pairs().zip([&scores.policy.dominant, &scores.policy.target]) {
                 for (response, expected) in [(&pair.chosen, &expected.chosen), (&pair.rejected, &expected.rejected)] {
                     let log_probs: Vec<f64> = oracle.policy.log_probs(&pair.prompt, &response.tokens).unwrap().to_vec1().unwrap();
                     assert_eq!(log_probs.len(), expected.token_log_probs.len());
@@ -123,10 +123,10 @@ fn every_gradient_entry_of_every_family() {
 }
 
 /// All pairs of all rows packed into one batch, against one sequence at a time.
-fn compare_log_probs(comparison: &mut Comparison, engine: &Decoder, oracle: &SlowDecoder, rows: &[EncodedPair]) {
+fn compare_log_probs(comparison: &mut Comparison, engine: &Decoder, oracle: &SlowDecoder, rows: &[EncodedRow]) {
     let mut batch = PackedBatch::default();
     let layout = Layout { sharing: PromptSharing::Shared, pad_token: None };
-    let pairs = || rows.iter().flat_map(|row| [&row.dominant, &row.target]);
+    let pairs = || rows.iter().flat_map(EncodedRow::pairs);
     let spans: Vec<PairSpans> = pairs().map(|pair| batch.push_pair(pair, &layout)).collect();
     let hidden_ND = engine.forward(&batch, Keep::Nothing).unwrap().hidden_ND;
     let actual = engine.log_probs(&hidden_ND, &response_targets(&batch, &spans)).unwrap();
@@ -146,7 +146,7 @@ fn compare_batch(
     engine: &Decoder,
     reference: &FrozenScores,
     oracle: &Oracle,
-    rows: &[EncodedPair],
+    rows: &[EncodedRow],
     settings: &StepSettings,
 ) {
     let pooling = settings.retention.pooling;
@@ -189,7 +189,7 @@ fn long_models() -> [(&'static str, Value); 2] {
 }
 
 /// The engine's policy, the frozen scores of another model, and the oracle of both.
-fn setting(model: &Value, rows: &[EncodedPair], config: &RunConfig) -> (Decoder, FrozenScores, Oracle) {
+fn setting(model: &Value, rows: &[EncodedRow], config: &RunConfig) -> (Decoder, FrozenScores, Oracle) {
     let dir = tempfile::tempdir().unwrap();
     let [policy, reference] = [("policy", 1), ("reference", 2)].map(|(name, seed)| {
         write_model(&dir.path().join(name), model, seed);
@@ -204,7 +204,7 @@ fn setting(model: &Value, rows: &[EncodedPair], config: &RunConfig) -> (Decoder,
 #[test]
 fn long_sequences_and_every_thread() {
     let rows = rows(1, LENGTH, VOCABULARY, 3);
-    for pair in rows.iter().flat_map(|row| [&row.dominant, &row.target]) {
+    for pair in rows.iter().flat_map(EncodedRow::pairs) {
         assert!(pair.prompt.len() + pair.chosen.tokens.len().min(pair.rejected.tokens.len()) >= SHORTEST);
     }
     let [retention, _] = retentions();

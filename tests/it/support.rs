@@ -1,7 +1,7 @@
 //! A tiny random model, written as a checkpoint and loaded as any other, and random rows to train it on.
 
 use mpo::config::{ComputeDtype, RunConfig};
-use mpo::data::encode::{EncodedPair, EncodedPreference, Response};
+use mpo::data::encode::{EncodedPreference, EncodedRow, Response};
 use mpo::model::decoder::{Decoder, Purpose};
 use mpo::model::family::{describe, expected_tensors};
 use mpo::model::weights::{self, SavedDtype, TensorToSave};
@@ -97,7 +97,7 @@ pub fn load(dir: &Path) -> Decoder {
 }
 
 /// `n` rows with sequences of about `length` tokens; rows 0, 1 and 4 share their dominant pair.
-pub fn rows(n: usize, length: usize, vocab_size: usize, seed: u64) -> Vec<EncodedPair> {
+pub fn rows(n: usize, length: usize, vocab_size: usize, seed: u64) -> Vec<EncodedRow> {
     let mut random = Random::new(seed);
     let mut tokens = |about: usize| -> Vec<u32> {
         let n = about / 2 + 1 + random.below(about);
@@ -109,8 +109,12 @@ pub fn rows(n: usize, length: usize, vocab_size: usize, seed: u64) -> Vec<Encode
         chosen: Response { tokens: tokens(length / 2), n_end_tokens: 1 },
         rejected: Response { tokens: tokens(length / 2), n_end_tokens: 1 },
     };
-    let mut rows: Vec<EncodedPair> = (0..n)
-        .map(|id| EncodedPair { id: id.to_string(), dominant: preference("en"), target: preference(if id % 2 == 0 { "sw" } else { "bn" }) })
+    let mut rows: Vec<EncodedRow> = (0..n)
+        .map(|id| EncodedRow {
+            id: id.to_string(),
+            dominant: Some(preference("en")),
+            target: preference(if id % 2 == 0 { "sw" } else { "bn" }),
+        })
         .collect();
     for sharing in [1, 4] {
         if sharing < n {
@@ -120,7 +124,7 @@ pub fn rows(n: usize, length: usize, vocab_size: usize, seed: u64) -> Vec<Encode
     rows
 }
 
-pub fn borrowed(rows: &[EncodedPair]) -> Vec<&EncodedPair> {
+pub fn borrowed(rows: &[EncodedRow]) -> Vec<&EncodedRow> {
     rows.iter().collect()
 }
 
@@ -129,19 +133,19 @@ pub fn provenance(model: &Decoder, config: &RunConfig) -> Provenance {
 }
 
 /// Scores the rows' dominant pairs, cached in `folders`.
-pub fn scores_in(folders: Folders, reference: &Decoder, rows: &[EncodedPair], config: &RunConfig) -> (FrozenScores, ScoringReport) {
-    let pairs: Vec<_> = rows.iter().map(|row| &row.dominant).collect();
+pub fn scores_in(folders: Folders, reference: &Decoder, rows: &[EncodedRow], config: &RunConfig) -> (FrozenScores, ScoringReport) {
+    let pairs: Vec<_> = rows.iter().filter_map(|row| row.dominant.as_ref()).collect();
     FrozenScores::score(reference, &pairs, provenance(reference, config), folders).unwrap()
 }
 
-pub fn scores(reference: &Decoder, rows: &[EncodedPair], config: &RunConfig) -> FrozenScores {
+pub fn scores(reference: &Decoder, rows: &[EncodedRow], config: &RunConfig) -> FrozenScores {
     scores_in(Folders::default(), reference, rows, config).0
 }
 
 /// Zeroes the gradients and evaluates the rows as one batch.
 pub fn evaluate(
     policy: &Decoder,
-    rows: &[&EncodedPair],
+    rows: &[&EncodedRow],
     reference: &FrozenScores,
     settings: &StepSettings,
     gradients: Gradients,

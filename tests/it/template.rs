@@ -5,7 +5,7 @@
 
 use mpo::config::{DataConfig, EndOfResponse, OnOverlong};
 use mpo::data::encode::{Encoded, Encoder};
-use mpo::data::pair::{Message, ParallelPair, PreferencePair, Role};
+use mpo::data::pair::{Message, PreferencePair, PreferenceRow, Role};
 use mpo::data::template::Template;
 use mpo::data::tokenizer_config::TokenizerConfig;
 use serde_json::{Value, json};
@@ -277,14 +277,14 @@ fn tokens_missing_from_the_config_come_from_the_special_tokens_map() {
 
 const TRIMMING: &str = "{{ bos_token }}{% for m in messages %}{{ '>' if m.role == 'assistant' else '<' }}{{ m.content | trim }}{{ '<|end|>\n' }}{% endfor %}{{ '>' if add_generation_prompt }}";
 
-fn pair(chosen: &str, rejected: &str) -> ParallelPair {
+fn pair(chosen: &str, rejected: &str) -> PreferenceRow {
     let side = |lang: &str, chosen: &str| PreferencePair {
         lang: lang.into(),
         prompt: vec![user("Hi")],
-        chosen: chosen.into(),
-        rejected: rejected.into(),
+        chosen: Some(chosen.into()),
+        rejected: Some(rejected.into()),
     };
-    ParallelPair { id: "row 7".into(), dominant: side("en", "Yes."), target: side("sw", chosen) }
+    PreferenceRow { id: "row 7".into(), dominant: Some(side("en", "Yes.")), target: side("sw", chosen) }
 }
 
 fn config() -> Value {
@@ -417,7 +417,7 @@ fn a_template_that_renders_nothing_is_refused() {
 #[test]
 fn overlong_rows_are_cut_dropped_or_refused_and_always_named() {
     let folder = byte_tokenizer(&config(), Some(TRIMMING));
-    let long = ParallelPair { id: "long".into(), ..pair(&"n".repeat(30), "La") };
+    let long = PreferenceRow { id: "long".into(), ..pair(&"n".repeat(30), "La") };
     let wide = {
         let mut wide = pair("Ndiyo.", "La");
         wide.id = "wide".into();
@@ -458,7 +458,7 @@ fn overlong_rows_are_cut_dropped_or_refused_and_always_named() {
 fn rows_keep_their_order_over_threads() {
     let folder = byte_tokenizer(&config(), Some(TRIMMING));
     let encoder = Encoder::new(folder.path(), &DataConfig::default()).unwrap();
-    let rows: Vec<_> = (0..200).map(|i| ParallelPair { id: i.to_string(), ..pair(&format!("Ndiyo {i}."), "La") }).collect();
+    let rows: Vec<_> = (0..200).map(|i| PreferenceRow { id: i.to_string(), ..pair(&format!("Ndiyo {i}."), "La") }).collect();
     let (kept, report) = encoder.encode_all(&rows).unwrap();
     assert!(kept.iter().enumerate().all(|(i, pair)| pair.id == i.to_string() && *pair == encoder.tokenize(&rows[i]).unwrap()));
     assert_eq!(report.to_string(), "all 200 rows fit into 1024 tokens");

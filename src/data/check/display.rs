@@ -33,8 +33,12 @@ impl FindingKind {
 impl fmt::Display for CheckReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let n_dominant: usize = self.dominant.iter().map(|count| count.n).sum();
-        writeln!(f, "{} rows, {n_dominant} distinct dominant pairs", self.n_rows)?;
-        writeln!(f, "  dominant  {}", counts(&self.dominant))?;
+        if self.dominant.is_empty() {
+            writeln!(f, "{} rows without dominant pairs", self.n_rows)?;
+        } else {
+            writeln!(f, "{} rows, {n_dominant} distinct dominant pairs", self.n_rows)?;
+            writeln!(f, "  dominant  {}", counts(&self.dominant))?;
+        }
         writeln!(f, "  target    {}", counts(&self.target))?;
         if !self.lengths.is_empty() {
             self.write_lengths(f)?;

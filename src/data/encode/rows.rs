@@ -4,15 +4,16 @@
 //! recognised by a hash of its texts, and its tokens are taken from a row that has them. What comes out does not depend on the number of
 //! threads, nor on where a file is cut into pieces; the error is that of the first row that has one.
 
-use super::{Encoded, EncodedPair, Encoder, Fitted, Side};
+use super::{Encoded, EncodedRow, Encoder, Fitted, Side};
 use crate::config::{DataConfig, OnOverlong};
-use crate::data::pair::ParallelPair;
+use crate::data::pair::{PreferencePair, PreferenceRow};
+use crate::data::sides::SideRows;
 use crate::data::{read_pieces, refuse_spoilt};
 use anyhow::{Result, bail};
 use rayon::prelude::*;
 use std::collections::HashMap;
 use std::fmt;
-use std::path::Path;
+use std::path::PathBuf;
 
 /// What encoding did to the rows, by row id in file order.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -26,61 +27,61 @@ pub struct EncodeReport {
 }
 
 impl Encoder {
-    /// All rows of a file that the configuration asks for, and what became of those that were too long. Of the texts only those of a
+    /// All rows of some files that the configuration asks for, as `data.sides` makes rows of their pairs, and what became of those that were too long. Of the texts only those of a
     /// [piece](crate::data::PIECE_BYTES) are in memory.
     ///
     /// # Errors
     /// As [`data::load`](crate::data::load) and [`Self::encode_all`], the file's own faults first.
-    pub fn encode_file(&self, path: &Path, config: &DataConfig) -> Result<(Vec<EncodedPair>, EncodeReport)> {
-        let mut rows = Rows::new(self);
+    pub fn encode_files(&self, files: &[PathBuf], config: &DataConfig) -> Result<(Vec<EncodedRow>, EncodeReport)> {
+        let (mut rows, mut sides) = (Rows::new(self), SideRows::new(config.sides));
         // A row that cannot be encoded ends the encoding and not the reading: whether the file is sound is told first.
         let mut outcome = Ok(());
-        let spoilt = read_pieces(path, config, "encoding", |pairs| {
+        let spoilt = read_pieces(files, config, "encoding", |pairs| {
             if outcome.is_ok() {
-                outcome = rows.encode(&pairs);
+                outcome = sides.of(pairs).and_then(|pairs| rows.encode(&pairs));
             }
         })?;
-        refuse_spoilt(path, &spoilt)?;
+        refuse_spoilt(&spoilt)?;
         outcome?;
         rows.finish()
     }
 
     /// All rows, in order, and what became of those that were too long. With `on_overlong = "error"` one of them is an error.
-    pub fn encode_all(&self, pairs: &[ParallelPair]) -> Result<(Vec<EncodedPair>, EncodeReport)> {
+    pub fn encode_all(&self, pairs: &[PreferenceRow]) -> Result<(Vec<EncodedRow>, EncodeReport)> {
         let mut rows = Rows::new(self);
         rows.encode(pairs)?;
         rows.finish()
     }
 
     /// Every row by itself, in order: what one row does to the template is no reason to lose the others.
-    pub fn encode_each(&self, pairs: &[ParallelPair]) -> Vec<Result<Encoded>> {
-        let row = |id: &str, dominant, target| Encoded::of(id, dominant, target);
-        self.each(pairs, &Shared::of(pairs, |_| false), |_| None, Self::fitted, row)
+    pub fn encode_each(&self, rows: &[PreferenceRow]) -> Vec<Result<Encoded>> {
+        self.each(rows, &Shared::of(rows, |_| false), |_| None, Self::fitted, Encoded::of)
     }
 
     /// As `encode_each`, but uncut. For `mpo check`.
-    pub fn tokenize_each(&self, pairs: &[ParallelPair]) -> Vec<Result<EncodedPair>> {
-        let row = |id: &str, dominant, target| EncodedPair { id: id.to_owned(), dominant, target };
-        self.each(pairs, &Shared::of(pairs, |_| false), |_| None, Self::tokenize_side, row)
+    pub fn tokenize_each(&self, rows: &[PreferenceRow]) -> Vec<Result<EncodedRow>> {
+        let row = |id: &str, dominant, target| EncodedRow { id: id.to_owned(), dominant, target };
+        self.each(rows, &Shared::of(rows, |_| false), |_| None, Self::tokenize_side, row)
     }
 
     /// Makes both sides of every row, a dominant one that rows share or that is `known` only once, and of the two the row.
     fn each<S: Clone + Send + Sync, R: Send>(
         &self,
-        pairs: &[ParallelPair],
+        rows: &[PreferenceRow],
         shared: &Shared,
         known: impl Fn(&Key) -> Option<S> + Sync,
-        side: impl Fn(&Self, &ParallelPair, Side) -> Result<S> + Sync,
-        row: impl Fn(&str, S, S) -> R + Sync,
+        side: impl Fn(&Self, &str, Side, &PreferencePair) -> Result<S> + Sync,
+        make: impl Fn(&str, Option<S>, S) -> R + Sync,
     ) -> Vec<Result<R>> {
-        let dominant: Vec<_> = shared.firsts.par_iter().map(|&first| side(self, &pairs[first], Side::Dominant)).collect();
-        let dominant = |n: usize| known(&shared.keys[n]).or_else(|| dominant.get(shared.of_row[n])?.as_ref().ok().cloned());
-        let one = |(n, pair)| {
+        let of_dominant = |row: &PreferenceRow| row.dominant.as_ref().map(|pair| side(self, &row.id, Side::Dominant, pair));
+        let firsts: Vec<_> = shared.firsts.par_iter().map(|&first| of_dominant(&rows[first])).collect();
+        let ready = |n: usize| known(shared.keys[n].as_ref()?).or_else(|| firsts.get(shared.of_row[n])?.as_ref()?.as_ref().ok().cloned());
+        let one = |(n, row): (usize, &PreferenceRow)| {
             // There is none where it failed. Errors name their row, so each row has its own.
-            let dominant = dominant(n).map_or_else(|| side(self, pair, Side::Dominant), Ok)?;
-            Ok(row(&pair.id, dominant, side(self, pair, Side::Target)?))
+            let dominant = ready(n).map(Ok).or_else(|| of_dominant(row)).transpose()?;
+            Ok(make(&row.id, dominant, side(self, &row.id, Side::Target, &row.target)?))
         };
-        pairs.par_iter().enumerate().map(one).collect()
+        rows.par_iter().enumerate().map(one).collect()
     }
 }
 
@@ -89,20 +90,21 @@ type Key = [u8; 32];
 
 /// Which rows share their dominant pair.
 struct Shared {
-    keys: Vec<Key>,
+    /// `None` for a row without one.
+    keys: Vec<Option<Key>>,
     /// The first row of each distinct pair, without those that are known already.
     firsts: Vec<usize>,
-    /// For each row the place of its pair in `firsts`; of no meaning where the pair is known.
+    /// For each row the place of its pair in `firsts`; of no meaning where the pair is known, or there is none.
     of_row: Vec<usize>,
 }
 
 impl Shared {
-    fn of(pairs: &[ParallelPair], is_known: impl Fn(&Key) -> bool) -> Self {
-        let keys: Vec<Key> = pairs.par_iter().map(|pair| pair.dominant.key()).collect();
+    fn of(rows: &[PreferenceRow], is_known: impl Fn(&Key) -> bool) -> Self {
+        let keys: Vec<Option<Key>> = rows.par_iter().map(|row| row.dominant.as_ref().map(PreferencePair::key)).collect();
         let (mut firsts, mut places) = (Vec::new(), HashMap::new());
-        let mut place = |(row, key)| match is_known(key) {
-            true => usize::MAX,
-            false => *places.entry(key).or_insert_with(|| {
+        let mut place = |(row, key): (usize, &Option<Key>)| match key.filter(|key| !is_known(key)) {
+            None => usize::MAX,
+            Some(key) => *places.entry(key).or_insert_with(|| {
                 firsts.push(row);
                 firsts.len() - 1
             }),
@@ -115,7 +117,7 @@ impl Shared {
 /// Rows that were encoded so far, piece by piece.
 struct Rows<'a> {
     encoder: &'a Encoder,
-    kept: Vec<EncodedPair>,
+    kept: Vec<EncodedRow>,
     /// A row of `kept` with this dominant pair, and how many tokens the pair lost.
     dominant: HashMap<Key, (usize, usize)>,
     report: EncodeReport,
@@ -127,35 +129,38 @@ impl<'a> Rows<'a> {
         Self { encoder, kept: Vec::new(), dominant: HashMap::new(), report }
     }
 
-    fn encode(&mut self, pairs: &[ParallelPair]) -> Result<()> {
+    fn encode(&mut self, pairs: &[PreferenceRow]) -> Result<()> {
         let shared = Shared::of(pairs, |key| self.dominant.contains_key(key));
         let known = |key: &Key| {
             let &(row, n_lost) = self.dominant.get(key)?;
-            Some(Fitted::Within { preference: self.kept[row].dominant.clone(), n_lost })
+            Some(Fitted::Within { preference: self.kept[row].dominant.clone()?, n_lost })
         };
-        let row = |id: &str, dominant: Fitted, target| (dominant.n_lost(), Encoded::of(id, dominant, target));
+        let row =
+            |id: &str, dominant: Option<Fitted>, target| (dominant.as_ref().map_or(0, Fitted::n_lost), Encoded::of(id, dominant, target));
         let encoded = self.encoder.each(pairs, &shared, known, Encoder::fitted, row);
         self.report.n_rows += pairs.len();
         for (row, key) in encoded.into_iter().zip(shared.keys) {
             let (n_lost_of_dominant, row) = row?;
-            let pair = match row {
-                Encoded::Whole(pair) => pair,
-                Encoded::Cut { pair, n_lost } => {
-                    self.report.cut.push((pair.id.clone(), n_lost));
-                    pair
+            let row = match row {
+                Encoded::Whole(row) => row,
+                Encoded::Cut { row, n_lost } => {
+                    self.report.cut.push((row.id.clone(), n_lost));
+                    row
                 }
                 Encoded::Overlong { id, n_tokens } => {
                     self.report.dropped.push((id, n_tokens));
                     continue;
                 }
             };
-            self.dominant.entry(key).or_insert((self.kept.len(), n_lost_of_dominant));
-            self.kept.push(pair);
+            if let Some(key) = key {
+                self.dominant.entry(key).or_insert((self.kept.len(), n_lost_of_dominant));
+            }
+            self.kept.push(row);
         }
         Ok(())
     }
 
-    fn finish(self) -> Result<(Vec<EncodedPair>, EncodeReport)> {
+    fn finish(self) -> Result<(Vec<EncodedRow>, EncodeReport)> {
         let Self { encoder, kept, report, .. } = self;
         if encoder.on_overlong == OnOverlong::Error && !report.dropped.is_empty() {
             bail!(

@@ -3,7 +3,7 @@
 use super::{DominantPasses, Gradients, Side, Step, StepSettings, ids, kl, n_answer_tokens, n_tokens_unshared};
 use crate::config::RetentionKind;
 use crate::data::batch::{PackedBatch, PairSpans};
-use crate::data::encode::{EncodedPair, EncodedPreference};
+use crate::data::encode::{EncodedPreference, EncodedRow};
 use crate::model::decoder::Forward;
 use crate::model::description::DecoderDescription;
 use crate::objective::{PairScores, retention};
@@ -22,11 +22,11 @@ struct DominantGroup<'a> {
     rows: Vec<usize>,
 }
 
-fn dominant_groups<'a>(rows: &[&'a EncodedPair], passes: DominantPasses) -> Vec<DominantGroup<'a>> {
+fn dominant_groups<'a>(rows: &[&'a EncodedRow], passes: DominantPasses) -> Vec<DominantGroup<'a>> {
     let mut groups: Vec<DominantGroup> = Vec::new();
     let mut group_of_pair: HashMap<_, usize> = HashMap::new();
     for (index, row) in rows.iter().enumerate() {
-        let pair = &row.dominant;
+        let Some(pair) = &row.dominant else { continue };
         let tokens = (&pair.prompt, &pair.chosen.tokens, &pair.rejected.tokens);
         match (passes, group_of_pair.get(&tokens)) {
             (DominantPasses::OncePerPair, Some(&group)) => groups[group].rows.push(index),
@@ -57,7 +57,7 @@ fn pass(batch: &PackedBatch, spans: &[PairSpans], settings: &StepSettings, gradi
 }
 
 /// The passes of this side, without making them.
-pub(super) fn passes(rows: &[&EncodedPair], settings: &StepSettings, gradients: Gradients, description: &DecoderDescription) -> Vec<Pass> {
+pub(super) fn passes(rows: &[&EncodedRow], settings: &StepSettings, gradients: Gradients, description: &DecoderDescription) -> Vec<Pass> {
     if !settings.needs_dominant() {
         return Vec::new();
     }
@@ -78,13 +78,15 @@ pub(super) struct DominantOutcome {
 
 impl Step<'_> {
     /// What each row's dominant pair gives; nothing is computed when nothing is asked for.
-    pub(super) fn dominant_side(&self, rows: &[&EncodedPair]) -> Result<Side<DominantOutcome>> {
+    pub(super) fn dominant_side(&self, rows: &[&EncodedRow]) -> Result<Side<DominantOutcome>> {
         let mut side = Side { outcomes: vec![DominantOutcome::default(); rows.len()], n_tokens: 0, n_tokens_computed: 0 };
         if !self.settings.needs_dominant() {
             return Ok(side);
         }
         let _span = info_span!("dominant side").entered();
-        side.n_tokens = rows.iter().map(|row| n_tokens_unshared(&row.dominant)).sum();
+        for row in rows {
+            side.n_tokens += n_tokens_unshared(row.dominant_pair()?);
+        }
         for groups in dominant_groups(rows, self.settings.dominant_passes).chunks(self.settings.micro_batch_size) {
             let named = || format!("dominant side of {}", ids(groups.iter().flat_map(|group| &group.rows).map(|&row| rows[row])));
             let (outcomes, pass) = self.dominant_pass(groups).with_context(named)?;

@@ -2,7 +2,7 @@
 
 use super::{BatchOutcome, Gradients, StepSettings, evaluate_batch, ids};
 use crate::config::RetentionKind;
-use crate::data::encode::EncodedPair;
+use crate::data::encode::EncodedRow;
 use crate::model::decoder::Decoder;
 use crate::objective::retention;
 use crate::reference::FrozenScores;
@@ -20,7 +20,7 @@ pub struct FirstBatch {
 /// square elsewhere. An entry that fails is scored anew with the policy, once; failing again is an error.
 pub fn evaluate_first_batch(
     policy: &Decoder,
-    rows: &[&EncodedPair],
+    rows: &[&EncodedRow],
     reference: &mut FrozenScores,
     settings: &StepSettings,
     gradients: Gradients,
@@ -31,7 +31,7 @@ pub fn evaluate_first_batch(
         return Ok(FirstBatch { outcome, rescored: Vec::new() });
     }
     for row in &failing {
-        reference.rescore(policy, &row.dominant)?;
+        reference.rescore(policy, row.dominant_pair()?)?;
     }
     policy.zero_gradients()?;
     let outcome = evaluate_batch(policy, rows, Some(reference), settings, gradients)?;
@@ -48,16 +48,17 @@ pub fn evaluate_first_batch(
 
 /// The rows whose retention is larger than rounding explains when policy and reference are the same.
 fn rows_with_retention<'a>(
-    rows: &[&'a EncodedPair],
+    rows: &[&'a EncodedRow],
     outcome: &BatchOutcome,
     reference: &FrozenScores,
     settings: &StepSettings,
-) -> Result<Vec<&'a EncodedPair>> {
+) -> Result<Vec<&'a EncodedRow>> {
     let tolerance = if reference.provenance().device == "cpu" { 0.0 } else { 1e-5 };
     let mut failing = Vec::new();
     for (&row, outcome) in rows.iter().zip(&outcome.rows) {
-        let frozen = reference.pair(&row.dominant)?;
-        for (value, frozen) in outcome.retention.into_iter().flatten().zip(frozen) {
+        let Some(retention) = outcome.retention else { continue };
+        let frozen = reference.pair(row.dominant_pair()?)?;
+        for (value, frozen) in retention.into_iter().zip(frozen) {
             let scale = match settings.retention.kind {
                 RetentionKind::Hidden => retention::distance(&frozen.states, &vec![0.0; frozen.states.len()], settings.retention.reduction),
                 RetentionKind::Kl | RetentionKind::None => 1.0,

@@ -13,7 +13,7 @@ pub use first_batch::{FirstBatch, evaluate_first_batch};
 
 use crate::config::{Gap, RetentionConfig, RetentionKind, RunConfig};
 use crate::data::batch::{PairSpans, PromptSharing};
-use crate::data::encode::{EncodedPair, EncodedPreference};
+use crate::data::encode::{EncodedPreference, EncodedRow};
 use crate::model::decoder::{Decoder, Keep};
 use crate::model::description::DecoderDescription;
 use crate::objective::{BatchTotals, Objective, PairScores, retention};
@@ -66,9 +66,9 @@ pub struct RowOutcome {
     pub objective_share: f64,
     /// The policy's log-probabilities of the target pair.
     pub target: PairScores,
-    /// RG(policy, target pair), without beta.
-    pub reward_gap_target: f64,
-    /// RG(reference, dominant pair), where there is a reference.
+    /// RG(policy, target pair), without beta, where it has both responses.
+    pub reward_gap_target: Option<f64>,
+    /// RG(reference, dominant pair), where there are both.
     pub reward_gap_reference: Option<f64>,
     /// RG(policy, dominant pair), where the objective reads it.
     pub reward_gap_dominant: Option<f64>,
@@ -142,10 +142,10 @@ impl RowOutcome {
 
 /// Runs the policy over `rows` and adds the wanted gradients to its buffers, which the caller has zeroed.
 ///
-/// `reference` must hold every row's dominant pair where retention or the objective reads it.
+/// `reference` must hold every dominant pair of the rows; where retention or the objective reads them, every row must have one.
 pub fn evaluate_batch(
     policy: &Decoder,
-    rows: &[&EncodedPair],
+    rows: &[&EncodedRow],
     reference: Option<&FrozenScores>,
     settings: &StepSettings,
     gradients: Gradients,
@@ -167,7 +167,7 @@ pub fn evaluate_batch(
 }
 
 /// The passes that [`evaluate_batch`] makes of `rows`, in their order, without making them.
-pub fn passes(rows: &[&EncodedPair], settings: &StepSettings, gradients: Gradients, description: &DecoderDescription) -> Vec<Pass> {
+pub fn passes(rows: &[&EncodedRow], settings: &StepSettings, gradients: Gradients, description: &DecoderDescription) -> Vec<Pass> {
     let [dominant, target] = [dominant::passes, target::passes].map(|of_side| of_side(rows, settings, gradients, description));
     [dominant, target].concat()
 }
@@ -195,7 +195,7 @@ fn mean_retention(rows: &[RowOutcome]) -> f64 {
     rows.iter().filter_map(|row| row.retention).map(|[chosen, rejected]| weight * (chosen + rejected)).sum()
 }
 
-fn batch_totals(rows: &[&EncodedPair]) -> BatchTotals {
+fn batch_totals(rows: &[&EncodedRow]) -> BatchTotals {
     BatchTotals {
         n_rows: rows.len(),
         n_chosen_tokens: rows.iter().map(|row| row.target.chosen.tokens.len()).sum(),
@@ -203,9 +203,10 @@ fn batch_totals(rows: &[&EncodedPair]) -> BatchTotals {
     }
 }
 
-/// Tokens of both sequences of a pair, each with its own prompt.
+/// Tokens of a pair's sequences, each with its own prompt.
 fn n_tokens_unshared(pair: &EncodedPreference) -> usize {
-    2 * pair.prompt.len() + pair.chosen.tokens.len() + pair.rejected.tokens.len()
+    let present = [&pair.chosen, &pair.rejected].into_iter().filter(|response| !response.is_absent());
+    present.map(|response| pair.prompt.len() + response.tokens.len()).sum()
 }
 
 /// Both answers of each pair: the tokens that the head or `kl` looks at.
@@ -213,7 +214,7 @@ fn n_answer_tokens(spans: &[PairSpans]) -> usize {
     spans.iter().flat_map(PairSpans::both).map(|span| span.response.len()).sum()
 }
 
-fn ids<'a>(rows: impl Iterator<Item = &'a EncodedPair>) -> String {
+fn ids<'a>(rows: impl Iterator<Item = &'a EncodedRow>) -> String {
     let ids: Vec<String> = rows.map(|row| format!("`{}`", row.id)).collect();
     format!("row {}", ids.join(", "))
 }

@@ -3,7 +3,7 @@
 use super::dominant::DominantOutcome;
 use super::{Gradients, RowOutcome, Side, Step, StepSettings, ids, n_answer_tokens, n_tokens_unshared};
 use crate::data::batch::{Layout, PackedBatch, PairSpans};
-use crate::data::encode::EncodedPair;
+use crate::data::encode::EncodedRow;
 use crate::model::description::DecoderDescription;
 use crate::objective::{PairScores, RowLoss, RowScores};
 use crate::ops::Buffer;
@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use tracing::info_span;
 
 /// The rows of one micro-batch, one behind the other.
-fn pack(rows: &[&EncodedPair], settings: &StepSettings) -> (PackedBatch, Vec<PairSpans>) {
+fn pack(rows: &[&EncodedRow], settings: &StepSettings) -> (PackedBatch, Vec<PairSpans>) {
     let _span = info_span!("data").entered();
     let mut batch = PackedBatch::default();
     let layout = Layout { sharing: settings.target_sharing, pad_token: None };
@@ -27,8 +27,8 @@ fn pass(batch: &PackedBatch, spans: &[PairSpans], gradients: Gradients, descript
 }
 
 /// The passes of this side, without making them.
-pub(super) fn passes(rows: &[&EncodedPair], settings: &StepSettings, gradients: Gradients, description: &DecoderDescription) -> Vec<Pass> {
-    let pass_of = |rows: &[&EncodedPair]| {
+pub(super) fn passes(rows: &[&EncodedRow], settings: &StepSettings, gradients: Gradients, description: &DecoderDescription) -> Vec<Pass> {
+    let pass_of = |rows: &[&EncodedRow]| {
         let (batch, spans) = pack(rows, settings);
         pass(&batch, &spans, gradients, description)
     };
@@ -37,7 +37,7 @@ pub(super) fn passes(rows: &[&EncodedPair], settings: &StepSettings, gradients: 
 
 impl Step<'_> {
     /// The objective of every row.
-    pub(super) fn target_side(&self, rows: &[&EncodedPair], dominant: &[DominantOutcome]) -> Result<Side<RowOutcome>> {
+    pub(super) fn target_side(&self, rows: &[&EncodedRow], dominant: &[DominantOutcome]) -> Result<Side<RowOutcome>> {
         let _span = info_span!("target side").entered();
         let n_tokens = rows.iter().map(|row| n_tokens_unshared(&row.target)).sum();
         let mut side = Side { outcomes: Vec::with_capacity(rows.len()), n_tokens, n_tokens_computed: 0 };
@@ -52,7 +52,7 @@ impl Step<'_> {
     }
 
     /// One micro-batch: an outcome for each row.
-    fn target_pass(&self, rows: &[&EncodedPair], dominant: &[DominantOutcome]) -> Result<(Vec<RowOutcome>, Pass)> {
+    fn target_pass(&self, rows: &[&EncodedRow], dominant: &[DominantOutcome]) -> Result<(Vec<RowOutcome>, Pass)> {
         let (batch, spans) = pack(rows, self.settings);
         let pass = pass(&batch, &spans, self.gradients, self.policy.description());
         let targets = response_targets(&batch, &spans);
@@ -77,7 +77,7 @@ impl Step<'_> {
         Ok((outcomes, pass))
     }
 
-    fn row_scores(&self, row: &EncodedPair, dominant: &DominantOutcome, policy_target: PairScores) -> Result<RowScores> {
+    fn row_scores(&self, row: &EncodedRow, dominant: &DominantOutcome, policy_target: PairScores) -> Result<RowScores> {
         let passes = self.settings.objective.passes();
         let of_reference = |wanted: bool, pair| match self.reference {
             Some(reference) if wanted => reference.pair_scores(pair).map(Some),
@@ -87,8 +87,8 @@ impl Step<'_> {
         Ok(RowScores {
             policy_target,
             policy_dominant: dominant.policy,
-            // The column holds every dominant pair, and its gap is reported whether the objective reads it or not.
-            reference_dominant: of_reference(true, &row.dominant)?,
+            // The column holds every dominant pair there is, and its gap is reported whether the objective reads it or not.
+            reference_dominant: row.dominant.as_ref().map(|pair| of_reference(true, pair)).transpose()?.flatten(),
             reference_target: of_reference(passes.reference_target, &row.target)?,
         })
     }
@@ -98,7 +98,7 @@ impl Step<'_> {
         RowOutcome {
             objective_share: loss.share,
             target: scores.policy_target,
-            reward_gap_target: scores.policy_target.reward_gap(gap),
+            reward_gap_target: scores.policy_target.known_gap(gap),
             reward_gap_reference: scores.reference_dominant.map(|pair| pair.reward_gap(gap)),
             reward_gap_dominant: scores.policy_dominant.map(|pair| pair.reward_gap(gap)),
             retention: dominant.retention,

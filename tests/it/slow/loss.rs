@@ -7,7 +7,7 @@
 use super::decoder::SlowDecoder;
 use candle_core::{DType, Device, Result, Tensor};
 use mpo::config::{Pooling, Reduction, RetentionConfig};
-use mpo::data::encode::{EncodedPair, EncodedPreference};
+use mpo::data::encode::{EncodedPreference, EncodedRow};
 
 /// The two terms, unweighted, and the loss; scalars.
 pub struct SlowLoss {
@@ -20,7 +20,7 @@ pub struct SlowLoss {
 pub fn mpo_loss(
     policy: &SlowDecoder,
     reference: &SlowDecoder,
-    rows: &[EncodedPair],
+    rows: &[EncodedRow],
     beta: f64,
     retention: &RetentionConfig,
 ) -> Result<SlowLoss> {
@@ -28,10 +28,11 @@ pub fn mpo_loss(
     let mut objective = Tensor::zeros((), DType::F64, &Device::Cpu)?;
     let mut distances = objective.clone();
     for row in rows {
-        let difference = ((reward_gap(policy, &row.target)? * beta)? - reward_gap(reference, &row.dominant)?.detach())?;
+        let dominant = row.dominant.as_ref().expect("MPO's rows have a dominant pair");
+        let difference = ((reward_gap(policy, &row.target)? * beta)? - reward_gap(reference, dominant)?.detach())?;
         objective = (objective + difference.sqr()?)?;
-        for response in [&row.dominant.chosen, &row.dominant.rejected] {
-            let tokens = [&row.dominant.prompt[..], &response.tokens].concat();
+        for response in [&dominant.chosen, &dominant.rejected] {
+            let tokens = [&dominant.prompt[..], &response.tokens].concat();
             let pooled = |model: &SlowDecoder| pooled(&model.hidden(&tokens)?, retention.pooling);
             let squares = (pooled(policy)? - pooled(reference)?.detach())?.sqr()?;
             let distance = match retention.reduction {

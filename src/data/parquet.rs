@@ -1,0 +1,70 @@
+//! A Parquet file as rows of JSON values: then every format reads it as it reads JSON.
+//!
+//! A column of texts becomes strings, one of lists of structs the turns of a conversation. Rows are decoded some at a time, so that the file
+//! is never in memory as a whole. Snappy (what Hugging Face writes), gzip and no compression are understood.
+
+use super::pieces::{RawRow, cannot_read};
+use anyhow::{Context, Result, anyhow, ensure};
+use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::record::reader::RowIter;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+/// What a Parquet file begins with.
+pub(super) const MAGIC: &[u8] = b"PAR1";
+
+/// Rows of a piece: with the texts of preference data, some MiB.
+const ROWS_PER_PIECE: usize = 1024;
+
+/// Hands out the rows of a Parquet file in order.
+pub(super) struct ParquetReader {
+    path: PathBuf,
+    rows: RowIter<'static>,
+    n_bytes: usize,
+    /// In the whole file.
+    n_rows: usize,
+    /// Handed out.
+    n_read: usize,
+}
+
+impl ParquetReader {
+    /// # Errors
+    /// A file that is cut short or damaged, or holds no row.
+    pub fn open(path: &Path, file: File) -> Result<Self> {
+        let n_bytes = file.metadata().with_context(|| cannot_read(path))?.len() as usize;
+        let reader = SerializedFileReader::new(file).with_context(|| format!("`{}` is no whole Parquet file", path.display()))?;
+        let n_rows = usize::try_from(reader.metadata().file_metadata().num_rows()).unwrap_or(0);
+        ensure!(n_rows > 0, "`{}` holds no rows", path.display());
+        Ok(Self { path: path.to_owned(), rows: RowIter::from_file_into(Box::new(reader)), n_bytes, n_rows, n_read: 0 })
+    }
+
+    pub fn n_bytes(&self) -> usize {
+        self.n_bytes
+    }
+
+    pub fn position(&self) -> usize {
+        self.n_bytes * self.n_read / self.n_rows
+    }
+
+    /// The next rows; none at the end of the file.
+    pub fn next_piece(&mut self) -> Result<Vec<RawRow>> {
+        let mut piece = Vec::new();
+        while piece.len() < ROWS_PER_PIECE {
+            let Some(row) = self.rows.next() else { break };
+            let row = row.map_err(|error| self.explain(&error))?;
+            self.n_read += 1;
+            piece.push(RawRow { line: self.n_read, value: Ok(row.to_json_value()) });
+        }
+        Ok(piece)
+    }
+
+    fn explain(&self, error: &parquet::errors::ParquetError) -> anyhow::Error {
+        let message = error.to_string();
+        let hint = if message.contains("Disabled feature") {
+            "; write it anew with snappy, for example `datasets.load_dataset(…).to_parquet(\"train.parquet\")`"
+        } else {
+            ""
+        };
+        anyhow!("cannot read `{}` behind row {}: {message}{hint}", self.path.display(), self.n_read)
+    }
+}
