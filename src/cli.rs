@@ -8,7 +8,8 @@ const ABOUT: &str = "\
 Multilingual reward gaP Optimization (MPO, arXiv 2505.16869).
 Not *Mixed* Preference Optimization, which TRL and InternVL also call MPO.
 
-Trains a chat model so that its preference for safe answers in one language holds in the others.";
+Trains a chat model so that its preference for safe answers in one language holds in the others, or with one of the losses that the
+method is compared with: SFT, DPO, IPO, robust DPO, R-DPO, CPO, ORPO, SimPO, KTO.";
 
 const AFTER: &str = "\
 First steps:
@@ -18,6 +19,7 @@ First steps:
   mpo plan  --config my.toml                memory, operations and time that it will take
   mpo train --config my.toml --dry-run      check everything, train nothing
   mpo train --config my.toml
+  mpo ablate --config my.toml               the same model under every loss, in one table
 
 Exit status:
   0  done
@@ -49,6 +51,8 @@ pub enum Command {
     Check(CheckArgs),
     /// Measure reward gaps per row and per language, without training
     Gaps(GapsArgs),
+    /// Train with one loss after another, with and without retention, and compare them in one table
+    Ablate(AblateArgs),
     /// List the configurations inside this binary, or print one
     Recipes(RecipesArgs),
 }
@@ -67,7 +71,8 @@ pub struct ConfigArgs {
     /// The value is TOML (`0.5`, `true`, `'["zh", "sw"]'`); a bare word is a string (`--set hardware.device=cpu`). It replaces the file's,
     /// together with what only made sense beside the old value: the other of `train.epochs` and `train.max_steps`, of
     /// `schedule.warmup_ratio` and `schedule.warmup_steps`, of `eval.path` and `eval.fraction`; the `sha256`, `revision`, `format` and
-    /// `split` of a replaced path; and keys of the file that nothing reads under a newly chosen `kind`.
+    /// `split` of a replaced path; the other keys of `[objective]` where another `objective.kind` is chosen; and keys of the file that nothing
+    /// reads under a newly chosen `kind`.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,
 }
@@ -197,6 +202,42 @@ pub struct GapsArgs {
     /// Also write one JSON line a row to this file
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
+}
+
+/// `mpo ablate`
+#[derive(Debug, Clone, Default, Args)]
+#[command(after_help = "\
+Examples:
+  mpo ablate --config smoke.toml
+  mpo ablate --config my.toml --objectives mpo,dpo,sft --retention hidden --out runs/three
+  mpo ablate --config smoke.toml --objectives dpo --set objective.beta=0.3 --out runs/beta
+
+Every run has the configuration's model, data, length and learning rate; a loss's own keys have their defaults unless --set says otherwise. The
+table goes to stdout: each run's own loss on training rows, then what can be compared, measured on the rows of `eval.path` (on `data.path`
+without it): the mean reward gap of the target pairs, the share of positive ones, and the chosen answers' log-probability a token; the same
+of the dominant pairs, for what the training took from the dominant language.
+
+Written to --out: a run folder each, `OBJECTIVE-RETENTION`, and ablation.json. A command that was stopped goes on when it is given again.")]
+pub struct AblateArgs {
+    /// A TOML file, or the name of a built-in recipe if there is no such file
+    #[arg(long, value_name = "FILE")]
+    pub config: String,
+
+    /// The losses to compare, as `objective.kind` names them; all when left out
+    #[arg(long, value_name = "KIND,…", value_delimiter = ',')]
+    pub objectives: Vec<String>,
+
+    /// The retentions to run each loss with, as `retention.kind` names them; `none,hidden` when left out
+    #[arg(long, value_name = "KIND,…", value_delimiter = ',')]
+    pub retention: Vec<String>,
+
+    /// Override one key in every run, as in `--set train.max_steps=20`; may be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+
+    /// The folder of all runs
+    #[arg(long, value_name = "OUT", default_value = "runs/ablation")]
+    pub out: PathBuf,
 }
 
 /// `mpo recipes`

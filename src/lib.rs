@@ -13,7 +13,7 @@
 //!
 //! ```text
 //! L  = L1 + λ L2
-//! L1 = mean over rows of ( β RG(policy, target pair) - RG(reference, dominant pair) )²      objective::mpo
+//! L1 = mean over rows of ( β RG(policy, target pair) - RG(reference, dominant pair) )²      objective::mpo, or another loss
 //! L2 = mean over dominant sequences of || h(policy) - h(reference) ||²                      objective::retention
 //! ```
 //!
@@ -27,7 +27,7 @@
 //! folder, org/name, https        hub         -> local files
 //! file, piece by piece           data        -> PreferenceRows -> chat template, tokenizer -> Vec<EncodedRow> -> PackedBatch
 //! checkpoint                     model       -> Decoder, the policy
-//! policy, before its first step  reference   -> RG_d and h_d of every distinct dominant pair, cached by content
+//! policy, before its first step  reference   -> what the loss and retention read of it (for MPO RG_d and h_d of every distinct dominant pair), cached by content
 //! PackedBatch                    train::step -> hidden states -> log-probabilities, pooled states -> objective -> gradients
 //! gradients                      train       -> clip, AdamW, checkpoint, metrics.jsonl
 //! ```
@@ -35,7 +35,9 @@
 //! Before anything large is loaded, [`plan`] counts what the run's own batches will take, in operations and in bytes; [`train::forecast`] asks it
 //! whether the run fits and what of a forward may be kept, and the log compares every step with the same count.
 //!
-//! [`train::run`] is the loop, on one screen; [`train::step`] is one optimizer batch; [`objective`] is the paper.
+//! [`train::run`] is the loop, on one screen; [`train::step`] is one optimizer batch; [`objective`] is the paper, and the losses that it compares
+//! itself with. A loss says which scores it reads ([`objective::Passes`]); which passes are run, of policy and reference, follows from that
+//! alone.
 //!
 //! # The engine
 //!
@@ -61,7 +63,8 @@
 //! - A sequence's forward does not depend on what it is packed with, bit for bit. At step 0 retention is therefore exactly 0, which is tested
 //!   in every run.
 //! - Every op has its backward in its file, checked in f64 by finite differences. The engine as a whole is checked entry by entry against a slow
-//!   decoder on candle's autograd (`tests/it/slow.rs`), against candle-transformers, and against PyTorch (`tests/it/golden.rs`, `tests/oracle`).
+//!   decoder on candle's autograd (`tests/it/slow.rs`), against candle-transformers, and against PyTorch (`tests/it/golden.rs`, `tests/oracle`);
+//!   every loss against TRL (`tests/it/objectives`).
 //! - Logits in memory are bounded by a budget, never by the batch. What is kept for the backward and what is made again does not change a bit.
 //! - No default value stands in two places.
 //! - A file that a reader may meet is whole: it is written under another name, synced, and renamed. Nothing is unpickled; weights are

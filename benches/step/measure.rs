@@ -8,7 +8,7 @@ use mpo::config::RunConfig;
 use mpo::data::encode::{EncodedPreference, EncodedRow, Response};
 use mpo::data::loader::{Loader, dominant_numbers};
 use mpo::model::decoder::{Decoder, Keep, Purpose};
-use mpo::reference::{Folders, FrozenScores, Provenance};
+use mpo::reference::{Columns, Folders, FrozenScores, Provenance};
 use mpo::scoring::KeptStates;
 use mpo::train::step::{Gradients, StepSettings, evaluate_batch};
 use mpo::train::{clip, optimizer::AdamW};
@@ -44,7 +44,8 @@ fn steps(job: &Job) -> Result<Measured> {
     let start = Instant::now();
     let dominant: Vec<&EncodedPreference> = rows.iter().filter_map(|row| row.dominant.as_ref()).collect();
     let provenance = Provenance::of(&policy, job.dtype, KeptStates::of(&config.retention), 0)?;
-    let (reference, _) = FrozenScores::score(&policy, &dominant, provenance, Folders::default())?;
+    let (scores, _) = FrozenScores::score(&policy, &dominant, provenance, Folders::default())?;
+    let reference = Columns::of_dominant(scores);
     let reference_seconds = if job.counts_reference { start.elapsed().as_secs_f64() } else { 0.0 };
 
     let mut optimizer = AdamW::new(&config.optimizer, policy.parameters())?;
@@ -55,7 +56,7 @@ fn steps(job: &Job) -> Result<Measured> {
         let batch = if is_counted { loader.next_batch() } else { first.clone() };
         let batch: Vec<&EncodedRow> = batch.iter().map(|&row| &rows[row]).collect();
         policy.zero_gradients()?;
-        let outcome = evaluate_batch(&policy, &batch, Some(&reference), &settings, Gradients::Both)?;
+        let outcome = evaluate_batch(&policy, &batch, &reference, &settings, Gradients::Both)?;
         let norm = clip::gradient_norm(policy.parameters())?;
         optimizer.step(policy.parameters(), config.optimizer.lr, clip::clip_factor(norm, config.optimizer.clip_norm))?;
         (loss, n_tokens_computed) = (outcome.loss, outcome.n_tokens_computed);
@@ -122,6 +123,7 @@ fn random_row(index: usize, row: &Row, n_vocab: usize) -> EncodedRow {
         id: index.to_string(),
         dominant: Some(pair("en", row.pair, &row.dominant)),
         target: pair(&row.language, 1_000_000 + index, &row.target),
+        mismatched: None,
     }
 }
 

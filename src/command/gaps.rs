@@ -2,7 +2,7 @@
 
 use super::print;
 use crate::cli::GapsArgs;
-use crate::config::{self, Argument, RunConfig};
+use crate::config::{self, Argument, ObjectiveConfig, ObjectiveKind, RunConfig};
 use crate::data::encode::{EncodeReport, Encoded, EncodedPreference, EncodedRow, Encoder};
 use crate::files::write_atomically;
 use crate::gaps::{self, RowGaps, Under};
@@ -36,14 +36,19 @@ pub fn run(args: &GapsArgs) -> Result<ExitCode> {
 
 /// One table, or one for each model where the reference is another.
 fn tables(rows: &[RowGaps], config: &RunConfig) -> String {
-    let table = |under| gaps::table(&gaps::by_language(rows, under, config.objective.beta));
+    // The last column is MPO's loss: of another one's beta it would mean nothing.
+    let objective = match config.objective.kind {
+        ObjectiveKind::Mpo => config.objective.clone(),
+        _ => ObjectiveConfig::of(ObjectiveKind::Mpo),
+    };
+    let table = |under| gaps::table(&gaps::by_language(rows, under, objective.beta));
     if config.reference.path.is_none() {
         return table(Under::Policy);
     }
     format!("policy\n{}\nreference\n{}", table(Under::Policy), table(Under::Reference))
 }
 
-fn measure(config: &RunConfig) -> Result<Vec<RowGaps>> {
+pub(super) fn measure(config: &RunConfig) -> Result<Vec<RowGaps>> {
     let model = hub::resolve_model(&config.model.path, config.model.revision.as_deref())?;
     let reference = match &config.reference.path {
         Some(path) => Some(hub::resolve_model(path, config.reference.revision.as_deref())?),

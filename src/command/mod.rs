@@ -2,6 +2,7 @@
 //!
 //! Exit status: 0 done; 1 failed, or `check` found something wrong; 2 wrong usage or configuration.
 
+mod ablate;
 mod check;
 mod gaps;
 mod plan;
@@ -48,6 +49,7 @@ fn dispatch(command: &Command) -> Result<ExitCode> {
         Command::Plan(args) => plan::run(args),
         Command::Check(args) => check::run(args),
         Command::Gaps(args) => gaps::run(args),
+        Command::Ablate(args) => ablate::run(args),
         Command::Recipes(args) => recipes::run(args),
     }
 }

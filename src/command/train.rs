@@ -3,7 +3,7 @@
 use super::plan::first_lines;
 use super::print;
 use crate::cli::{DEFAULT_TRACE, TrainArgs};
-use crate::config;
+use crate::config::{self, RunConfig};
 use crate::data::encode::EncodedRow;
 use crate::data::loader::{Loader, dominant_numbers};
 use crate::device::{self, gib};
@@ -31,44 +31,67 @@ const MEASURING: Duration = Duration::from_millis(150);
 /// # Errors
 /// Whatever is wrong with configuration, data, model or folder, before anything is written; a run that cannot go on.
 pub fn run(args: &TrainArgs) -> Result<ExitCode> {
-    let (config, found) = match &args.resume {
-        Some(out) => {
-            let resumed = resume::open(out, args.settings.config.as_deref(), &args.settings.set)?;
-            for (_, error) in &resumed.damaged {
-                say(&format!("skipping a damaged checkpoint: {error:#}"));
-            }
-            if resumed.is_finished && !args.dry_run {
-                say(&format!("The run in `{}` is finished: the model is in `{}`.", out.display(), out.join("final").display()));
-                return Ok(ExitCode::SUCCESS);
-            }
-            (resumed.config, resumed.found)
-        }
-        None => {
-            let source = args.settings.config.as_deref().context("`mpo train` needs `--config FILE` or `--resume OUT`")?;
-            let config = config::load(source, &args.settings.set)?;
-            resume::check_is_new(&config.output.dir)?;
-            (config, None)
-        }
-    };
+    let opened = opened(args.resume.as_deref(), args.settings.config.as_deref(), &args.settings.set)?;
+    if opened.is_finished && !args.dry_run {
+        let out = &opened.config.output.dir;
+        say(&format!("The run in `{}` is finished: the model is in `{}`.", out.display(), out.join("final").display()));
+        return Ok(ExitCode::SUCCESS);
+    }
+    let Opened { config, found, .. } = opened;
     let threads = device::thread_pool(&config.hardware)?;
     threads.install(|| {
         let prepared = Prepared::new(config, found.as_ref())?;
-        let n_taken = found.as_ref().map(|found| found.state.step);
-        let forecast = Forecast::new(&prepared, &prepared.config, n_taken, device::rss_bytes())?;
-        let available = forecast::available();
-        let memory = forecast.choose(available)?;
         if args.dry_run {
+            let forecast = Forecast::new(&prepared, &prepared.config, n_taken(found.as_ref()), device::rss_bytes())?;
+            let available = forecast::available();
+            let memory = forecast.choose(available)?;
             print(&describe(&prepared, forecast.memory(memory).total(), available)?)?;
             return Ok(ExitCode::SUCCESS);
         }
-        interrupt::listen()?;
-        say_warnings(&prepared);
-        let rates = forecast.rates(MEASURING)?;
-        say(&starting(&prepared, found.as_ref()));
-        say(&first_lines(&forecast.estimate(memory, &rates), memory, &rates, available));
-        drop(forecast);
-        train(prepared, found, Machine { memory, rates, phases: Phases::default() }, args.profile.as_deref())
+        let out = prepared.config.output.dir.clone();
+        ended(train(prepared, found, args.profile.as_deref())?, &out)
     })
+}
+
+/// A run to begin, or to go on with.
+pub(super) struct Opened {
+    pub config: RunConfig,
+    found: Option<Found>,
+    /// Nothing is left to do.
+    pub is_finished: bool,
+}
+
+/// The run in the folder `out`, or a new one; `source` and `overrides` are `--config` and `--set`.
+///
+/// # Errors
+/// A configuration with problems, or another one than that of the run; a folder that is no run, or that is taken.
+pub(super) fn opened(out: Option<&Path>, source: Option<&str>, overrides: &[String]) -> Result<Opened> {
+    match out {
+        Some(out) => {
+            let resumed = resume::open(out, source, overrides)?;
+            for (_, error) in &resumed.damaged {
+                say(&format!("skipping a damaged checkpoint: {error:#}"));
+            }
+            Ok(Opened { config: resumed.config, found: resumed.found, is_finished: resumed.is_finished })
+        }
+        None => {
+            let source = source.context("`mpo train` needs `--config FILE` or `--resume OUT`")?;
+            let config = config::load(source, overrides)?;
+            resume::check_is_new(&config.output.dir)?;
+            Ok(Opened { config, found: None, is_finished: false })
+        }
+    }
+}
+
+/// Trains without a word about the result, for a command that compares several.
+pub(super) fn to_its_end(opened: Opened) -> Result<()> {
+    let Opened { config, found, .. } = opened;
+    let threads = device::thread_pool(&config.hardware)?;
+    threads.install(|| train(Prepared::new(config, found.as_ref())?, found, None)).map(drop)
+}
+
+fn n_taken(found: Option<&Found>) -> Option<usize> {
+    found.map(|found| found.state.step)
 }
 
 /// What is not as it was in the data, and a disk that may become full.
@@ -89,7 +112,18 @@ fn say_warnings(prepared: &Prepared) {
     }
 }
 
-fn train(prepared: Prepared, found: Option<Found>, machine: Machine, profile: Option<&Path>) -> Result<ExitCode> {
+/// `None` where Ctrl-C was pressed before the first step.
+fn train(prepared: Prepared, found: Option<Found>, profile: Option<&Path>) -> Result<Option<Ending>> {
+    let forecast = Forecast::new(&prepared, &prepared.config, n_taken(found.as_ref()), device::rss_bytes())?;
+    let available = forecast::available();
+    let memory = forecast.choose(available)?;
+    interrupt::listen()?;
+    say_warnings(&prepared);
+    let rates = forecast.rates(MEASURING)?;
+    say(&starting(&prepared, found.as_ref()));
+    say(&first_lines(&forecast.estimate(memory, &rates), memory, &rates, available));
+    drop(forecast);
+    let machine = Machine { memory, rates, phases: Phases::default() };
     let out = prepared.config.output.dir.clone();
     let claim = Claim::new(&out)?;
     let trace = profile.map(|file| if file == Path::new(DEFAULT_TRACE) { out.join("trace.json") } else { file.to_owned() });
@@ -105,6 +139,10 @@ fn train(prepared: Prepared, found: Option<Found>, machine: Machine, profile: Op
     if let Some(path) = trace.transpose()? {
         say(&format!("Wrote the trace `{}`: open it at ui.perfetto.dev", path.display()));
     }
+    Ok(trained)
+}
+
+fn ended(trained: Option<Ending>, out: &Path) -> Result<ExitCode> {
     match trained {
         None => {
             say(&format!("Stopped while the reference was being scored.\nGo on with: mpo train --resume {}", out.display()));

@@ -1,13 +1,14 @@
 //! From TOML text, command-line arguments and `--set a.b=c` to a [`RunConfig`], or to the list of everything that is wrong.
 //!
 //! What `--set` says wins over the file: it replaces a key's value, the other member of an exclusive pair, what the file said about a
-//! replaced path (`data.sha256`), and the file's keys that only a replaced variant read (`retention.pooling` under `kind=none`).
+//! replaced path (`data.sha256`) or loss (`objective.beta`), and the file's keys that only a replaced variant read (`retention.pooling` under
+//! `kind=none`).
 
 use super::document::{Assignment, read_override, read_text};
 use super::keys;
 use super::problems::{ConfigError, Place, Problem};
 use super::rules::{self, DESCRIBED_BY, EXCLUSIVE, Purpose, without_effect};
-use super::{RunConfig, paths, recipes};
+use super::{ObjectiveConfig, ObjectiveKind, RunConfig, paths, recipes};
 use anyhow::{Context, Result};
 use toml::{Table, Value};
 
@@ -149,7 +150,8 @@ impl Draft<'_> {
         let key = assignment.key.as_str();
         let excluded = EXCLUSIVE.iter().filter(|pair| pair.contains(&key)).flatten();
         self.set.retain(|earlier| !excluded.clone().any(|excluded| earlier.key == *excluded));
-        let described = DESCRIBED_BY.iter().filter(|(path, _)| *path == key).flat_map(|(_, keys)| *keys);
+        let is_the_same = self.find(key).is_some_and(|earlier| earlier.value == assignment.value);
+        let described = DESCRIBED_BY.iter().filter(|(chooser, _)| *chooser == key && !is_the_same).flat_map(|(_, keys)| *keys);
         self.set.retain(|earlier| {
             earlier.key != key && !(is_from_file(earlier) && described.clone().any(|described| earlier.key == *described))
         });
@@ -197,7 +199,9 @@ impl Draft<'_> {
 
     /// The tree with every value set so far, and the defaults that depend on others.
     fn build(&self) -> Result<RunConfig> {
-        let mut table = Table::new();
+        let kind = self.find("objective.kind").and_then(|kind| kind.value.clone().try_into::<ObjectiveKind>().ok());
+        let defaults = kind.map_or_else(ObjectiveConfig::default, ObjectiveConfig::of);
+        let mut table = Table::from_iter([("objective".to_owned(), Value::try_from(defaults)?)]);
         for Assignment { key, value, .. } in &self.set {
             let (section, leaf) = key.split_once('.').context("a known key has a section")?;
             let keys = table.entry(section).or_insert_with(|| Value::Table(Table::new()));

@@ -1,6 +1,6 @@
 //! The whole typed configuration of a run: what a TOML recipe may say, with every default in one place.
 //!
-//! Reading order: the tree (here) and its choices (`variants`); `load` turns text and `--set a.b=c` into a [`RunConfig`] in the steps
+//! Reading order: the tree (here), its choices (`variants`), and what each loss reads (`objective`); `load` turns text and `--set a.b=c` into a [`RunConfig`] in the steps
 //! `document` (assignments and where each stands) -> `keys` (unknown keys, wrong types) -> `rules` (what spans keys) and collects every
 //! problem on the way; `recipes` are the files inside the binary; `resume` says what may change between two starts of one run.
 //!
@@ -9,6 +9,7 @@
 mod document;
 mod keys;
 mod load;
+mod objective;
 mod paths;
 mod problems;
 pub mod recipes;
@@ -17,6 +18,7 @@ mod rules;
 mod variants;
 
 pub use load::{Argument, load, load_for_scoring, parse};
+pub use objective::{ObjectiveConfig, ObjectiveKind};
 pub use paths::is_hub_id;
 pub(crate) use paths::{BUILTIN_TEMPLATES, CHECKPOINT_TEMPLATE};
 pub use problems::{ConfigError, Problem};
@@ -110,20 +112,6 @@ pub struct DataConfig {
     pub limit: Option<usize>,
     /// Drop rows whose dominant pair has a smaller reference gap than this.
     pub min_dominant_gap: Option<f64>,
-}
-
-/// `[objective]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ObjectiveConfig {
-    /// Which loss.
-    pub kind: ObjectiveKind,
-    /// Factor on the policy's target gap: at the optimum that gap is the dominant one divided by beta.
-    pub beta: f64,
-    /// How log-probabilities make a gap.
-    pub gap: Gap,
-    /// Whose dominant gap is aimed at.
-    pub gap_target: GapTarget,
 }
 
 /// `[retention]`
@@ -292,12 +280,6 @@ impl Default for DataConfig {
             limit: None,
             min_dominant_gap: None,
         }
-    }
-}
-
-impl Default for ObjectiveConfig {
-    fn default() -> Self {
-        Self { kind: ObjectiveKind::Mpo, beta: 1.0, gap: Gap::LengthNormalized, gap_target: GapTarget::Reference }
     }
 }
 

@@ -59,6 +59,11 @@ impl ConfigError {
         Self::with("model", message)
     }
 
+    /// A problem that shows only when it is known what the loss reads.
+    pub(crate) fn with_objective(message: String) -> Self {
+        Self::with("objective", message)
+    }
+
     fn with(what: &str, message: String) -> Self {
         Self::new(vec![Problem { place: Place::Nowhere { origin: format!("with this {what}") }, message }])
     }

@@ -15,7 +15,7 @@ pub struct Recipe {
 }
 
 /// All of them, the first to try first.
-pub const RECIPES: [Recipe; 7] = [
+pub const RECIPES: [Recipe; 16] = [
     Recipe { name: "smoke.toml", text: include_str!("../../configs/smoke.toml") },
     Recipe { name: "llama31.toml", text: include_str!("../../configs/llama31.toml") },
     Recipe { name: "gemma2.toml", text: include_str!("../../configs/gemma2.toml") },
@@ -23,6 +23,15 @@ pub const RECIPES: [Recipe; 7] = [
     Recipe { name: "official/llama31.toml", text: include_str!("../../configs/official/llama31.toml") },
     Recipe { name: "official/gemma2.toml", text: include_str!("../../configs/official/gemma2.toml") },
     Recipe { name: "official/qwen25.toml", text: include_str!("../../configs/official/qwen25.toml") },
+    Recipe { name: "baselines/sft.toml", text: include_str!("../../configs/baselines/sft.toml") },
+    Recipe { name: "baselines/dpo.toml", text: include_str!("../../configs/baselines/dpo.toml") },
+    Recipe { name: "baselines/ipo.toml", text: include_str!("../../configs/baselines/ipo.toml") },
+    Recipe { name: "baselines/robust_dpo.toml", text: include_str!("../../configs/baselines/robust_dpo.toml") },
+    Recipe { name: "baselines/r_dpo.toml", text: include_str!("../../configs/baselines/r_dpo.toml") },
+    Recipe { name: "baselines/cpo.toml", text: include_str!("../../configs/baselines/cpo.toml") },
+    Recipe { name: "baselines/orpo.toml", text: include_str!("../../configs/baselines/orpo.toml") },
+    Recipe { name: "baselines/simpo.toml", text: include_str!("../../configs/baselines/simpo.toml") },
+    Recipe { name: "baselines/kto.toml", text: include_str!("../../configs/baselines/kto.toml") },
 ];
 
 impl Recipe {

@@ -4,8 +4,9 @@
 //! of a wrong type) is left out by the caller, so that one mistake is one problem.
 
 use super::keys::{list, nearest};
+use super::objective;
 use super::paths::{BUILTIN_TEMPLATES, CHECKPOINT_TEMPLATE, is_builtin, is_hub_id, is_template_file};
-use super::{Pooling, RetentionKind, RunConfig, ScheduleKind, Sides};
+use super::{ObjectiveKind, Pooling, RetentionKind, RunConfig, ScheduleKind, Sides};
 use std::path::Path;
 
 /// Pairs of which at most one key may be set.
@@ -13,7 +14,9 @@ pub(crate) const EXCLUSIVE: [[&str; 2]; 3] =
     [["train.epochs", "train.max_steps"], ["schedule.warmup_ratio", "schedule.warmup_steps"], ["eval.path", "eval.fraction"]];
 
 /// Keys that describe the value of another one: where `--set` replaces that value, what the file said about the old one goes with it.
-pub(crate) const DESCRIBED_BY: [(&str, &[&str]); 3] = [
+/// The same value again replaces nothing.
+pub(crate) const DESCRIBED_BY: [(&str, &[&str]); 4] = [
+    ("objective.kind", &objective::KEYS),
     ("model.path", &["model.revision"]),
     ("reference.path", &["reference.revision"]),
     ("data.path", &["data.revision", "data.sha256", "data.format", "data.split"]),
@@ -49,6 +52,15 @@ pub(crate) fn without_effect(config: &RunConfig) -> Vec<WithoutEffect> {
             found.extend(keys.iter().map(|key| WithoutEffect { key, chooser, why: why.into() }));
         }
     };
+    let kind = config.objective.kind;
+    for key in objective::KEYS {
+        let others = ObjectiveKind::that_read(key).iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ");
+        let why = format!("`objective.kind` is \"{}\"; remove it, or choose one that reads it: {others}", kind.name());
+        note(!kind.keys().contains(&key), &[key], "objective.kind", &why);
+    }
+    let of_mpo = ["signs.overshoot_share", "signs.stagnation_closed", "signs.bad_supervision_share"];
+    let why = format!("`objective.kind` is \"{}\", which pulls no gap to the dominant language's; remove it", kind.name());
+    note(kind != ObjectiveKind::Mpo, &of_mpo, "objective.kind", &why);
     let retention = config.retention.kind;
     let (states, weight) = (["retention.pooling", "retention.reduction"], ["retention.weight"]);
     note(
@@ -169,7 +181,28 @@ fn objective(config: &RunConfig, findings: &mut Findings) {
     findings.require(config.data.sides == Sides::Target || !kind.compares_with_dominant(), &["data.sides", "objective.kind"], || {
         format!("`objective.kind` \"{}\" compares each target pair with its dominant one: `data.sides` can only be \"target\"", kind.name())
     });
-    findings.positive("objective.beta", config.objective.beta);
+    let objective = &config.objective;
+    findings.positive("objective.beta", objective.beta);
+    let e = objective.label_smoothing;
+    findings.require((0.0..0.5).contains(&e), &["objective.label_smoothing"], || {
+        format!(
+            "`objective.label_smoothing` is {e}: the share of pairs with the wrong label must be at least 0 and below 0.5; from one half on, \
+             the labels say nothing, or the opposite"
+        )
+    });
+    for (key, value) in [
+        ("objective.length_weight", objective.length_weight),
+        ("objective.nll_weight", objective.nll_weight),
+        ("objective.gamma_beta_ratio", objective.gamma_beta_ratio),
+        ("objective.desirable_weight", objective.desirable_weight),
+        ("objective.undesirable_weight", objective.undesirable_weight),
+    ] {
+        findings.non_negative(key, value);
+    }
+    let weights = ["objective.desirable_weight", "objective.undesirable_weight"];
+    findings.require(objective.desirable_weight > 0.0 || objective.undesirable_weight > 0.0, &weights, || {
+        "`objective.desirable_weight` and `objective.undesirable_weight` are both 0: nothing would be learned".into()
+    });
     findings.non_negative("retention.weight", config.retention.weight);
     let padded = config.retention.kind == RetentionKind::Hidden && config.retention.pooling == Pooling::MeanPadded;
     let why = "`retention.pooling` \"mean_padded\" depends on what is padded together: it needs";

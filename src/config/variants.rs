@@ -57,7 +57,7 @@ impl BestIs {
     /// For a number whose name leaves no doubt. A reward gap does: the loss of MPO asks for a certain gap, not for the largest.
     pub fn of_metric(metric: &str) -> Option<Self> {
         match metric.strip_prefix("eval_")? {
-            "loss" | "mpo" | "retention" | "overshoot" => Some(Self::Lower),
+            "loss" | "objective" | "retention" | "overshoot" => Some(Self::Lower),
             "rewards/accuracies" | "rewards/margins" => Some(Self::Higher),
             _ => None,
         }
@@ -86,44 +86,6 @@ pub enum OnOverlong {
     Drop,
     /// The run does not start.
     Error,
-}
-
-/// `objective.kind`: the loss. Adding one takes its file in `objective/` and an arm in the matches below.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ObjectiveKind {
-    /// Multilingual reward gap optimisation, arXiv 2505.16869.
-    Mpo,
-}
-
-impl ObjectiveKind {
-    /// As in the configuration.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Mpo => "mpo",
-        }
-    }
-
-    /// Whether a row without a dominant pair has no loss under this objective.
-    pub fn compares_with_dominant(self) -> bool {
-        match self {
-            Self::Mpo => true,
-        }
-    }
-
-    /// Whether a row with one response has no loss under this objective.
-    pub fn compares_responses(self) -> bool {
-        match self {
-            Self::Mpo => true,
-        }
-    }
-
-    /// The retention that runs beside this objective when `retention.kind` is not set: the paper's for `mpo`, none for any other.
-    pub fn default_retention(self) -> RetentionKind {
-        match self {
-            Self::Mpo => RetentionKind::Hidden,
-        }
-    }
 }
 
 /// `objective.gap`: how two log-probabilities make a reward gap.
@@ -156,6 +118,17 @@ pub enum RetentionKind {
     Kl,
     /// No such term.
     None,
+}
+
+impl RetentionKind {
+    /// As `retention.kind` spells it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Hidden => "hidden",
+            Self::Kl => "kl",
+            Self::None => "none",
+        }
+    }
 }
 
 /// `retention.pooling`: which hidden state stands for a sequence.

@@ -63,12 +63,14 @@ pub struct EncodedRow {
     /// `None` in plain preference data.
     pub dominant: Option<EncodedPreference>,
     pub target: EncodedPreference,
+    /// The target prompt with answers to another, for a loss that asks for it ([`super::mismatch`]).
+    pub mismatched: Option<EncodedPreference>,
 }
 
 impl EncodedRow {
-    /// The pairs that are there: dominant, then target.
+    /// The pairs that are there: dominant, target, mismatched.
     pub fn pairs(&self) -> impl Iterator<Item = &EncodedPreference> {
-        self.dominant.iter().chain([&self.target])
+        self.dominant.iter().chain([&self.target]).chain(&self.mismatched)
     }
 
     /// The dominant pair, for who cannot do without.
@@ -205,7 +207,7 @@ impl Encoder {
     pub fn tokenize(&self, row: &PreferenceRow) -> Result<EncodedRow> {
         let side = |(side, preference)| self.tokenize_side(&row.id, side, preference);
         let dominant = row.dominant.as_ref().map(|dominant| side((Side::Dominant, dominant))).transpose()?;
-        Ok(EncodedRow { id: row.id.clone(), dominant, target: side((Side::Target, &row.target))? })
+        Ok(EncodedRow { id: row.id.clone(), dominant, target: side((Side::Target, &row.target))?, mismatched: None })
     }
 
     fn tokenize_side(&self, id: &str, side: Side, preference: &PreferencePair) -> Result<EncodedPreference> {
@@ -357,7 +359,7 @@ impl Encoded {
         match target {
             Fitted::Overlong { n_tokens } => Encoded::Overlong { id, n_tokens },
             Fitted::Within { preference: target, n_lost: n_target } => {
-                let row = EncodedRow { id, dominant, target };
+                let row = EncodedRow { id, dominant, target, mismatched: None };
                 if n_dominant + n_target == 0 { Encoded::Whole(row) } else { Encoded::Cut { row, n_lost: n_dominant + n_target } }
             }
         }

@@ -12,6 +12,7 @@ mod label;
 mod language;
 mod llamafactory;
 pub mod loader;
+pub mod mismatch;
 pub mod pair;
 mod parallel;
 mod parquet;

@@ -1,108 +1,103 @@
 //! Losses as pure functions of per-sequence scores: numbers in, numbers out.
 //!
-//! An objective is asked for one row at a time and told the totals of the optimizer batch, so the rows' shares add up to the batch's
-//! loss however the batch is cut into micro-batches. It answers with the row's share and its derivative with respect to the summed
-//! log-probability of each target response; the engine does the rest. Retention, a regulariser beside any objective, has its own file.
+//! A loss is asked for one row at a time and told the totals of the optimizer batch, so the rows' shares add up to the batch's loss however
+//! the batch is cut into micro-batches. It answers with the row's share and its derivative with respect to the summed log-probability of
+//! each target answer; the engine does the rest. Retention, a regulariser beside any loss, has its own file.
 //!
-//! A new loss is a file here, a variant of [`Objective`] and a line in each of its matches. Arithmetic is f64 throughout.
+//! In formulas `w` is the chosen answer, `l` the rejected one, `avg` a log-probability divided by its number of tokens, `l(z)` is
+//! `-log sigmoid(z)`, and `D` the log-ratio of the answers against the reference,
+//!
+//! ```text
+//! D = [log pi(y_w|x) - log pi_ref(y_w|x)] - [log pi(y_l|x) - log pi_ref(y_l|x)]
+//! ```
+//!
+//! A new loss is a file here, with the trait [`Loss`], and an arm of [`Objective::new`]; its name and keys are an arm of
+//! [`ObjectiveConfig::of`]. Arithmetic is f64 throughout.
 
+pub mod cpo;
+pub mod dpo;
+pub mod ipo;
+pub mod kto;
 pub mod mpo;
+pub mod orpo;
+pub mod r_dpo;
 pub mod retention;
+pub mod robust_dpo;
+mod scores;
+pub mod sft;
+pub mod simpo;
+#[cfg(test)]
+mod testing;
 
 use crate::config::{Gap, ObjectiveConfig, ObjectiveKind};
 use anyhow::Result;
-use mpo::Mpo;
+pub use scores::{BatchTotals, LogRatios, PairScores, ResponseScore, RowScores};
+use std::fmt::Debug;
+use std::ops::Deref;
+use std::sync::Arc;
 
-/// `log pi(y | x)` of one response and the number of tokens it sums over, end-of-turn tokens included. 0 of 0 tokens where the data has no
-/// such response.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct ResponseScore {
-    /// Sum over the response tokens, nats.
-    pub log_prob: f64,
-    pub n_tokens: usize,
-}
+/// A loss with its settings.
+pub trait Loss: Debug + Send + Sync {
+    /// What [`Loss::row`] reads: no other pass is run.
+    fn passes(&self) -> Passes;
 
-impl ResponseScore {
-    /// Adds up the log-probabilities of a response's tokens, in order.
-    pub fn from_tokens(log_probs: &[f32]) -> Self {
-        Self { log_prob: log_probs.iter().map(|&log_prob| f64::from(log_prob)).sum(), n_tokens: log_probs.len() }
-    }
+    /// One row's part in the loss of its batch.
+    ///
+    /// # Errors
+    /// A score that [`Loss::passes`] asks for is missing.
+    fn row(&self, scores: &RowScores, totals: &BatchTotals) -> Result<RowLoss>;
 
-    /// Whether the data has no such response.
-    pub fn is_absent(&self) -> bool {
-        self.n_tokens == 0
-    }
+    /// How the log reports the answers of a row.
+    fn reported(&self) -> Reported;
 
-    /// Mean log-probability of a token, nats; not a number for an absent response.
-    pub fn per_token(&self) -> f64 {
-        self.log_prob / self.n_tokens as f64
-    }
-
-    /// What a reward gap is the difference of.
-    fn reward(&self, gap: Gap) -> f64 {
-        match gap {
-            Gap::LengthNormalized => self.per_token(),
-            Gap::Sum => self.log_prob,
-        }
-    }
-
-    /// d reward / d log_prob.
-    fn reward_slope(&self, gap: Gap) -> f64 {
-        match gap {
-            Gap::LengthNormalized => 1.0 / self.n_tokens as f64,
-            Gap::Sum => 1.0,
-        }
+    /// The reward gap of the policy's target pair at which the row's loss is least, without beta; `None` for a loss that aims at none.
+    fn goal(&self, _scores: &RowScores) -> Option<f64> {
+        None
     }
 }
 
-/// Scores of the two answers to one prompt, under one model.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct PairScores {
-    pub chosen: ResponseScore,
-    pub rejected: ResponseScore,
-}
-
-impl PairScores {
-    /// Whether there are two responses to compare.
-    pub fn has_both(&self) -> bool {
-        !self.chosen.is_absent() && !self.rejected.is_absent()
-    }
-
-    /// [`Self::reward_gap`], where there are two responses.
-    pub fn known_gap(&self, gap: Gap) -> Option<f64> {
-        self.has_both().then(|| self.reward_gap(gap))
-    }
-
-    /// `RG = log pi(y_w|x) / |y_w| - log pi(y_l|x) / |y_l|`, or without the lengths for [`Gap::Sum`]. Of no meaning where a response is absent.
-    pub fn reward_gap(&self, gap: Gap) -> f64 {
-        self.chosen.reward(gap) - self.rejected.reward(gap)
-    }
-}
-
-/// Which scores an objective reads. The policy always scores the target pair: that is what training changes.
+/// Which scores a loss reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Passes {
+    /// The policy on the target pair, with gradients.
+    pub policy_target: Answers,
+    /// The policy on the dominant pair, without gradients.
     pub policy_dominant: bool,
     pub reference_dominant: bool,
+    /// Of the same answers as `policy_target`.
     pub reference_target: bool,
+    /// Policy and reference on each prompt with the answers of another, without gradients, before the rest of the batch.
+    pub mismatched: bool,
 }
 
-/// Everything that is known of one row. A score that [`Passes`] does not ask for may be absent.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct RowScores {
-    pub policy_target: PairScores,
-    pub policy_dominant: Option<PairScores>,
-    pub reference_dominant: Option<PairScores>,
-    pub reference_target: Option<PairScores>,
+/// Which answers of a target pair a loss scores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answers {
+    /// Both, and a row must have both.
+    Both,
+    /// The chosen one, which a row must have; the rejected one is not run.
+    Chosen,
+    /// Those that there are: one is enough.
+    Any,
 }
 
-/// Totals over the whole optimizer batch, known before its first micro-batch is computed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct BatchTotals {
-    pub n_rows: usize,
-    /// Response tokens of the target pairs.
-    pub n_chosen_tokens: usize,
-    pub n_rejected_tokens: usize,
+impl Passes {
+    /// Of a loss that compares both answers under the policy alone.
+    pub const POLICY_PAIR: Self = Self {
+        policy_target: Answers::Both,
+        policy_dominant: false,
+        reference_dominant: false,
+        reference_target: false,
+        mismatched: false,
+    };
+
+    /// Of a loss that compares both answers under the policy with both under the reference.
+    pub const LOG_RATIOS: Self = Self { reference_target: true, ..Self::POLICY_PAIR };
+
+    /// Whether the loss needs a reference at all.
+    pub fn reference(&self) -> bool {
+        self.reference_dominant || self.reference_target || self.mismatched
+    }
 }
 
 /// One row's part in the loss of its batch.
@@ -110,37 +105,105 @@ pub struct BatchTotals {
 pub struct RowLoss {
     /// The row's share: the shares of a batch's rows sum to its loss.
     pub share: f64,
-    /// d loss / d `log_prob` of the policy's chosen target response.
+    /// d loss / d `log_prob` of the policy's chosen target answer.
     pub d_chosen: f64,
-    /// d loss / d `log_prob` of the policy's rejected target response.
+    /// d loss / d `log_prob` of the policy's rejected target answer; 0 where it is not scored.
     pub d_rejected: f64,
 }
 
-/// A training objective with its settings.
+/// How the log reports the answers of a row: in the units that the loss compares them in, as TRL does.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Objective {
-    Mpo(Mpo),
+pub struct Reported {
+    /// Whether log-probabilities are sums or means over tokens.
+    pub log_prob: Gap,
+    /// A reward is beta times that log-probability, less the reference's where the loss reads it; `None` where no answers are compared.
+    pub beta: Option<f64>,
 }
 
+/// A number of each answer of a row.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PerAnswer {
+    /// `None` where the row has no such answer, or the loss does not read it.
+    pub chosen: Option<f64>,
+    pub rejected: Option<f64>,
+}
+
+impl PerAnswer {
+    /// `None` where an answer is absent.
+    pub fn margin(&self) -> Option<f64> {
+        Some(self.chosen? - self.rejected?)
+    }
+}
+
+/// The loss of a run.
+#[derive(Debug, Clone)]
+pub struct Objective(Arc<dyn Loss>);
+
 impl Objective {
+    /// The loss that the configuration names.
     pub fn new(config: &ObjectiveConfig) -> Self {
+        let &ObjectiveConfig { beta, label_smoothing, .. } = config;
         match config.kind {
-            ObjectiveKind::Mpo => Self::Mpo(Mpo { beta: config.beta, gap: config.gap, gap_target: config.gap_target }),
+            ObjectiveKind::Mpo => Self::from(mpo::Mpo { beta, gap: config.gap, gap_target: config.gap_target }),
+            ObjectiveKind::Sft => Self::from(sft::Sft),
+            ObjectiveKind::Dpo => Self::from(dpo::Dpo { beta, label_smoothing }),
+            ObjectiveKind::Ipo => Self::from(ipo::Ipo { beta, length_normalized: config.length_normalized }),
+            ObjectiveKind::RobustDpo => Self::from(robust_dpo::RobustDpo { beta, label_smoothing }),
+            ObjectiveKind::RDpo => Self::from(r_dpo::RDpo { beta, length_weight: config.length_weight }),
+            ObjectiveKind::Cpo => Self::from(cpo::Cpo { beta, nll_weight: config.nll_weight }),
+            ObjectiveKind::Orpo => Self::from(orpo::Orpo { beta }),
+            ObjectiveKind::Simpo => Self::from(simpo::Simpo { beta, gamma_beta_ratio: config.gamma_beta_ratio }),
+            ObjectiveKind::Kto => {
+                Self::from(kto::Kto { beta, desirable_weight: config.desirable_weight, undesirable_weight: config.undesirable_weight })
+            }
         }
     }
 
-    pub fn passes(&self) -> Passes {
-        match self {
-            Self::Mpo(mpo) => mpo.passes(),
-        }
+    /// The policy's log-probabilities of a row's answers, as the log reports them.
+    pub fn log_probs(&self, scores: &RowScores) -> PerAnswer {
+        let unit = self.reported().log_prob;
+        let value = |score: ResponseScore| (!score.is_absent()).then(|| score.value(unit));
+        PerAnswer { chosen: value(scores.policy_target.chosen), rejected: value(scores.policy_target.rejected) }
     }
 
-    /// Fails when a score that [`Objective::passes`] asks for is missing.
-    pub fn row(&self, scores: &RowScores, totals: &BatchTotals) -> Result<RowLoss> {
-        match self {
-            Self::Mpo(mpo) => mpo.row(scores, totals),
-        }
+    /// The rewards of a row's answers, as the log reports them; `None` for a loss that compares no answers.
+    pub fn rewards(&self, scores: &RowScores) -> Option<PerAnswer> {
+        let Reported { log_prob: unit, beta } = self.reported();
+        let beta = beta?;
+        let policy = self.log_probs(scores);
+        let reference = scores.reference_target.filter(|_| self.passes().reference_target);
+        let reward = |policy: Option<f64>, reference: Option<ResponseScore>| {
+            policy.map(|policy| beta * (policy - reference.map_or(0.0, |reference| reference.value(unit))))
+        };
+        Some(PerAnswer {
+            chosen: reward(policy.chosen, reference.map(|pair| pair.chosen)),
+            rejected: reward(policy.rejected, reference.map(|pair| pair.rejected)),
+        })
     }
+}
+
+impl<L: Loss + 'static> From<L> for Objective {
+    fn from(loss: L) -> Self {
+        Self(Arc::new(loss))
+    }
+}
+
+impl Deref for Objective {
+    type Target = dyn Loss;
+
+    fn deref(&self) -> &Self::Target {
+        &*self.0
+    }
+}
+
+/// `l(z) = -log sigmoid(z)`, without overflow.
+pub fn logistic_loss(z: f64) -> f64 {
+    (-z).max(0.0) + (-z.abs()).exp().ln_1p()
+}
+
+/// `1 / (1 + e^-z)`; also `-dl/dz` at `-z`.
+pub fn sigmoid(z: f64) -> f64 {
+    if z >= 0.0 { 1.0 / (1.0 + (-z).exp()) } else { z.exp() / (1.0 + z.exp()) }
 }
 
 #[cfg(test)]
@@ -148,19 +211,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reward_gap_by_hand() {
-        let pair =
-            PairScores { chosen: ResponseScore { log_prob: -6.0, n_tokens: 4 }, rejected: ResponseScore { log_prob: -5.0, n_tokens: 2 } };
-        assert_eq!(pair.reward_gap(Gap::LengthNormalized), -1.5 + 2.5);
-        assert_eq!(pair.reward_gap(Gap::Sum), -1.0);
-        let swapped = PairScores { chosen: pair.rejected, rejected: pair.chosen };
-        assert_eq!(swapped.reward_gap(Gap::LengthNormalized), -pair.reward_gap(Gap::LengthNormalized));
+    fn logistic_loss_and_sigmoid_by_hand() {
+        assert_eq!((logistic_loss(0.0), sigmoid(0.0)), (2f64.ln(), 0.5));
+        assert!((logistic_loss(3f64.ln()) - (4.0f64 / 3.0).ln()).abs() < 1e-15 && (sigmoid(3f64.ln()) - 0.75).abs() < 1e-15);
+        assert_eq!((logistic_loss(-1000.0), logistic_loss(1000.0)), (1000.0, 0.0));
+        assert_eq!((sigmoid(-1000.0), sigmoid(1000.0)), (0.0, 1.0));
     }
 
     #[test]
-    fn a_response_is_the_sum_of_its_tokens() {
-        let score = ResponseScore::from_tokens(&[-0.5, -1.25, -0.25]);
-        assert_eq!(score, ResponseScore { log_prob: -2.0, n_tokens: 3 });
-        assert_eq!(score.per_token(), -2.0 / 3.0);
+    fn rewards_follow_the_units_of_the_loss() {
+        let rewards = |kind| Objective::new(&ObjectiveConfig { beta: 0.5, ..ObjectiveConfig::of(kind) }).rewards(&testing::row());
+        // The row's sums are -4 (2 tokens) and -8 (4 tokens), the reference's -5 and -6.
+        let of = |chosen, rejected| Some(PerAnswer { chosen: Some(chosen), rejected: Some(rejected) });
+        assert_eq!(rewards(ObjectiveKind::Dpo), of(0.5, -1.0));
+        assert_eq!(rewards(ObjectiveKind::Ipo), of(0.5, -1.0), "TRL reports sums also where the loss takes means");
+        assert_eq!(rewards(ObjectiveKind::Kto), of(0.5, -1.0));
+        assert_eq!(rewards(ObjectiveKind::Cpo), of(-2.0, -4.0));
+        assert_eq!(rewards(ObjectiveKind::Simpo), of(-1.0, -1.0));
+        assert_eq!(rewards(ObjectiveKind::Orpo), of(-1.0, -1.0));
+        assert_eq!(rewards(ObjectiveKind::Mpo), of(-1.0, -1.0));
+        assert_eq!(rewards(ObjectiveKind::Sft), None);
     }
 }

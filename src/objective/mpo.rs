@@ -7,7 +7,7 @@
 //! With `gap_target = "policy"` (the ablation of the paper's Appendix H.3) the subtrahend is the policy's own dominant gap, held constant.
 //! The loss is two-sided: a row whose beta * RG_t exceeds RG_d is pushed towards the rejected answer.
 
-use super::{BatchTotals, Passes, RowLoss, RowScores};
+use super::{BatchTotals, Loss, PairScores, Passes, Reported, RowLoss, RowScores};
 use crate::config::{Gap, GapTarget};
 use anyhow::{Context, Result};
 
@@ -18,17 +18,17 @@ pub struct Mpo {
     pub gap_target: GapTarget,
 }
 
-impl Mpo {
-    pub fn passes(&self) -> Passes {
+impl Loss for Mpo {
+    fn passes(&self) -> Passes {
         let policy_dominant = self.gap_target == GapTarget::Policy;
-        Passes { policy_dominant, reference_dominant: !policy_dominant, reference_target: false }
+        Passes { policy_dominant, reference_dominant: !policy_dominant, ..Passes::POLICY_PAIR }
     }
 
-    pub fn row(&self, scores: &RowScores, totals: &BatchTotals) -> Result<RowLoss> {
-        let dominant = match self.gap_target {
-            GapTarget::Reference => scores.reference_dominant.context("MPO needs the reference's scores of the dominant pair")?,
-            GapTarget::Policy => scores.policy_dominant.context("MPO with `gap_target = \"policy\"` needs the policy's dominant pair")?,
-        };
+    fn row(&self, scores: &RowScores, totals: &BatchTotals) -> Result<RowLoss> {
+        let dominant = self.dominant(scores).with_context(|| match self.gap_target {
+            GapTarget::Reference => "MPO needs the reference's scores of the dominant pair",
+            GapTarget::Policy => "MPO with `gap_target = \"policy\"` needs the policy's dominant pair",
+        })?;
         let target = &scores.policy_target;
         let n_rows = totals.n_rows as f64;
 
@@ -37,22 +37,38 @@ impl Mpo {
         let d_gap = 2.0 * difference * self.beta / n_rows;
         Ok(RowLoss {
             share: difference * difference / n_rows,
-            d_chosen: d_gap * target.chosen.reward_slope(self.gap),
-            d_rejected: -d_gap * target.rejected.reward_slope(self.gap),
+            d_chosen: d_gap * target.chosen.slope(self.gap),
+            d_rejected: -d_gap * target.rejected.slope(self.gap),
         })
+    }
+
+    fn reported(&self) -> Reported {
+        Reported { log_prob: self.gap, beta: Some(self.beta) }
+    }
+
+    /// `RG_d / beta`
+    fn goal(&self, scores: &RowScores) -> Option<f64> {
+        Some(self.dominant(scores)?.reward_gap(self.gap) / self.beta)
+    }
+}
+
+impl Mpo {
+    /// The pair whose gap is aimed at.
+    fn dominant(&self, scores: &RowScores) -> Option<PairScores> {
+        match self.gap_target {
+            GapTarget::Reference => scores.reference_dominant,
+            GapTarget::Policy => scores.policy_dominant,
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::objective::{PairScores, ResponseScore};
+    use crate::objective::testing::{self, ONE_ROW};
 
     fn pair(chosen: f64, n_chosen: usize, rejected: f64, n_rejected: usize) -> PairScores {
-        PairScores {
-            chosen: ResponseScore { log_prob: chosen, n_tokens: n_chosen },
-            rejected: ResponseScore { log_prob: rejected, n_tokens: n_rejected },
-        }
+        testing::pair((chosen, n_chosen), (rejected, n_rejected))
     }
 
     fn scores(target: PairScores) -> RowScores {
@@ -68,8 +84,6 @@ mod tests {
         Mpo { beta, gap, gap_target }
     }
 
-    const ONE_ROW: BatchTotals = BatchTotals { n_rows: 1, n_chosen_tokens: 0, n_rejected_tokens: 0 };
-
     #[test]
     fn by_hand() {
         // RG_t = -4/2 + 8/4 = 0; RG_d = -2/4 + 6/3 = 1.5 under the reference, -3/3 + 9/3 = 2 under the policy.
@@ -81,6 +95,16 @@ mod tests {
         // Sums: RG_t = 4, RG_d = 4; beta 1.5 gives (6 - 4)^2, and the batch has two rows.
         let loss = mpo(1.5, Gap::Sum, GapTarget::Reference).row(&row, &BatchTotals { n_rows: 2, ..ONE_ROW }).unwrap();
         assert_eq!(loss, RowLoss { share: 2.0, d_chosen: 3.0, d_rejected: -3.0 });
+    }
+
+    #[test]
+    fn the_goal_has_no_loss() {
+        let row = scores(pair(-4.0, 2, -8.0, 4));
+        let objective = mpo(1.5, Gap::LengthNormalized, GapTarget::Reference);
+        // RG_d / beta = 1, and RG_t = -2/2 + 8/4 = 1.
+        assert_eq!(objective.goal(&row), Some(1.0));
+        assert_eq!(objective.row(&scores(pair(-2.0, 2, -8.0, 4)), &ONE_ROW).unwrap().share, 0.0);
+        assert_eq!(mpo(0.5, Gap::LengthNormalized, GapTarget::Policy).goal(&row), Some(4.0));
     }
 
     #[test]

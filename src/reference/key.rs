@@ -49,6 +49,11 @@ impl Provenance {
         })
     }
 
+    /// Of entries by the same model that keep no states.
+    pub fn of_scores(&self) -> Self {
+        Self { states: KeptStates::Nothing, pad_token: None, ..self.clone() }
+    }
+
     /// The key of `pair`'s two sequences: chosen, then rejected.
     pub fn keys(&self, pair: &EncodedPreference) -> Result<[String; 2]> {
         let n_longest = pair.longest_sequence();

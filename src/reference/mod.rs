@@ -4,10 +4,12 @@
 //! retention compares with. A sequence's scores depend on its tokens and on the frozen weights alone, so each is kept on disk under a hash
 //! of all that it depends on ([`Provenance`]): in a cache that runs share, and in the run's own folder, so that a resume needs nothing else.
 
+mod columns;
 mod entry;
 mod head;
 mod key;
 
+pub use columns::Columns;
 pub use head::FrozenHead;
 pub use key::{Provenance, weights_digest};
 

@@ -99,15 +99,8 @@ mod tests {
     use crate::train::measure::{Losses, RowMeasure};
 
     fn measured(loss: f64, gap: f64) -> Measurement {
-        let row = RowMeasure {
-            lang: "sw".into(),
-            reward_gap_target: Some(gap),
-            reward_gap_reference: Some(1.0),
-            reward_gap_wanted: Some(1.0),
-            chosen_per_token: Some(-1.0),
-            rejected_per_token: Some(-2.0),
-        };
-        Measurement::new(Losses { loss, mpo: loss, retention: 0.0 }, &[row], 1.0)
+        let row = RowMeasure { rejected_per_token: Some(-2.0), ..RowMeasure::with_gap("sw", gap, 1.0) };
+        Measurement::new(Losses { loss, objective: loss, retention: 0.0 }, &[row])
     }
 
     fn contest(best: &str, best_is: Option<BestIs>) -> Result<Option<Contest>> {

@@ -30,7 +30,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Version of `trainer/`: a run goes on from its own version only.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Larger models are sharded, as `save_pretrained` does by default.
 const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 const MANIFEST: &str = "trainer/manifest.json";
@@ -320,15 +320,8 @@ mod tests {
     }
 
     fn state(step: usize) -> TrainerState {
-        let row = RowMeasure {
-            lang: "sw".into(),
-            reward_gap_target: Some(0.1),
-            reward_gap_reference: Some(1.0),
-            reward_gap_wanted: Some(1.0),
-            chosen_per_token: Some(-1.0),
-            rejected_per_token: Some(-2.0),
-        };
-        let train = Measurement::new(Losses { loss: 0.81, mpo: 0.81, retention: 0.0 }, &[row], 1.0);
+        let row = RowMeasure::with_gap("sw", 0.1, 1.0);
+        let train = Measurement::new(Losses { loss: 0.81, objective: 0.81, retention: 0.0 }, &[row]);
         let loader = LoaderState { epoch: 1, position: 2, seed: 3, n_rows: 4 };
         let start = Measured { train, held_out: None, dominant: BTreeMap::new() };
         TrainerState {

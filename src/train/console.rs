@@ -1,5 +1,6 @@
 //! What a person sees of a run, on stderr: a progress bar where it is a terminal, now and then a line where it is not.
 
+use super::measure::Means;
 use super::metrics::StepLine;
 use crate::progress::say;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -36,8 +37,7 @@ impl Console {
         self.bar.set_position(line.step as u64);
         // A warm-up begins with no rate at all, and `0.00e0` is no way to write that.
         let lr = if line.lr == 0.0 { "0".into() } else { format!("{:.2e}", line.lr) };
-        let numbers =
-            format!("loss {:.4}  gap {:+.3} (goal {:+.3})  lr {lr}", line.loss, line.reward_gap_target, line.reward_gap_reference);
+        let numbers = format!("loss {:.4}{}  lr {lr}", line.loss, progress(&line.means));
         if self.is_terminal {
             self.bar.set_message(numbers);
             return;
@@ -62,5 +62,15 @@ impl Console {
     /// Takes the bar away.
     pub fn finish(&self) {
         self.bar.finish_and_clear();
+    }
+}
+
+/// What the loss is about, in a few words: the way to its goal; the margin that it widens; or how likely the answers are that it teaches.
+fn progress(means: &Means) -> String {
+    match means {
+        Means { goal, reward_gap_target: gap, .. } if !goal.is_nan() => format!("  gap {gap:+.3} (goal {goal:+.3})"),
+        Means { margin, accuracy, .. } if !margin.is_nan() => format!("  margin {margin:+.3} ({:.0} % right)", 100.0 * accuracy),
+        Means { chosen_per_token: chosen, .. } if !chosen.is_nan() => format!("  chosen {chosen:+.3} a token"),
+        _ => String::new(),
     }
 }

@@ -2,14 +2,17 @@
 
 use super::clip::gradient_norm;
 use super::measure::{DominantGap, Losses, Measurement, RowMeasure};
-use super::step::{BatchOutcome, DominantPasses, Gradients, StepSettings, evaluate_batch, evaluate_first_batch};
+use super::step::{
+    BatchOutcome, DominantPasses, Gradients, StepSettings, batch_totals, evaluate_batch, evaluate_first_batch, evaluate_first_part,
+    evaluate_part,
+};
 use crate::config::{Pooling, RetentionKind};
 use crate::data::encode::{EncodedPreference, EncodedRow};
 use crate::data::loader::dominant_numbers;
 use crate::model::decoder::Decoder;
 use crate::objective::PairScores;
 use crate::progress::Progress;
-use crate::reference::FrozenScores;
+use crate::reference::Columns;
 use crate::scoring::{self, KeptStates, ScoredPair};
 use anyhow::Result;
 use std::collections::{BTreeMap, HashSet};
@@ -32,12 +35,19 @@ pub fn probe_rows(rows: &[EncodedRow]) -> Vec<usize> {
 
 /// Whether the policy still is the reference, so that retention must be 0: a self-test that costs nothing.
 pub enum PolicyIs<'a> {
-    Trained(&'a FrozenScores),
+    Trained(&'a Columns),
     /// Reference entries that fail the test are scored anew.
-    TheReference(&'a mut FrozenScores),
+    TheReference(&'a mut Columns),
 }
 
 impl PolicyIs<'_> {
+    fn reference(&self) -> &Columns {
+        match self {
+            PolicyIs::Trained(reference) => reference,
+            PolicyIs::TheReference(reference) => reference,
+        }
+    }
+
     fn again(&mut self) -> PolicyIs<'_> {
         match self {
             PolicyIs::Trained(reference) => PolicyIs::Trained(reference),
@@ -55,42 +65,41 @@ pub fn evaluate(
     gradients: Gradients,
 ) -> Result<BatchOutcome> {
     match is {
-        PolicyIs::Trained(reference) => evaluate_batch(policy, rows, Some(reference), settings, gradients),
+        PolicyIs::Trained(reference) => evaluate_batch(policy, rows, reference, settings, gradients),
         PolicyIs::TheReference(reference) => Ok(evaluate_first_batch(policy, rows, reference, settings, gradients)?.outcome),
     }
 }
 
 /// Gradient norms of the objective and of the weighted retention, each alone. Leaves the gradients of the latter in the buffers.
-pub fn term_norms(policy: &Decoder, rows: &[&EncodedRow], reference: &FrozenScores, settings: &StepSettings) -> Result<[f64; 2]> {
+pub fn term_norms(policy: &Decoder, rows: &[&EncodedRow], reference: &Columns, settings: &StepSettings) -> Result<[f64; 2]> {
     let norm = |gradients| {
         policy.zero_gradients()?;
-        evaluate_batch(policy, rows, Some(reference), settings, gradients)?;
+        evaluate_batch(policy, rows, reference, settings, gradients)?;
         gradient_norm(policy.parameters())
     };
     Ok([norm(Gradients::ObjectiveOnly)?, norm(Gradients::RetentionOnly)?])
 }
 
-/// Measures the policy on `rows`.
-pub fn measure(policy: &Decoder, rows: &[&EncodedRow], mut is: PolicyIs<'_>, settings: &StepSettings, beta: f64) -> Result<Measurement> {
+/// Measures the policy on `rows`, as one batch: losses do not depend on how it is cut.
+pub fn measure(policy: &Decoder, rows: &[&EncodedRow], mut is: PolicyIs<'_>, settings: &StepSettings) -> Result<Measurement> {
     let settings = measuring(settings);
     let mut measures = Vec::with_capacity(rows.len());
-    let mut sums = Losses { loss: 0.0, mpo: 0.0, retention: 0.0 };
+    let mut losses = Losses { loss: 0.0, objective: 0.0, retention: 0.0 };
     let progress = Progress::new("measuring", rows.len());
+    let totals = batch_totals(policy, rows, is.reference(), &settings)?.totals;
     for rows in rows.chunks(settings.micro_batch_size) {
-        let outcome = evaluate(policy, rows, is.again(), &settings, Gradients::None)?;
-        let losses = Losses::of(&outcome);
-        let n_rows = rows.len() as f64;
-        sums.loss += n_rows * losses.loss;
-        sums.mpo += n_rows * losses.mpo;
-        sums.retention += n_rows * losses.retention;
-        for (row, outcome) in rows.iter().zip(&outcome.rows) {
-            measures.push(RowMeasure::new(row, outcome));
-        }
+        let part = match is.again() {
+            PolicyIs::Trained(reference) => evaluate_part(policy, rows, &totals, reference, &settings, Gradients::None)?,
+            PolicyIs::TheReference(reference) => evaluate_first_part(policy, rows, &totals, reference, &settings, Gradients::None)?.outcome,
+        };
+        let of_part = Losses::of(&part);
+        losses.loss += of_part.loss;
+        losses.objective += of_part.objective;
+        losses.retention += of_part.retention;
+        measures.extend(rows.iter().zip(&part.rows).map(|(row, outcome)| RowMeasure::new(row, outcome)));
         progress.advance(rows.len());
     }
-    let n_rows = rows.len() as f64;
-    let losses = Losses { loss: sums.loss / n_rows, mpo: sums.mpo / n_rows, retention: sums.retention / n_rows };
-    Ok(Measurement::new(losses, &measures, beta))
+    Ok(Measurement::new(losses, &measures))
 }
 
 /// The settings of [`measure`]: rows that share a dominant pair need its pass once, unless the value depends on what is padded together.
@@ -134,7 +143,7 @@ mod tests {
         let response = |token| Response { tokens: vec![token], n_end_tokens: 0 };
         let side =
             |lang: &str, token| EncodedPreference { lang: lang.into(), prompt: vec![token], chosen: response(1), rejected: response(2) };
-        EncodedRow { id: format!("{dominant}/{lang}"), dominant: Some(side("en", dominant)), target: side(lang, 9) }
+        EncodedRow { id: format!("{dominant}/{lang}"), dominant: Some(side("en", dominant)), target: side(lang, 9), mismatched: None }
     }
 
     #[test]

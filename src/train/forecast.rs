@@ -1,5 +1,6 @@
 //! What a prepared run will compute and hold: its own rows in its own batches, counted before anything large is loaded.
 
+use super::columns::{Reads, Wanted};
 use super::evaluate::{distinct_dominant, measuring, probe_rows};
 use super::prepare::Prepared;
 use super::run::N_TERM_NORMS;
@@ -154,7 +155,7 @@ fn workload(prepared: &Prepared, config: &RunConfig, n_taken: Option<usize>) -> 
     let batches = batches.par_iter().map(of_batch).collect();
 
     let all: Vec<&EncodedRow> = train.iter().chain(held_out).collect();
-    let scored = if n_taken.is_some() { Vec::new() } else { distinct_dominant(&all) };
+    let wanted = if n_taken.is_some() { Wanted::default() } else { Wanted::of(&all, Reads::of(config)) };
     let states = KeptStates::of(&config.retention);
     let score = |pairs: &[&EncodedPreference], states| {
         let (batch, spans) = scoring::pack(pairs, states, *pad_token);
@@ -170,7 +171,10 @@ fn workload(prepared: &Prepared, config: &RunConfig, n_taken: Option<usize>) -> 
     let n_within = config.eval.every_steps.map_or(0, |every| n_steps.saturating_sub(1) / every);
     let n_repeated = if config.retention.kind == RetentionKind::None || n_taken.is_some() { 0 } else { N_TERM_NORMS.min(n_steps) };
     Ok(Workload {
-        scoring: split_by_tokens(&scored).into_iter().map(|pairs| score(pairs, states)).collect(),
+        scoring: [(&wanted.dominant, states), (&wanted.target, KeptStates::Nothing)]
+            .into_iter()
+            .flat_map(|(pairs, states)| split_by_tokens(pairs).into_iter().map(move |pairs| score(pairs, states)))
+            .collect(),
         // The training rows before, once within and after the run.
         measuring: vec![(3, measure(&probe)), (2 + n_within, measure(&held_out.iter().collect::<Vec<_>>())), (2, dominant_gaps)],
         batches,
@@ -182,7 +186,7 @@ fn workload(prepared: &Prepared, config: &RunConfig, n_taken: Option<usize>) -> 
 /// Values of the reference that are kept: its states of every distinct dominant sequence, and its head for `kl`.
 fn n_reference_values(rows: &[&EncodedRow], prepared: &Prepared, config: &RunConfig) -> usize {
     let (hidden_size, vocab_size) = (prepared.description.hidden_size, prepared.description.vocab_size);
-    let pairs = distinct_dominant(rows);
+    let pairs = Wanted::of(rows, Reads::of(config)).dominant;
     match KeptStates::of(&config.retention) {
         KeptStates::Nothing => 0,
         KeptStates::Pooled(_) => 2 * pairs.len() * hidden_size,

@@ -4,7 +4,7 @@
 
 use super::step::{BatchOutcome, RowOutcome};
 use crate::data::encode::EncodedRow;
-use crate::objective::ResponseScore;
+use crate::objective::{PerAnswer, ResponseScore};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
 
@@ -17,8 +17,11 @@ pub struct RowMeasure {
     pub reward_gap_target: Option<f64>,
     /// `RG(reference, dominant pair)`.
     pub reward_gap_reference: Option<f64>,
-    /// What the loss wants beta times the target gap to be: the reference's dominant gap, or the policy's with `gap_target = "policy"`.
-    pub reward_gap_wanted: Option<f64>,
+    /// The target gap at which the row's loss is least, where the loss has such a goal.
+    pub goal: Option<f64>,
+    /// In the units of the loss: see [`Reported`](crate::objective::Reported).
+    pub log_probs: PerAnswer,
+    pub rewards: Option<PerAnswer>,
     /// Mean log-probability of a token of the chosen and of the rejected target answer, nats.
     pub chosen_per_token: Option<f64>,
     pub rejected_per_token: Option<f64>,
@@ -31,9 +34,29 @@ impl RowMeasure {
             lang: row.target.lang.clone(),
             reward_gap_target: outcome.reward_gap_target,
             reward_gap_reference: outcome.reward_gap_reference,
-            reward_gap_wanted: outcome.reward_gap_dominant.or(outcome.reward_gap_reference),
+            goal: outcome.goal,
+            log_probs: outcome.log_probs,
+            rewards: outcome.rewards,
             chosen_per_token: per_token(outcome.target.chosen),
             rejected_per_token: per_token(outcome.target.rejected),
+        }
+    }
+}
+
+#[cfg(test)]
+impl RowMeasure {
+    /// A row of MPO with beta 1: its chosen answer has -1 nat a token.
+    pub fn with_gap(lang: &str, gap: f64, goal: f64) -> Self {
+        let answers = PerAnswer { chosen: Some(-1.0), rejected: Some(-1.0 - gap) };
+        Self {
+            lang: lang.into(),
+            reward_gap_target: Some(gap),
+            reward_gap_reference: Some(goal),
+            goal: Some(goal),
+            log_probs: answers,
+            rewards: Some(answers),
+            chosen_per_token: answers.chosen,
+            rejected_per_token: answers.rejected,
         }
     }
 }
@@ -51,15 +74,26 @@ pub struct Means {
     pub reward_gap_target: f64,
     #[serde(deserialize_with = "null_is_nan")]
     pub reward_gap_reference: f64,
-    /// What the loss wants beta times the target gap to be.
+    /// The target gap at which the loss is least.
     #[serde(deserialize_with = "null_is_nan")]
-    pub reward_gap_wanted: f64,
-    /// Share of rows with a positive target gap.
-    #[serde(deserialize_with = "null_is_nan")]
-    pub accuracy: f64,
-    /// Share of rows whose target gap exceeds what the loss asks for (beta RG_t > RG_d): it is pushed down.
+    pub goal: f64,
+    /// Share of rows whose target gap exceeds that (for MPO beta RG_t > RG_d): it is pushed down.
     #[serde(deserialize_with = "null_is_nan")]
     pub overshoot: f64,
+    /// In the units of the loss.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub chosen_log_prob: f64,
+    #[serde(deserialize_with = "null_is_nan")]
+    pub rejected_log_prob: f64,
+    #[serde(deserialize_with = "null_is_nan")]
+    pub chosen_reward: f64,
+    #[serde(deserialize_with = "null_is_nan")]
+    pub rejected_reward: f64,
+    #[serde(deserialize_with = "null_is_nan")]
+    pub margin: f64,
+    /// Share of rows with a positive margin.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub accuracy: f64,
     #[serde(deserialize_with = "null_is_nan")]
     pub chosen_per_token: f64,
     #[serde(deserialize_with = "null_is_nan")]
@@ -68,7 +102,7 @@ pub struct Means {
 
 impl Means {
     /// Sums in the order of `rows`.
-    pub fn of<'a>(rows: impl Iterator<Item = &'a RowMeasure> + Clone, beta: f64) -> Self {
+    pub fn of<'a>(rows: impl Iterator<Item = &'a RowMeasure> + Clone) -> Self {
         let n_rows = rows.clone().count();
         let mean = |value: &dyn Fn(&RowMeasure) -> Option<f64>| {
             let (sum, n) = rows.clone().filter_map(value).fold((0.0, 0usize), |(sum, n), value| (sum + value, n + 1));
@@ -79,23 +113,28 @@ impl Means {
             n_rows,
             reward_gap_target: mean(&|row| row.reward_gap_target),
             reward_gap_reference: mean(&|row| row.reward_gap_reference),
-            reward_gap_wanted: mean(&|row| row.reward_gap_wanted),
-            accuracy: share(&|row| Some(row.reward_gap_target? > 0.0)),
-            overshoot: share(&|row| Some(beta * row.reward_gap_target? > row.reward_gap_wanted?)),
+            goal: mean(&|row| row.goal),
+            overshoot: share(&|row| Some(row.reward_gap_target? > row.goal?)),
+            chosen_log_prob: mean(&|row| row.log_probs.chosen),
+            rejected_log_prob: mean(&|row| row.log_probs.rejected),
+            chosen_reward: mean(&|row| row.rewards?.chosen),
+            rejected_reward: mean(&|row| row.rewards?.rejected),
+            margin: mean(&|row| row.rewards?.margin()),
+            accuracy: share(&|row| Some(row.rewards?.margin()? > 0.0)),
             chosen_per_token: mean(&|row| row.chosen_per_token),
             rejected_per_token: mean(&|row| row.rejected_per_token),
         }
     }
 }
 
-/// The loss and its terms, means over rows.
+/// The loss and its terms, over some rows.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Losses {
-    /// `mpo + weight * retention`.
+    /// `objective + weight * retention`.
     #[serde(deserialize_with = "null_is_nan")]
     pub loss: f64,
     #[serde(deserialize_with = "null_is_nan")]
-    pub mpo: f64,
+    pub objective: f64,
     /// Unweighted; 0 in a run without the term.
     #[serde(deserialize_with = "null_is_nan")]
     pub retention: f64,
@@ -103,7 +142,7 @@ pub struct Losses {
 
 impl Losses {
     pub fn of(outcome: &BatchOutcome) -> Self {
-        Self { loss: outcome.loss, mpo: outcome.objective, retention: outcome.retention.unwrap_or(0.0) }
+        Self { loss: outcome.loss, objective: outcome.objective, retention: outcome.retention.unwrap_or(0.0) }
     }
 }
 
@@ -119,16 +158,16 @@ pub struct Measurement {
 
 impl Measurement {
     /// `losses` are means over the same rows.
-    pub fn new(losses: Losses, rows: &[RowMeasure], beta: f64) -> Self {
-        let of_language = |lang: &String| Means::of(rows.iter().filter(|row| row.lang == *lang), beta);
+    pub fn new(losses: Losses, rows: &[RowMeasure]) -> Self {
+        let of_language = |lang: &String| Means::of(rows.iter().filter(|row| row.lang == *lang));
         let languages = rows.iter().map(|row| (row.lang.clone(), of_language(&row.lang))).collect();
-        Self { losses, all: Means::of(rows.iter(), beta), languages }
+        Self { losses, all: Means::of(rows.iter()), languages }
     }
 
     /// What one batch says.
-    pub fn of_batch(rows: &[&EncodedRow], outcome: &BatchOutcome, beta: f64) -> Self {
+    pub fn of_batch(rows: &[&EncodedRow], outcome: &BatchOutcome) -> Self {
         let measures: Vec<RowMeasure> = rows.iter().zip(&outcome.rows).map(|(row, outcome)| RowMeasure::new(row, outcome)).collect();
-        Self::new(Losses::of(outcome), &measures, beta)
+        Self::new(Losses::of(outcome), &measures)
     }
 }
 
@@ -156,20 +195,13 @@ mod tests {
     use super::*;
 
     fn row(lang: &str, gap: f64) -> RowMeasure {
-        RowMeasure {
-            lang: lang.into(),
-            reward_gap_target: Some(gap),
-            reward_gap_reference: Some(1.0),
-            reward_gap_wanted: Some(1.0),
-            chosen_per_token: Some(-1.0),
-            rejected_per_token: Some(-1.0 - gap),
-        }
+        RowMeasure::with_gap(lang, gap, 1.0)
     }
 
     #[test]
     fn what_is_not_a_number_survives_a_checkpoint() {
-        let losses = Losses { loss: f64::NAN, mpo: f64::NAN, retention: 0.5 };
-        let json = serde_json::to_string(&Measurement::new(losses, &[row("sw", f64::NAN)], 1.0)).unwrap();
+        let losses = Losses { loss: f64::NAN, objective: f64::NAN, retention: 0.5 };
+        let json = serde_json::to_string(&Measurement::new(losses, &[row("sw", f64::NAN)])).unwrap();
         let read: Measurement = serde_json::from_str(&json).unwrap();
         assert!(read.losses.loss.is_nan() && read.all.reward_gap_target.is_nan() && read.languages["sw"].rejected_per_token.is_nan());
         assert_eq!((read.losses.retention, read.all.chosen_per_token), (0.5, -1.0));
@@ -177,15 +209,16 @@ mod tests {
 
     #[test]
     fn what_a_row_does_not_have_is_left_out_of_the_means() {
-        let no_answer = RowMeasure { reward_gap_target: None, rejected_per_token: None, ..row("sw", 0.5) };
-        let plain = |row| RowMeasure { reward_gap_reference: None, reward_gap_wanted: None, ..row };
-        let losses = Losses { loss: 1.0, mpo: 1.0, retention: 0.0 };
-        let measurement = Measurement::new(losses, &[plain(row("sw", 0.5)), plain(no_answer.clone()), plain(row("sw", -1.5))], 1.0);
+        let mut no_answer = RowMeasure { reward_gap_target: None, rejected_per_token: None, ..row("sw", 0.5) };
+        no_answer.rewards.as_mut().unwrap().rejected = None;
+        let plain = |row| RowMeasure { reward_gap_reference: None, goal: None, ..row };
+        let losses = Losses { loss: 1.0, objective: 1.0, retention: 0.0 };
+        let measurement = Measurement::new(losses, &[plain(row("sw", 0.5)), plain(no_answer.clone()), plain(row("sw", -1.5))]);
         let all = &measurement.all;
         assert_eq!((all.n_rows, all.reward_gap_target, all.accuracy, all.chosen_per_token), (3, -0.5, 0.5, -1.0));
         assert_eq!(all.rejected_per_token, (-1.5 + 0.5) / 2.0);
-        assert!(all.reward_gap_wanted.is_nan() && all.overshoot.is_nan());
-        let nothing = Measurement::new(losses, &[plain(no_answer)], 1.0);
+        assert!(all.goal.is_nan() && all.overshoot.is_nan());
+        let nothing = Measurement::new(losses, &[plain(no_answer)]);
         let read: Measurement = serde_json::from_str(&serde_json::to_string(&nothing).unwrap()).unwrap();
         assert!(read.all.accuracy.is_nan() && read.all.overshoot.is_nan(), "they survive a checkpoint");
     }
@@ -193,11 +226,11 @@ mod tests {
     #[test]
     fn means_by_language() {
         let measurement =
-            Measurement::new(Losses { loss: 3.0, mpo: 2.0, retention: 1.0 }, &[row("sw", -0.5), row("bn", 0.25), row("sw", 1.5)], 2.0);
+            Measurement::new(Losses { loss: 3.0, objective: 2.0, retention: 1.0 }, &[row("sw", -0.5), row("bn", 0.25), row("sw", 1.5)]);
         assert_eq!(measurement.languages.keys().collect::<Vec<_>>(), ["bn", "sw"]);
         let sw = &measurement.languages["sw"];
         assert_eq!((sw.n_rows, sw.reward_gap_target, sw.accuracy, sw.overshoot), (2, 0.5, 0.5, 0.5));
-        assert_eq!(measurement.languages["bn"].overshoot, 0.0, "2 * 0.25 is below 1");
+        assert_eq!(measurement.languages["bn"].overshoot, 0.0, "0.25 is below 1");
         assert_eq!(measurement.all.n_rows, 3);
         assert_eq!(measurement.all.rejected_per_token, -(0.5 + 1.25 + 2.5) / 3.0);
     }

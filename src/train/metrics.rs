@@ -1,13 +1,16 @@
 //! One line of `metrics.jsonl`.
 //!
-//! Values are those before the update, over the whole batch; gaps are without beta. Beside the fixed keys stand the batch's languages
-//! (`reward_gap_target/sw`), and on some lines what was measured on other rows with the same weights: `eval_…` on held-out rows, `probe_…`
-//! on fixed training rows (see [`super::evaluate`]), `grad_norm_mpo` and `grad_norm_retention` on the first steps; and what failure signs
-//! are judged by: `overshoot`, `bad_supervision`, `displacement/sw`, `gap_closed/sw`. How well the machine was used stands in
+//! Values are those before the update, over the whole batch; gaps are without beta. Beside the fixed keys stand those that the loss has
+//! numbers for: `rewards/chosen`, `rewards/rejected`, `rewards/margins`, `rewards/accuracies`, `logps/chosen` and `logps/rejected` mean what
+//! they do in TRL, in the units of the loss ([`Reported`](crate::objective::Reported)), `kl` is KTO's z; `reward_gap_target` and
+//! `reward_gap_reference` are the paper's. Then the batch's languages (`reward_gap_target/sw`), and on some lines what was measured on other
+//! rows with the same weights: `eval_…` on held-out rows, `probe_…` on fixed training rows (see [`super::evaluate`]), `grad_norm_objective` and
+//! `grad_norm_retention` on the first steps; and what failure signs are judged by: `overshoot`, `bad_supervision`, `displacement/sw`,
+//! `gap_closed/sw`. How well the machine was used stands in
 //! `flops_per_second` (what the batch takes by `plan::work`, over the step's wall time), `gemm_share` (that over the rate of matrix products
 //! measured at the start) and `share/forward`, … (a phase's share of the step).
 
-use super::measure::Measurement;
+use super::measure::{Means, Measurement};
 use super::phases::PHASES;
 use super::signs::Trend;
 use serde::Serialize;
@@ -22,16 +25,13 @@ pub struct StepLine {
     /// Passes over the data when the step is done.
     pub epoch: f64,
     pub loss: f64,
-    pub mpo: f64,
+    /// The loss without retention.
+    pub objective: f64,
     /// Unweighted.
     pub retention: f64,
     /// Before clipping.
     pub grad_norm: f64,
     pub lr: f64,
-    pub reward_gap_target: f64,
-    pub reward_gap_reference: f64,
-    #[serde(rename = "rewards/accuracies")]
-    pub accuracy: f64,
     /// Of the policy, as if nothing were shared.
     pub tokens: usize,
     pub tokens_computed: usize,
@@ -39,10 +39,11 @@ pub struct StepLine {
     pub seconds: f64,
     pub tokens_per_second: f64,
     pub peak_rss_bytes: u64,
-    /// Share of rows with beta RG_t > RG_d.
-    pub overshoot: f64,
     #[serde(flatten)]
     pub more: Map<String, Value>,
+    /// For the console; `more` holds what there is of them.
+    #[serde(skip)]
+    pub means: Means,
 }
 
 /// Whether a key of `metrics.jsonl` depends on the clock or on the machine: all others are equal in equal runs.
@@ -79,7 +80,31 @@ pub fn add_use(line: &mut Map<String, Value>, used: &Use) {
 /// Adds each target language's gap: `reward_gap_target/sw`.
 pub fn add_languages(line: &mut Map<String, Value>, prefix: &str, measured: &Measurement) {
     for (lang, means) in &measured.languages {
-        line.insert(format!("{prefix}reward_gap_target/{lang}"), means.reward_gap_target.into());
+        add_known(line, format!("{prefix}reward_gap_target/{lang}"), means.reward_gap_target);
+    }
+}
+
+/// Adds means over rows, those that there are.
+pub fn add_means(line: &mut Map<String, Value>, prefix: &str, means: &Means) {
+    for (key, value) in [
+        ("reward_gap_target", means.reward_gap_target),
+        ("reward_gap_reference", means.reward_gap_reference),
+        ("overshoot", means.overshoot),
+        ("rewards/chosen", means.chosen_reward),
+        ("rewards/rejected", means.rejected_reward),
+        ("rewards/margins", means.margin),
+        ("rewards/accuracies", means.accuracy),
+        ("logps/chosen", means.chosen_log_prob),
+        ("logps/rejected", means.rejected_log_prob),
+    ] {
+        add_known(line, format!("{prefix}{key}"), value);
+    }
+}
+
+/// A mean that is not a number is one over no rows.
+fn add_known(line: &mut Map<String, Value>, key: String, value: f64) {
+    if !value.is_nan() {
+        line.insert(key, value.into());
     }
 }
 
@@ -91,20 +116,16 @@ pub fn add_trends(line: &mut Map<String, Value>, trends: &BTreeMap<String, Trend
     }
 }
 
-/// Adds a measurement under a prefix: losses, gaps, and the answers' mean log-probabilities by language.
+/// Adds a measurement under a prefix: losses, gaps, rewards, and the answers' mean log-probabilities by language.
 pub fn add_measurement(line: &mut Map<String, Value>, prefix: &str, measured: &Measurement) {
     let Measurement { losses, all, languages } = measured;
-    let mut add = |key: &str, value: f64| line.insert(format!("{prefix}{key}"), value.into());
-    add("loss", losses.loss);
-    add("mpo", losses.mpo);
-    add("retention", losses.retention);
-    add("reward_gap_target", all.reward_gap_target);
-    add("reward_gap_reference", all.reward_gap_reference);
-    add("rewards/accuracies", all.accuracy);
-    add("overshoot", all.overshoot);
+    for (key, value) in [("loss", losses.loss), ("objective", losses.objective), ("retention", losses.retention)] {
+        line.insert(format!("{prefix}{key}"), value.into());
+    }
+    add_means(line, prefix, all);
     for (lang, means) in languages {
-        add(&format!("chosen_per_token/{lang}"), means.chosen_per_token);
-        add(&format!("rejected_per_token/{lang}"), means.rejected_per_token);
+        add_known(line, format!("{prefix}chosen_per_token/{lang}"), means.chosen_per_token);
+        add_known(line, format!("{prefix}rejected_per_token/{lang}"), means.rejected_per_token);
     }
     add_languages(line, prefix, measured);
 }

@@ -10,6 +10,7 @@ pub mod best;
 pub mod checkpoint;
 pub mod claim;
 pub mod clip;
+pub mod columns;
 pub mod console;
 pub mod evaluate;
 pub mod folder;

@@ -4,18 +4,21 @@
 //! What it will need is the next question ([`super::forecast`]). `--dry-run` stops after both.
 
 use super::checkpoint::Found;
+use super::columns::Reads;
 use crate::config::{
     ActivationCheckpointing, ConfigError, DataConfig, DataFormat, EvalConfig, OutputDtype, Pooling, RetentionConfig, RetentionKind,
     RunConfig,
 };
 use crate::data::encode::{EncodeReport, EncodedRow, Encoder};
 use crate::data::loader::{Loader, dominant_numbers, hold_out};
+use crate::data::mismatch;
 use crate::device;
 use crate::digest::hex;
 use crate::hub;
 use crate::model::description::DecoderDescription;
 use crate::model::family;
 use crate::model::weights::{self, SavedDtype};
+use crate::objective::{Answers, Objective};
 use crate::scoring::KeptStates;
 use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
@@ -49,6 +52,7 @@ impl Prepared {
     pub fn new(config: RunConfig, checkpoint: Option<&Found>) -> Result<Self> {
         device::select(&config.hardware)?;
         check_eval(&config)?;
+        check_reference_is_read(&config)?;
         let model_dir = match checkpoint {
             Some(found) => found.dir.clone(),
             None => hub::resolve_model(&config.model.path, config.model.revision.as_deref())?.dir,
@@ -69,8 +73,13 @@ impl Prepared {
         let encoder = Encoder::new(&model_dir, &config.data)?;
         let pad_token = pad_token(&encoder, &config.retention)?;
         let (rows, encoding) = encoder.encode_files(&hub::resolve_data(&config.data)?, &config.data)?;
-        let (train, held_out, eval_encoding) = split(rows, &config, &encoder)?;
+        let (mut train, mut held_out, eval_encoding) = split(rows, &config, &encoder)?;
         check_pairs(train.iter().chain(&held_out), &config)?;
+        if Reads::of(&config).mismatched {
+            let max_tokens = config.data.max_tokens.min(description.max_positions);
+            mismatch::assign(&mut train, &[], max_tokens)?;
+            mismatch::assign(&mut held_out, &train, max_tokens)?;
+        }
         check_tokens(train.iter().chain(&held_out), &description)?;
         // Finds a group that no batch can hold; the loader of the run is made once it is known which rows stay.
         Loader::new(&dominant_numbers(&train), &config.train)?;
@@ -179,14 +188,14 @@ fn check_checkpointing(config: &RunConfig, description: &DecoderDescription) -> 
     }
 }
 
-/// Whether every row has what the loss compares: the problem is the configuration's, for the data is as it is.
+/// Whether every row has what the run reads of it: the problem is the configuration's, for the data is as it is.
 fn check_pairs<'a>(rows: impl Iterator<Item = &'a EncodedRow>, config: &RunConfig) -> Result<()> {
-    let (objective, retention) = (config.objective.kind, config.retention.kind);
+    let (kind, passes) = (config.objective.kind.name(), Objective::new(&config.objective).passes());
     for row in rows {
         let why_dominant = match () {
             () if row.dominant.is_some() => None,
-            () if objective.compares_with_dominant() => Some(format!("`objective.kind` \"{}\" compares with", objective.name())),
-            () if retention != RetentionKind::None => Some("the retention term (`retention.kind`) compares with".into()),
+            () if passes.policy_dominant || passes.reference_dominant => Some(format!("`objective.kind` \"{kind}\" compares with")),
+            () if config.retention.kind != RetentionKind::None => Some("the retention term (`retention.kind`) compares with".into()),
             () if config.train.group_by_dominant => Some("`train.group_by_dominant` groups by".into()),
             () if config.data.min_dominant_gap.is_some() => Some("`data.min_dominant_gap` asks of".into()),
             () => None,
@@ -199,18 +208,37 @@ fn check_pairs<'a>(rows: impl Iterator<Item = &'a EncodedRow>, config: &RunConfi
             );
             return Err(ConfigError::with_data(message).into());
         }
-        if objective.compares_responses() && !row.target.has_both() {
-            let missing = if row.target.chosen.is_absent() { "chosen" } else { "rejected" };
+        let missing = match passes.policy_target {
+            Answers::Any => None,
+            _ if row.target.chosen.is_absent() => Some("chosen"),
+            Answers::Both if row.target.rejected.is_absent() => Some("rejected"),
+            Answers::Both | Answers::Chosen => None,
+        };
+        if let Some(missing) = missing {
             let message = format!(
-                "row `{}` has no {missing} response, and `objective.kind` \"{}\" compares two: that takes a file with `chosen` and `rejected` \
+                "row `{}` has no {missing} response, which `objective.kind` \"{kind}\" needs: that takes a file with `chosen` and `rejected` \
                  in each row; one of `prompt`, `completion` and `label` is for `kto`",
-                row.id,
-                objective.name()
+                row.id
             );
             return Err(ConfigError::with_data(message).into());
         }
     }
     Ok(())
+}
+
+/// A reference that is named and not asked for anything is a mistake.
+fn check_reference_is_read(config: &RunConfig) -> Result<()> {
+    match &config.reference.path {
+        Some(path) if Reads::of(config).nothing() => {
+            let kind = config.objective.kind.name();
+            let message = format!(
+                "`reference.path` has no effect: neither `objective.kind` \"{kind}\" nor `retention.kind` \"none\" reads a reference; remove \
+                 `{path}`, or choose a loss or a retention that reads one"
+            );
+            Err(ConfigError::with_objective(message).into())
+        }
+        _ => Ok(()),
+    }
 }
 
 fn check_tokens<'a>(rows: impl Iterator<Item = &'a EncodedRow>, description: &DecoderDescription) -> Result<()> {
@@ -290,7 +318,7 @@ mod tests {
     fn row(id: &str) -> EncodedRow {
         let response = |n: usize| Response { tokens: vec![65; n], n_end_tokens: 1 };
         let side = |lang: &str, n| EncodedPreference { lang: lang.into(), prompt: vec![65; 3], chosen: response(2), rejected: response(n) };
-        EncodedRow { id: id.into(), dominant: Some(side("en", 6)), target: side("sw", 9) }
+        EncodedRow { id: id.into(), dominant: Some(side("en", 6)), target: side("sw", 9), mismatched: None }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use super::evaluate::{PolicyIs, dominant_gaps, evaluate, measure, term_norms};
 use super::interrupt;
 use super::log::MetricsLog;
 use super::measure::{Measured, Measurement};
-use super::metrics::{StepLine, Use, add_languages, add_measurement, add_trends, add_use};
+use super::metrics::{StepLine, Use, add_languages, add_means, add_measurement, add_trends, add_use};
 use super::optimizer::AdamW;
 use super::phases::Phases;
 use super::schedule::Schedule;
@@ -24,7 +24,7 @@ use crate::model::decoder::Decoder;
 use crate::plan::StepMemory;
 use crate::plan::estimate::flops;
 use crate::plan::rates::Rates;
-use crate::reference::FrozenScores;
+use crate::reference::Columns;
 use anyhow::{Result, bail};
 use serde_json::{Map, Value};
 use std::path::PathBuf;
@@ -45,7 +45,7 @@ pub struct Run {
     pub held_out: Vec<EncodedRow>,
     /// The training rows that the run is measured on, as indices.
     pub probe: Vec<usize>,
-    pub reference: FrozenScores,
+    pub reference: Columns,
     /// Whether the policy began as the reference.
     pub starts_as_reference: bool,
     pub policy: Decoder,
@@ -127,11 +127,13 @@ impl Run {
         }
         if step == 0 {
             add_measurement(&mut measured, "probe_", &self.state.start.train);
-            measured.insert("bad_supervision".into(), self.state.signs.bad_supervision.into());
+            if self.settings.objective.passes().reference_dominant {
+                measured.insert("bad_supervision".into(), self.state.signs.bad_supervision.into());
+            }
         } else if step == (self.config.signs.stagnation_after * self.n_steps as f64).ceil() as usize {
             let now = self.measure_probe()?;
             add_measurement(&mut measured, "probe_", &now);
-            add_trends(&mut measured, &trends(&self.state.start.train, &now, self.config.objective.beta));
+            add_trends(&mut measured, &trends(&self.state.start.train, &now));
             self.judge_languages(&now);
         }
         Ok(measured)
@@ -144,10 +146,10 @@ impl Run {
         let batch = info_span!("data").in_scope(|| self.loader.next_batch());
         let rows: Vec<&EncodedRow> = batch.into_iter().map(|row| &self.train[row]).collect();
         if let Some(look) = self.look_at_terms() {
-            let [mpo, retention] = term_norms(&self.policy, &rows, &self.reference, &self.settings)?;
-            more.extend([("grad_norm_mpo".into(), mpo.into()), ("grad_norm_retention".into(), retention.into())]);
+            let [objective, retention] = term_norms(&self.policy, &rows, &self.reference, &self.settings)?;
+            more.extend([("grad_norm_objective".into(), objective.into()), ("grad_norm_retention".into(), retention.into())]);
             if look == N_TERM_NORMS {
-                self.state.signs.judge_gradients(&self.config.signs, self.state.step + 1, mpo, retention);
+                self.state.signs.judge_gradients(&self.config.signs, self.state.step + 1, objective, retention);
             }
         }
 
@@ -175,32 +177,33 @@ impl Run {
         self.state.step += 1;
         self.saved = None;
 
-        let measured = Measurement::of_batch(&rows, &outcome, self.config.objective.beta);
+        let measured = Measurement::of_batch(&rows, &outcome);
+        add_means(&mut more, "", &measured.all);
         add_languages(&mut more, "", &measured);
+        if self.settings.objective.passes().mismatched {
+            more.insert("kl".into(), outcome.totals.mismatched_log_ratio.max(0.0).into());
+        }
         let passes = passes(&rows, &self.settings, Gradients::Both, self.policy.description());
         let flops = flops(&passes, self.policy.description(), self.settings.memory).total();
         add_use(&mut more, &Use { flops, seconds, phase_seconds, peak: self.machine.rates.products });
         let Measurement { losses, all, .. } = measured;
         let position = self.position();
-        self.state.signs.judge_step(position, losses.mpo, self.config.retention.weight * losses.retention);
+        self.state.signs.judge_step(position, losses.objective, self.config.retention.weight * losses.retention);
         Ok(StepLine {
             step: self.state.step,
             epoch: self.loader.epochs(),
             loss: losses.loss,
-            mpo: losses.mpo,
+            objective: losses.objective,
             retention: losses.retention,
             grad_norm,
             lr,
-            reward_gap_target: all.reward_gap_target,
-            reward_gap_reference: all.reward_gap_reference,
-            accuracy: all.accuracy,
             tokens: outcome.n_tokens,
             tokens_computed: outcome.n_tokens_computed,
             seconds,
             tokens_per_second: outcome.n_tokens as f64 / seconds,
             peak_rss_bytes: peak_rss_bytes(),
-            overshoot: all.overshoot,
             more,
+            means: all,
         })
     }
 
@@ -299,7 +302,7 @@ impl Run {
 
     fn judge_languages(&mut self, now: &Measurement) {
         let position = self.position();
-        self.state.signs.judge_languages(&self.config.signs, self.config.objective.beta, position, &self.state.start.train, now);
+        self.state.signs.judge_languages(&self.config.signs, position, &self.state.start.train, now);
     }
 
     fn position(&self) -> Position {
@@ -323,7 +326,7 @@ impl Run {
     fn measure(&self, rows: &[&EncodedRow]) -> Result<Measurement> {
         let _span = info_span!("measure").entered();
         let is = PolicyIs::Trained(&self.reference);
-        self.console.aside(|| measure(&self.policy, rows, is, &self.settings, self.config.objective.beta))
+        self.console.aside(|| measure(&self.policy, rows, is, &self.settings))
     }
 }
 

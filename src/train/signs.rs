@@ -19,13 +19,13 @@ const N_QUARTERS: usize = 4;
 pub enum SignKind {
     /// The reference prefers the rejected answer on many dominant pairs.
     BadSupervision,
-    /// Rows that already have a larger gap than the loss asks for.
+    /// Rows that already have a larger gap than the loss asks for: for a loss with a goal, as MPO has.
     Overshoot,
     /// A gap that grew while the chosen answer became less likely.
     Displacement,
     /// A language whose gap does not close.
     Stagnation,
-    /// The dominant language drifts while the gap term falls.
+    /// The dominant language drifts while the objective falls.
     RetentionGrows,
     /// One term's gradient is far larger than the other's.
     GradientImbalance,
@@ -49,7 +49,7 @@ pub struct Sign {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 struct Quarter {
     n_steps: usize,
-    mpo: f64,
+    objective: f64,
     retention: f64,
 }
 
@@ -83,11 +83,11 @@ pub struct Trend {
 }
 
 /// The trend of every language that was measured both times, on the same rows.
-pub fn trends(start: &Measurement, now: &Measurement, beta: f64) -> BTreeMap<String, Trend> {
+pub fn trends(start: &Measurement, now: &Measurement) -> BTreeMap<String, Trend> {
     let both = start.languages.iter().filter_map(|(lang, before)| Some((lang, before, now.languages.get(lang)?)));
     let trend = |before: &Means, after: &Means| {
         let grew = after.reward_gap_target - before.reward_gap_target;
-        let distance = before.reward_gap_wanted / beta - before.reward_gap_target;
+        let distance = before.goal - before.reward_gap_target;
         let closed = (distance > 0.0).then_some(grew / distance);
         Trend { grew, fell: before.chosen_per_token - after.chosen_per_token, closed }
     };
@@ -130,9 +130,9 @@ impl Signs {
     }
 
     /// `start` and `now` were measured on the same rows.
-    pub fn judge_languages(&mut self, thresholds: &SignsConfig, beta: f64, at: Position, start: &Measurement, now: &Measurement) {
+    pub fn judge_languages(&mut self, thresholds: &SignsConfig, at: Position, start: &Measurement, now: &Measurement) {
         let share_of_run = at.step as f64 / at.n_steps as f64;
-        for (lang, trend) in trends(start, now, beta) {
+        for (lang, trend) in trends(start, now) {
             let Trend { grew, fell, closed } = trend;
             if grew > 0.0 && fell > thresholds.displacement_nats {
                 let message = format!(
@@ -155,14 +155,14 @@ impl Signs {
         }
     }
 
-    /// `mpo` and the weighted `retention` of the step that was just taken. Judged when a quarter of the run is over, from the third on: the
+    /// The objective and the weighted `retention` of the step that was just taken. Judged when a quarter of the run is over, from the third on: the
     /// first always grows, because retention starts at exactly 0.
-    pub fn judge_step(&mut self, at: Position, mpo: f64, retention: f64) {
+    pub fn judge_step(&mut self, at: Position, objective: f64, retention: f64) {
         let index = ((at.step - 1) * N_QUARTERS / at.n_steps).min(N_QUARTERS - 1);
         let quarter = &mut self.quarters[index];
-        if mpo.is_finite() && retention.is_finite() {
+        if objective.is_finite() && retention.is_finite() {
             quarter.n_steps += 1;
-            quarter.mpo += mpo;
+            quarter.objective += objective;
             quarter.retention += retention;
         }
         let is_over = at.step * N_QUARTERS / at.n_steps > index;
@@ -170,13 +170,13 @@ impl Signs {
             return;
         }
         let [before, now] = [index - 1, index].map(|i| {
-            let Quarter { n_steps, mpo, retention } = self.quarters[i];
-            (mpo / n_steps as f64, retention / n_steps as f64)
+            let Quarter { n_steps, objective, retention } = self.quarters[i];
+            (objective / n_steps as f64, retention / n_steps as f64)
         });
         let growth = now.1 / before.1;
         if growth > RETENTION_GROWTH && now.0 < before.0 && now.1 > RETENTION_SHARE * (now.0 + now.1) {
             let message = format!(
-                "retention (weighted) grew from {:.3} to {:.3} between two quarters of the run while the gap term fell from {:.3} to {:.3}: the \
+                "retention (weighted) grew from {:.3} to {:.3} between two quarters of the run while the objective fell from {:.3} to {:.3}: the \
                  dominant language pays for it; raise `retention.weight` or lower `optimizer.lr`",
                 before.1, now.1, before.0, now.0
             );
@@ -187,12 +187,14 @@ impl Signs {
     }
 
     /// Gradient norms of the two terms, retention's weight included, on one of the first steps after the policy moved.
-    pub fn judge_gradients(&mut self, thresholds: &SignsConfig, step: usize, mpo: f64, retention: f64) {
-        let (value, loud, quiet) =
-            if retention > mpo { (retention / mpo, "retention", "the gap term") } else { (mpo / retention, "the gap term", "retention") };
+    pub fn judge_gradients(&mut self, thresholds: &SignsConfig, step: usize, objective: f64, retention: f64) {
+        let (value, loud, quiet) = match retention > objective {
+            true => (retention / objective, "retention", "the objective"),
+            false => (objective / retention, "the objective", "retention"),
+        };
         if value.is_finite() && value > thresholds.gradient_ratio {
             let message = format!(
-                "step {step}: the gradient norm of the gap term is {mpo:.3e}, of the weighted retention {retention:.3e}: {loud} drowns {quiet}; \
+                "step {step}: the gradient norm of the objective is {objective:.3e}, of the weighted retention {retention:.3e}: {loud} drowns {quiet}; \
                  `retention.weight` and `retention.reduction` set the balance"
             );
             let threshold = thresholds.gradient_ratio;
@@ -221,15 +223,8 @@ mod tests {
     const HALF: Position = Position { step: 50, n_steps: 100 };
 
     fn measured(gap: f64, chosen_per_token: f64) -> Measurement {
-        let row = RowMeasure {
-            lang: "sw".into(),
-            reward_gap_target: Some(gap),
-            reward_gap_reference: Some(1.0),
-            reward_gap_wanted: Some(1.0),
-            chosen_per_token: Some(chosen_per_token),
-            rejected_per_token: Some(chosen_per_token - gap),
-        };
-        Measurement::new(Losses { loss: 1.0, mpo: 1.0, retention: 0.0 }, &[row], 1.0)
+        let row = RowMeasure { chosen_per_token: Some(chosen_per_token), ..RowMeasure::with_gap("sw", gap, 1.0) };
+        Measurement::new(Losses { loss: 1.0, objective: 1.0, retention: 0.0 }, &[row])
     }
 
     fn kinds(signs: &Signs) -> Vec<SignKind> {
@@ -262,12 +257,12 @@ mod tests {
     #[test]
     fn a_gap_that_grows_by_a_falling_rejected_answer_is_displacement() {
         let mut signs = Signs::default();
-        signs.judge_languages(&SignsConfig::default(), 1.0, HALF, &measured(0.1, -1.0), &measured(0.72, -1.41));
+        signs.judge_languages(&SignsConfig::default(), HALF, &measured(0.1, -1.0), &measured(0.72, -1.41));
         assert_eq!(kinds(&signs), [SignKind::Displacement]);
         assert!(signs.found[0].message.starts_with("sw: the gap grew 0.62 only because"), "{}", signs.found[0].message);
         assert!(signs.found[0].message.contains("fell 0.41 nats"));
         let mut healthy = Signs::default();
-        healthy.judge_languages(&SignsConfig::default(), 1.0, HALF, &measured(0.1, -1.0), &measured(0.72, -1.1));
+        healthy.judge_languages(&SignsConfig::default(), HALF, &measured(0.1, -1.0), &measured(0.72, -1.1));
         assert!(healthy.found.is_empty());
     }
 
@@ -276,7 +271,7 @@ mod tests {
         let thresholds = SignsConfig::default();
         let mut signs = Signs::default();
         let mut judge =
-            |step| signs.judge_languages(&thresholds, 1.0, Position { step, n_steps: 100 }, &measured(0.0, -1.0), &measured(0.01, -1.0));
+            |step| signs.judge_languages(&thresholds, Position { step, n_steps: 100 }, &measured(0.0, -1.0), &measured(0.01, -1.0));
         judge(24);
         judge(25);
         judge(100);
@@ -286,16 +281,16 @@ mod tests {
             "sw: 1 % of the gap closed after 25 % of the steps: the base model may be too weak in this language"
         );
         let mut at_target = Signs::default();
-        at_target.judge_languages(&thresholds, 1.0, HALF, &measured(1.2, -1.0), &measured(1.2, -1.0));
+        at_target.judge_languages(&thresholds, HALF, &measured(1.2, -1.0), &measured(1.2, -1.0));
         assert!(at_target.found.is_empty(), "a language that is where it should be does not stagnate");
     }
 
     #[test]
     fn retention_that_grows_while_the_gap_term_falls_is_a_sign() {
-        let run = |retention: &dyn Fn(usize) -> f64, mpo: &dyn Fn(usize) -> f64| {
+        let run = |retention: &dyn Fn(usize) -> f64, objective: &dyn Fn(usize) -> f64| {
             let mut signs = Signs::default();
             for step in 1..=40 {
-                signs.judge_step(Position { step, n_steps: 40 }, mpo(step), retention(step));
+                signs.judge_step(Position { step, n_steps: 40 }, objective(step), retention(step));
             }
             signs.found
         };
@@ -305,7 +300,7 @@ mod tests {
         assert!(run(&|_| 0.5, &falling).is_empty(), "steady retention");
         assert!(run(&|step| if step <= 20 { 0.0 } else { 0.5 }, &falling).iter().all(|sign| sign.value.is_finite()), "from nothing");
         assert!(run(&|step| 1e-9 * (step * step) as f64, &falling).is_empty(), "too small to matter");
-        assert!(run(&|step| 0.001 * (step * step) as f64, &|_| 1.0).is_empty(), "the gap term does not fall");
+        assert!(run(&|step| 0.001 * (step * step) as f64, &|_| 1.0).is_empty(), "the objective does not fall");
     }
 
     #[test]
@@ -315,23 +310,22 @@ mod tests {
         signs.judge_gradients(&SignsConfig::default(), 2, 1.0, 0.0);
         assert!(signs.found.is_empty(), "a retention gradient of exactly 0 says that the policy has not moved");
         signs.judge_gradients(&SignsConfig::default(), 3, 1.0, 31.0);
-        assert!(signs.found[0].message.contains("retention drowns the gap term"), "{}", signs.found[0].message);
+        assert!(signs.found[0].message.contains("retention drowns the objective"), "{}", signs.found[0].message);
     }
 
     #[test]
-    fn a_trend_is_measured_against_what_the_loss_wants() {
-        let measured = |gap: f64| {
-            let row = RowMeasure {
-                lang: "sw".into(),
-                reward_gap_target: Some(gap),
-                reward_gap_reference: Some(1.0),
-                reward_gap_wanted: Some(4.0),
-                chosen_per_token: Some(-1.0),
-                rejected_per_token: Some(-1.0 - gap),
-            };
-            Measurement::new(Losses { loss: 1.0, mpo: 1.0, retention: 0.0 }, &[row], 2.0)
+    fn a_trend_is_measured_against_the_goal() {
+        let measured = |gap: f64, goal: Option<f64>| {
+            let row = RowMeasure { goal, ..RowMeasure::with_gap("sw", gap, 2.0) };
+            Measurement::new(Losses { loss: 1.0, objective: 1.0, retention: 0.0 }, &[row])
         };
-        assert_eq!(trends(&measured(0.0), &measured(0.5), 2.0)["sw"].closed, Some(0.25));
+        assert_eq!(trends(&measured(0.0, Some(2.0)), &measured(0.5, Some(2.0)))["sw"].closed, Some(0.25));
+        // A loss without a goal neither closes anything nor stagnates, but its chosen answers may fall.
+        assert_eq!(trends(&measured(0.0, None), &measured(0.5, None))["sw"].closed, None);
+        let mut signs = Signs::default();
+        signs.judge_start(&SignsConfig::default(), &measured(9.0, None));
+        signs.judge_languages(&SignsConfig::default(), HALF, &measured(0.0, None), &measured(0.0, None));
+        assert!(signs.found.is_empty(), "{:?}", signs.found);
     }
 
     #[test]
@@ -344,7 +338,7 @@ mod tests {
             signs.judge_gradients(&thresholds, 1, bad, 1.0);
             signs.judge_gradients(&thresholds, 1, 1.0, bad);
             for (before, after) in [(0.0, bad), (bad, 0.0)] {
-                signs.judge_languages(&thresholds, 1.0, HALF, &measured(before, before), &measured(after, after));
+                signs.judge_languages(&thresholds, HALF, &measured(before, before), &measured(after, after));
             }
             (1..=8).for_each(|step| signs.judge_step(Position { step, n_steps: 8 }, bad, bad));
             let json = serde_json::to_string(&signs).unwrap();

@@ -3,9 +3,9 @@
 use super::best::Contest;
 use super::checkpoint::{self, Found, SourceFiles, TrainerState};
 use super::claim::Claim;
+use super::columns::{Reads, Scorer, Wanted};
 use super::console::Console;
 use super::evaluate::{PolicyIs, distinct_dominant, dominant_gaps, measure, probe_rows};
-use super::interrupt;
 use super::log::MetricsLog;
 use super::measure::Measured;
 use super::optimizer::AdamW;
@@ -14,17 +14,15 @@ use super::run::{Machine, Run};
 use super::schedule::Schedule;
 use super::signs::Signs;
 use super::step::StepSettings;
-use crate::config::{Gap, RunConfig};
-use crate::data::encode::{EncodedPreference, EncodedRow};
+use crate::config::RunConfig;
+use crate::data::encode::EncodedRow;
 use crate::data::loader::{Loader, LoaderState, dominant_numbers};
 use crate::files::write_atomically;
-use crate::hub;
 use crate::model::decoder::{Decoder, Purpose};
+use crate::objective::Objective;
 use crate::progress::say;
-use crate::reference::{Folders, FrozenScores, Provenance, ScoringReport, shared_folder};
-use crate::scoring::KeptStates;
-use anyhow::{Context, Result, ensure};
-use std::path::{Path, PathBuf};
+use crate::reference::Columns;
+use anyhow::{Result, ensure};
 use tracing::info_span;
 
 /// Makes everything that a run is made of, in the folder of `claim`, and measures where it begins. A new folder is gone again on an error.
@@ -43,26 +41,27 @@ pub fn start(prepared: Prepared, found: Option<Found>, mut claim: Claim, machine
     let starts_as_reference = config.reference.path.is_none();
 
     let scorer = Scorer { config: &config, dir: &dir, pad_token };
-    let dominant: Vec<&EncodedPreference> = distinct_dominant(&train.iter().chain(&held_out).collect::<Vec<_>>());
+    let reads = Reads::of(&config);
+    let wanted = Wanted::of(&train.iter().chain(&held_out).collect::<Vec<_>>(), reads);
     let early = match (&found, &reference_dir) {
-        (Some(_), _) => Some(scorer.reopen(&dominant)?),
-        (None, Some(reference_dir)) => Some(scorer.score_folder(reference_dir, &dominant)?),
+        (Some(_), _) => Some(scorer.reopen(&wanted)?),
+        (None, Some(reference_dir)) => Some(scorer.score_folder(reference_dir, &wanted)?),
         (None, None) => None,
     };
     let policy = Decoder::load(&model_dir, config.model.dtype, Purpose::Train)?;
     let (mut reference, report) = match early {
         Some(reference) => reference,
-        None => scorer.score(&policy, &dominant)?,
+        None => scorer.score(&policy, &wanted)?,
     };
     if report.was_stopped {
         claim.keep();
         return Ok(None);
     }
 
-    let train = drop_unscored(train, &reference)?;
-    let held_out = drop_unscored(held_out, &reference)?;
+    let train = drop_unscored(train, &reference, reads)?;
+    let held_out = drop_unscored(held_out, &reference, reads)?;
     // The supervision is judged as it came, before the rows that `data.min_dominant_gap` finds too bad are gone.
-    let supervision = dominant_reference_gaps(&train, &reference, config.objective.gap)?;
+    let supervision = supervision(&train, &reference, &config)?;
     let train = drop_bad_supervision(train, &reference, &config)?;
     let mut loader = Loader::new(&dominant_numbers(&train), &config.train)?;
     let n_steps = loader.n_steps(&config.train)?;
@@ -79,10 +78,9 @@ pub fn start(prepared: Prepared, found: Option<Found>, mut claim: Claim, machine
         None => {
             let rows: Vec<&EncodedRow> = probe.iter().map(|&row| &train[row]).collect();
             let held_out: Vec<&EncodedRow> = held_out.iter().collect();
-            let beta = config.objective.beta;
             let mut measure = |rows: &[&EncodedRow]| {
                 let is = if starts_as_reference { PolicyIs::TheReference(&mut reference) } else { PolicyIs::Trained(&reference) };
-                measure(&policy, rows, is, &settings, beta)
+                measure(&policy, rows, is, &settings)
             };
             let on_train = measure(&rows)?;
             let on_held_out = if held_out.is_empty() { None } else { Some(measure(&held_out)?) };
@@ -137,72 +135,34 @@ fn first_state(start: Measured, loader: LoaderState, data_sha256: String, config
     }
 }
 
-/// Where reference scores come from.
-struct Scorer<'a> {
-    config: &'a RunConfig,
-    dir: &'a Path,
-    pad_token: u32,
+/// The reference's gaps on the distinct dominant pairs of `rows`, where the loss learns from them.
+fn supervision(rows: &[EncodedRow], reference: &Columns, config: &RunConfig) -> Result<Vec<f64>> {
+    if !Objective::new(&config.objective).passes().reference_dominant {
+        return Ok(Vec::new());
+    }
+    let (column, gap) = (reference.dominant()?, config.objective.gap);
+    distinct_dominant(&rows.iter().collect::<Vec<_>>()).into_iter().map(|pair| Ok(column.pair_scores(pair)?.reward_gap(gap))).collect()
 }
 
-impl Scorer<'_> {
-    fn folder(&self) -> PathBuf {
-        self.dir.join("reference")
-    }
-
-    /// The scores that the run kept; where they are not all there, the frozen model is found again and scores what is missing.
-    fn reopen(&self, pairs: &[&EncodedPreference]) -> Result<(FrozenScores, ScoringReport)> {
-        let RunConfig { model, reference, retention, .. } = self.config;
-        match FrozenScores::open(&self.folder(), pairs, KeptStates::of(retention)) {
-            Ok(scores) => Ok((scores, ScoringReport::default())),
-            Err(error) => {
-                say(&format!("scoring the reference again: {error:#}"));
-                let (path, revision) = match &reference.path {
-                    Some(path) => (path, &reference.revision),
-                    None => (&model.path, &model.revision),
-                };
-                self.score_folder(&hub::resolve_model(path, revision.as_deref())?.dir, pairs)
-            }
-        }
-    }
-
-    /// Loads, scores and drops a model.
-    fn score_folder(&self, folder: &Path, pairs: &[&EncodedPreference]) -> Result<(FrozenScores, ScoringReport)> {
-        let model = Decoder::load(folder, self.config.model.dtype, Purpose::Inference).context("loading the reference")?;
-        self.score(&model, pairs)
-    }
-
-    fn score(&self, model: &Decoder, pairs: &[&EncodedPreference]) -> Result<(FrozenScores, ScoringReport)> {
-        let states = KeptStates::of(&self.config.retention);
-        let provenance = Provenance::of(model, self.config.model.dtype, states, self.pad_token)?;
-        let folders = Folders { run: Some(self.folder()), shared: shared_folder() };
-        let _span = info_span!("reference").entered();
-        let (scores, report) =
-            FrozenScores::score_until(&interrupt::requested, model, pairs, provenance, folders).context("scoring the reference")?;
-        report.say();
-        Ok((scores, report))
-    }
-}
-
-/// The reference's gaps on the distinct dominant pairs of `rows`.
-fn dominant_reference_gaps(rows: &[EncodedRow], reference: &FrozenScores, gap: Gap) -> Result<Vec<f64>> {
-    distinct_dominant(&rows.iter().collect::<Vec<_>>()).into_iter().map(|pair| Ok(reference.pair_scores(pair)?.reward_gap(gap))).collect()
-}
-
-/// Leaves out rows whose dominant pair the reference has no finite score for, and names them: no batch with such a row has a loss.
-fn drop_unscored(rows: Vec<EncodedRow>, reference: &FrozenScores) -> Result<Vec<EncodedRow>> {
+/// Leaves out rows with a pair that the reference has no finite score for, and names them: no batch with such a row has a loss.
+fn drop_unscored(rows: Vec<EncodedRow>, reference: &Columns, reads: Reads) -> Result<Vec<EncodedRow>> {
     let n_rows = rows.len();
     let mut kept = Vec::with_capacity(n_rows);
     let mut dropped = Vec::new();
     for row in rows {
-        let is_finite = match &row.dominant {
-            Some(pair) => reference.pair(pair)?.iter().all(|sequence| sequence.is_finite()),
-            None => true,
-        };
+        let Wanted { dominant, target } = Wanted::of(&[&row], reads);
+        let mut is_finite = true;
+        for pair in dominant {
+            is_finite &= reference.dominant()?.pair(pair)?.iter().all(|sequence| sequence.is_finite());
+        }
+        for pair in target {
+            is_finite &= reference.target()?.pair(pair)?.iter().all(|sequence| sequence.is_finite());
+        }
         if is_finite { kept.push(row) } else { dropped.push(row.id) }
     }
     if !dropped.is_empty() {
         let (n, ids) = (dropped.len(), dropped.join(", "));
-        let what = format!("{n} of {n_rows} rows have a dominant pair whose reference scores are not finite: {ids}");
+        let what = format!("{n} of {n_rows} rows have a pair whose reference scores are not finite: {ids}");
         ensure!(!kept.is_empty(), "{what}\nhint: the reference's weights may be damaged, or `model.dtype` too narrow for them");
         say(&format!("warning: {what}; nothing can be learned from them, so they are left out"));
     }
@@ -210,13 +170,13 @@ fn drop_unscored(rows: Vec<EncodedRow>, reference: &FrozenScores) -> Result<Vec<
 }
 
 /// Applies `data.min_dominant_gap`, and says how many rows it took.
-fn drop_bad_supervision(rows: Vec<EncodedRow>, reference: &FrozenScores, config: &RunConfig) -> Result<Vec<EncodedRow>> {
+fn drop_bad_supervision(rows: Vec<EncodedRow>, reference: &Columns, config: &RunConfig) -> Result<Vec<EncodedRow>> {
     let Some(least) = config.data.min_dominant_gap else { return Ok(rows) };
     let n_rows = rows.len();
     let mut kept = Vec::with_capacity(n_rows);
     let mut dropped = Vec::new();
     for row in rows {
-        let gap = reference.pair_scores(row.dominant_pair()?)?.reward_gap(config.objective.gap);
+        let gap = reference.dominant()?.pair_scores(row.dominant_pair()?)?.reward_gap(config.objective.gap);
         if gap < least { dropped.push(row.id) } else { kept.push(row) }
     }
     ensure!(!kept.is_empty(), "`data.min_dominant_gap` = {least} drops all {n_rows} rows");

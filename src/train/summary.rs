@@ -6,7 +6,7 @@ use super::measure::{Measured, Measurement};
 use super::phases::PHASES;
 use super::run::Run;
 use super::signs::Sign;
-use crate::config::RetentionKind;
+use crate::config::{ObjectiveKind, RetentionKind};
 use crate::files::write_atomically;
 use crate::plan::units::flop_rate;
 use anyhow::Result;
@@ -42,9 +42,7 @@ pub struct Summary {
     pub written: Written,
     /// The command to try next.
     pub next: String,
-    /// From a dominant gap to the target gap that the loss asks for.
-    #[serde(skip)]
-    goal_factor: f64,
+    pub objective: ObjectiveKind,
     #[serde(skip)]
     has_retention: bool,
 }
@@ -98,7 +96,7 @@ impl Summary {
             best: run.state.best.clone(),
             written,
             next,
-            goal_factor: 1.0 / run.config.objective.beta,
+            objective: run.config.objective.kind,
             has_retention: run.config.retention.kind != RetentionKind::None,
         })
     }
@@ -118,7 +116,8 @@ impl Summary {
     fn write_text(&self, out: &mut String) -> std::fmt::Result {
         let &Totals { first_loss, last_loss, epochs, seconds, .. } = &self.totals;
         let loss = |loss: Option<f64>| loss.map_or("not finite".into(), |loss| format!("{loss:.4}"));
-        writeln!(out, "Trained {} steps ({epochs:.2} epochs) in {seconds:.0} s, {:.0} tokens/s", self.steps, self.tokens_per_second)?;
+        let (steps, name) = (self.steps, self.objective.name());
+        writeln!(out, "Trained {steps} steps of {name} ({epochs:.2} epochs) in {seconds:.0} s, {:.0} tokens/s", self.tokens_per_second)?;
         writeln!(out, "{}", use_of_the_machine(&self.totals))?;
         writeln!(out, "loss of the first and last batch: {} -> {}", loss(first_loss), loss(last_loss))?;
         if self.skipped_steps > 0 {
@@ -160,25 +159,33 @@ impl Summary {
         after: &Measurement,
         with_dominant: bool,
     ) -> std::fmt::Result {
-        writeln!(out, "\n{rows:<28}{:>10}{:>10}{:>10}", "before", "after", "goal")?;
-        let mut line = |name: &str, before: f64, after: f64, goal: Option<f64>| {
-            let goal = goal.map_or(String::new(), |goal| format!("{goal:>10.3}"));
-            writeln!(out, "  {name:<26}{before:>10.3}{after:>10.3}{goal}")
+        let has_goal = !before.all.goal.is_nan();
+        writeln!(out, "\n{rows:<28}{:>10}{:>10}{:>10}", "before", "after", if has_goal { "goal" } else { "" })?;
+        let mut line = |name: &str, before: f64, after: f64, goal: f64| {
+            let goal = if goal.is_nan() { String::new() } else { format!("{goal:>10.3}") };
+            // What there are no numbers of is no line.
+            if before.is_nan() && after.is_nan() { Ok(()) } else { writeln!(out, "  {name:<26}{before:>10.3}{after:>10.3}{goal}") }
         };
-        line("loss", before.losses.loss, after.losses.loss, None)?;
+        line("loss", before.losses.loss, after.losses.loss, f64::NAN)?;
         if self.has_retention {
-            line("retention (unweighted)", before.losses.retention, after.losses.retention, None)?;
+            line("retention (unweighted)", before.losses.retention, after.losses.retention, f64::NAN)?;
         }
-        line("rows with a positive gap", before.all.accuracy, after.all.accuracy, None)?;
+        if has_goal {
+            line("rows with a positive gap", before.all.accuracy, after.all.accuracy, f64::NAN)?;
+        } else {
+            line("chosen reward", before.all.chosen_reward, after.all.chosen_reward, f64::NAN)?;
+            line("rejected reward", before.all.rejected_reward, after.all.rejected_reward, f64::NAN)?;
+            line("rows with a positive margin", before.all.accuracy, after.all.accuracy, f64::NAN)?;
+            line("chosen, nats a token", before.all.chosen_per_token, after.all.chosen_per_token, f64::NAN)?;
+        }
         for (lang, before) in &before.languages {
             let Some(after) = after.languages.get(lang) else { continue };
-            let goal = before.reward_gap_wanted * self.goal_factor;
-            line(&format!("reward gap {lang}"), before.reward_gap_target, after.reward_gap_target, Some(goal))?;
+            line(&format!("reward gap {lang}"), before.reward_gap_target, after.reward_gap_target, before.goal)?;
         }
         let dominant = BTreeMap::iter(&self.before.dominant).filter(|_| with_dominant);
         for (lang, before) in dominant {
             let Some(after) = self.after.dominant.get(lang) else { continue };
-            line(&format!("reward gap {lang} (dominant)"), before.reward_gap, after.reward_gap, None)?;
+            line(&format!("reward gap {lang} (dominant)"), before.reward_gap, after.reward_gap, f64::NAN)?;
         }
         Ok(())
     }

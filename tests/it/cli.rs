@@ -62,7 +62,8 @@ fn wrong_usage_exits_with_2() {
 #[test]
 fn recipes_lists_each_with_its_first_line_and_shows_one_byte_for_byte() {
     let list = stdout(&run(&["recipes"]));
-    assert!(list.contains("  smoke.toml             The mechanism in under a minute"), "{list}");
+    let smoke = list.lines().find(|line| line.trim_start().starts_with("smoke.toml")).unwrap();
+    assert!(smoke.contains("  The mechanism in under a minute"), "{list}");
     for (name, file) in [("llama31.toml", "llama31"), ("official/gemma2", "official/gemma2")] {
         let output = run(&["recipes", "show", name]);
         assert_eq!(output.status.code(), Some(0));

@@ -35,7 +35,7 @@ fn every_shipped_recipe_is_without_problems_and_runs_again_from_its_resolved_for
 #[test]
 fn every_recipe_file_is_inside_the_binary_and_says_where_each_value_is_from() {
     let mut n_files = 0;
-    for folder in ["configs", "configs/official"] {
+    for folder in ["configs", "configs/official", "configs/baselines"] {
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {
@@ -139,6 +139,45 @@ fn an_override_takes_along_what_the_file_said_about_the_old_value() {
 }
 
 #[test]
+fn each_loss_has_its_own_keys_and_defaults() {
+    for kind in ObjectiveKind::ALL {
+        let config = least(&[&format!("objective.kind={}", kind.name())]);
+        assert_eq!(config.objective, ObjectiveConfig::of(kind));
+        let text = config.to_toml().unwrap();
+        assert_eq!(parse(&text, "config.toml", &[]).unwrap(), config, "{text}");
+        assert_eq!(config.retention.kind == RetentionKind::Hidden, kind == ObjectiveKind::Mpo, "{text}");
+    }
+    let beta = |kind: &str| least(&[&format!("objective.kind={kind}")]).objective.beta;
+    assert_eq!([beta("mpo"), beta("dpo"), beta("simpo"), beta("kto")], [1.0, 0.1, 2.0, 0.1]);
+    let stored = least(&["objective.kind=sft"]).to_toml().unwrap();
+    assert!(stored.contains("[objective]\nkind = \"sft\"\n\n"), "only what is read is stored: {stored}");
+    assert_eq!(least(&["objective.kind=dpo", "retention.kind=hidden"]).retention.kind, RetentionKind::Hidden);
+}
+
+#[test]
+fn another_loss_takes_none_of_the_first_ones_settings() {
+    // The recipe's beta is MPO's, and so is its gap.
+    let config = load("gemma2.toml", &set(&["objective.kind=dpo", "retention.kind=none"])).unwrap();
+    assert_eq!(config.objective, ObjectiveConfig::of(ObjectiveKind::Dpo));
+    let config = load("gemma2.toml", &set(&["objective.kind=mpo"])).unwrap();
+    assert_eq!(config.objective.beta, 1.5, "the same loss is no other");
+    let config = load("gemma2.toml", &set(&["objective.beta=0.3", "objective.kind=dpo"])).unwrap();
+    assert_eq!(config.objective.beta, 0.3, "what the command line says is never dropped");
+    let said = load("gemma2.toml", &set(&["objective.kind=dpo", "objective.gap=sum"])).unwrap_err().to_string();
+    assert!(said.starts_with("--set objective.gap=sum: `objective.gap` has no effect: `objective.kind` is \"dpo\""), "{said}");
+}
+
+#[test]
+fn the_baselines_are_the_losses_that_mpo_is_compared_with() {
+    for kind in ObjectiveKind::ALL.into_iter().filter(|kind| *kind != ObjectiveKind::Mpo) {
+        let config = load(&format!("baselines/{}", kind.name()), &[]).unwrap();
+        assert_eq!((config.objective.kind, config.retention.kind), (kind, RetentionKind::None));
+        let mpo = load("llama31", &[]).unwrap();
+        assert_eq!((&config.data.path, &config.data.sha256, &config.model), (&mpo.data.path, &mpo.data.sha256, &mpo.model));
+    }
+}
+
+#[test]
 fn paths_become_absolute_and_names_stay_names() {
     let here = std::env::current_dir().unwrap();
     let config = least(&["model.path=models/a/b", "data.path=./rows.jsonl", "reference.path=org/name", "output.dir=out"]);
@@ -226,6 +265,33 @@ fn each_rule_says_what_is_wrong_and_what_would_be_right() {
         (&["optimizer.weight_decay=-0.1"], "`optimizer.weight_decay` is -0.1: it must be a finite number, 0 or more"),
         (&["optimizer.clip_norm=-1"], "`optimizer.clip_norm` is -1: it must be a finite number, 0 or more"),
         (&["objective.beta=0"], "`objective.beta` is 0: it must be a finite number above 0"),
+        (
+            &["objective.kind=robust_dpo", "objective.label_smoothing=0.5"],
+            "`objective.label_smoothing` is 0.5: the share of pairs with the wrong label must be at least 0 and below 0.5; from one half on, \
+             the labels say nothing, or the opposite",
+        ),
+        (
+            &["objective.kind=sft", "objective.beta=0.1"],
+            "`objective.beta` has no effect: `objective.kind` is \"sft\"; remove it, or choose one that reads it: \"mpo\", \"dpo\", \"ipo\", \
+             \"robust_dpo\", \"r_dpo\", \"cpo\", \"orpo\", \"simpo\", \"kto\"",
+        ),
+        (
+            &["objective.label_smoothing=0.1"],
+            "`objective.label_smoothing` has no effect: `objective.kind` is \"mpo\"; remove it, or choose one that reads it: \"dpo\", \
+             \"robust_dpo\"",
+        ),
+        (
+            &["objective.kind=kto", "objective.desirable_weight=0", "objective.undesirable_weight=0"],
+            "`objective.desirable_weight` and `objective.undesirable_weight` are both 0: nothing would be learned",
+        ),
+        (
+            &["objective.kind=simpo", "objective.gamma_beta_ratio=-1"],
+            "`objective.gamma_beta_ratio` is -1: it must be a finite number, 0 or more",
+        ),
+        (
+            &["objective.kind=dpo", "signs.overshoot_share=0.5"],
+            "`signs.overshoot_share` has no effect: `objective.kind` is \"dpo\", which pulls no gap to the dominant language's; remove it",
+        ),
         (&["retention.weight=-1"], "`retention.weight` is -1: it must be a finite number, 0 or more"),
         (&["train.epochs=0"], "`train.epochs` is 0: it must be a finite number above 0"),
         (&["train.max_steps=0"], "`train.max_steps` is 0: it must be at least 1"),

@@ -17,7 +17,7 @@ use mpo::model::family::describe;
 use mpo::model::parameter::Parameter;
 use mpo::objective::Objective;
 use mpo::ops;
-use mpo::reference::{Folders, FrozenScores, Provenance};
+use mpo::reference::{Columns, Folders, FrozenScores, Provenance};
 use mpo::scoring::{KeptStates, response_targets};
 use mpo::train::clip::{clip_factor, gradient_norm};
 use mpo::train::optimizer::AdamW;
@@ -107,17 +107,17 @@ impl Fixture {
         self.rows.iter().collect()
     }
 
-    pub fn frozen_scores(&self, retention: &RetentionConfig) -> FrozenScores {
+    pub fn frozen_scores(&self, retention: &RetentionConfig) -> Columns {
         let pad_id = self.expected.pad_id;
         let provenance = Provenance::of(&self.reference, ComputeDtype::F32, KeptStates::of(retention), pad_id).unwrap();
         let dominant: Vec<_> = self.rows.iter().filter_map(|row| row.dominant.as_ref()).collect();
-        FrozenScores::score(&self.reference, &dominant, provenance, Folders::default()).unwrap().0
+        Columns::of_dominant(FrozenScores::score(&self.reference, &dominant, provenance, Folders::default()).unwrap().0)
     }
 
     /// Gradients of the whole batch in the policy's buffers, which are zeroed first.
-    fn gradients(&self, reference: &FrozenScores, settings: &StepSettings, gradients: Gradients) -> BatchOutcome {
+    fn gradients(&self, reference: &Columns, settings: &StepSettings, gradients: Gradients) -> BatchOutcome {
         self.policy.zero_gradients().unwrap();
-        evaluate_batch(&self.policy, &self.row_refs(), Some(reference), settings, gradients).unwrap()
+        evaluate_batch(&self.policy, &self.row_refs(), reference, settings, gradients).unwrap()
     }
 
     pub fn settings(&self, objective: &ObjectiveConfig, retention: &RetentionConfig) -> StepSettings {
@@ -151,7 +151,12 @@ fn encoded(index: usize, row: &Row) -> EncodedRow {
         chosen: response(&pair.chosen),
         rejected: response(&pair.rejected),
     };
-    EncodedRow { id: index.to_string(), dominant: Some(preference("en", &row.dominant)), target: preference("sw", &row.target) }
+    EncodedRow {
+        id: index.to_string(),
+        dominant: Some(preference("en", &row.dominant)),
+        target: preference("sw", &row.target),
+        mismatched: None,
+    }
 }
 
 #[test]

@@ -13,6 +13,7 @@ mod golden;
 mod hub;
 mod many_rows;
 mod objective;
+mod objectives;
 mod plan;
 mod preference;
 mod properties;

@@ -39,7 +39,7 @@ fn shift(model: &Decoder, direction: &[Vec<f32>], step: f64) {
 }
 
 /// d loss / d step along `direction` at the model's parameters, by a fourth-order central difference; they are restored.
-fn slope(model: &Decoder, direction: &[Vec<f32>], step: f64, loss: impl Fn() -> f64) -> f64 {
+pub fn slope(model: &Decoder, direction: &[Vec<f32>], step: f64, loss: impl Fn() -> f64) -> f64 {
     let saved: Vec<Vec<f32>> = model.parameters().iter().map(|parameter| ops::read(&parameter.value).unwrap().to_vec()).collect();
     let at = |multiple: f64| {
         shift(model, direction, multiple * step);
@@ -52,7 +52,7 @@ fn slope(model: &Decoder, direction: &[Vec<f32>], step: f64, loss: impl Fn() -> 
     (8.0 * (at(1.0) - at(-1.0)) - (at(2.0) - at(-2.0))) / (12.0 * step)
 }
 
-fn unit(values: &[Vec<f32>]) -> Vec<Vec<f32>> {
+pub fn unit(values: &[Vec<f32>]) -> Vec<Vec<f32>> {
     let norm = norm(values) as f32;
     values.iter().map(|values| values.iter().map(|value| value / norm).collect()).collect()
 }
@@ -111,8 +111,7 @@ fn a_policy_gap_target_is_a_constant() {
     let settings = StepSettings::new(&config, PAD);
     let outcome = evaluate(&policy, &borrowed(&rows), &scores(&reference, &rows, &config), &settings, Gradients::Both);
     let gradient = gradients(&policy);
-    let by_hand: f64 =
-        outcome.rows.iter().map(|row| (row.reward_gap_target.unwrap() - row.reward_gap_dominant.unwrap()).powi(2) / 3.0).sum();
+    let by_hand: f64 = outcome.rows.iter().map(|row| (row.reward_gap_target.unwrap() - row.goal.unwrap()).powi(2) / 3.0).sum();
     assert_near(outcome.objective, by_hand, 1e-12);
 
     // With the policy as its own frozen reference the dominant gaps are the same numbers, now constants: so must be the gradient.

@@ -103,7 +103,7 @@ fn passes_are_known_before_they_are_made() {
         change(&mut config);
         let (settings, reference) = (StepSettings::new(&config, 0), scores(&policy, &rows, &config));
         for gradients in [Gradients::None, Gradients::Both, Gradients::RetentionOnly] {
-            let outcome = evaluate_batch(&policy, &borrowed(&rows), Some(&reference), &settings, gradients).unwrap();
+            let outcome = evaluate_batch(&policy, &borrowed(&rows), &reference, &settings, gradients).unwrap();
             let passes = passes(&borrowed(&rows), &settings, gradients, policy.description());
             assert_eq!(passes.iter().map(|pass| pass.n_tokens).sum::<usize>(), outcome.n_tokens_computed, "{settings:?} {gradients:?}");
             assert!(passes.iter().any(|pass| pass.n_scored > 0) && passes.iter().all(|pass| pass.n_tokens > 0));

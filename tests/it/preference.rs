@@ -207,7 +207,7 @@ fn rows_without_dominant_pairs_belong_together_by_their_prompt() {
     let row = |prompt: u32, chosen: u32| {
         let response = |token| Response { tokens: vec![token], n_end_tokens: 0 };
         let target = EncodedPreference { lang: "en".into(), prompt: vec![prompt], chosen: response(chosen), rejected: response(9) };
-        EncodedRow { id: chosen.to_string(), dominant: None, target }
+        EncodedRow { id: chosen.to_string(), dominant: None, target, mismatched: None }
     };
     assert_eq!(dominant_numbers(&[row(1, 5), row(2, 5), row(1, 6)]), [0, 1, 0]);
 }

@@ -6,7 +6,7 @@ use mpo::data::batch::{Layout, PackedBatch, PromptSharing};
 use mpo::data::encode::EncodedRow;
 use mpo::model::decoder::{Decoder, Keep};
 use mpo::ops;
-use mpo::reference::FrozenScores;
+use mpo::reference::Columns;
 use mpo::train::step::{BatchOutcome, Gradients, StepMemory, StepSettings, evaluate_batch};
 use serde_json::json;
 use std::num::NonZeroUsize;
@@ -18,7 +18,7 @@ const LENGTH: usize = 120;
 
 struct Setting {
     policy: Decoder,
-    reference: FrozenScores,
+    reference: Columns,
     rows: Vec<EncodedRow>,
     config: RunConfig,
 }
@@ -91,7 +91,7 @@ fn a_batch_is_the_sum_of_its_micro_batches() {
     setting.policy.zero_gradients().unwrap();
     let losses: Vec<f64> = rows_of(&setting)
         .iter()
-        .map(|row| evaluate_batch(&setting.policy, &[row], Some(&setting.reference), &setting.settings(), Gradients::Both).unwrap().loss)
+        .map(|row| evaluate_batch(&setting.policy, &[row], &setting.reference, &setting.settings(), Gradients::Both).unwrap().loss)
         .collect();
     assert_near(losses.iter().sum::<f64>() / 6.0, whole.0.loss, 1e-12);
     let mean: Vec<Vec<f32>> = gradients(&setting.policy).iter().map(|values| values.iter().map(|value| value / 6.0).collect()).collect();

@@ -3,7 +3,7 @@
 use crate::support::*;
 use mpo::config::{Pooling, Reduction, RetentionKind, RunConfig};
 use mpo::data::encode::EncodedRow;
-use mpo::reference::{Folders, FrozenScores, weights_digest};
+use mpo::reference::{Columns, Folders, FrozenScores, weights_digest};
 use mpo::scoring::KeptStates;
 use mpo::train::step::{Gradients, StepSettings, evaluate_batch, evaluate_first_batch};
 use std::cell::Cell;
@@ -146,25 +146,26 @@ fn a_wrong_entry_is_caught_at_step_0_and_scored_anew() {
     let (policy, rows) = (model(&llama(64, VOCABULARY), 1), rows(4, 60, VOCABULARY, 3));
     let config = config(RetentionKind::Hidden, Pooling::Last);
     let settings = StepSettings::new(&config, PAD);
-    let (mut scores, _) = scores_in(folders(), &policy, &rows, &config);
-    let sound = evaluate(&policy, &borrowed(&rows), &scores, &settings, Gradients::Both);
+    let mut columns = Columns::of_dominant(scores_in(folders(), &policy, &rows, &config).0);
+    let sound = evaluate(&policy, &borrowed(&rows), &columns, &settings, Gradients::Both);
     let sound_gradients = gradients(&policy);
-    let right = states(&scores, &rows[2]);
+    let right = states(columns.dominant().unwrap(), &rows[2]);
 
     // Sound by its checksum, and yet another model's: row 2's pair is replaced by what a different model makes of it.
-    scores.rescore(&model(&llama(64, VOCABULARY), 2), rows[2].dominant_pair().unwrap()).unwrap();
-    assert_ne!(states(&scores, &rows[2]), right);
+    let column = columns.dominant.as_mut().unwrap();
+    column.rescore(&model(&llama(64, VOCABULARY), 2), rows[2].dominant_pair().unwrap()).unwrap();
+    assert_ne!(states(column, &rows[2]), right);
     policy.zero_gradients().unwrap();
-    let first = evaluate_first_batch(&policy, &borrowed(&rows), &mut scores, &settings, Gradients::Both).unwrap();
+    let first = evaluate_first_batch(&policy, &borrowed(&rows), &mut columns, &settings, Gradients::Both).unwrap();
     assert_eq!(first.rescored, ["2"]);
     assert_eq!(first.outcome, sound);
     assert_eq!(gradients(&policy), sound_gradients, "the failed attempt leaves nothing in the buffers");
-    assert_eq!(states(&scores, &rows[2]), right);
+    assert_eq!(states(columns.dominant().unwrap(), &rows[2]), right);
     let (again, report) = scores_in(folders(), &policy, &rows, &config);
     assert_eq!((report.n_scored, states(&again, &rows[2])), (0, right), "the repaired entry is on disk");
 
     policy.zero_gradients().unwrap();
-    let first = evaluate_first_batch(&policy, &borrowed(&rows), &mut scores, &settings, Gradients::Both).unwrap();
+    let first = evaluate_first_batch(&policy, &borrowed(&rows), &mut columns, &settings, Gradients::Both).unwrap();
     assert!(first.rescored.is_empty());
 }
 
@@ -175,13 +176,14 @@ fn kl_resumes_with_the_frozen_head() {
     for model_config in [llama(64, VOCABULARY), gemma2(64, VOCABULARY)] {
         let (policy, reference) = (model(&model_config, 1), model(&model_config, 2));
         let rows = rows(3, 60, VOCABULARY, 3);
-        let (scores, _) = scores_in(Folders { run: Some(run.path().to_owned()), shared: None }, &reference, &rows, &config);
+        let folders = Folders { run: Some(run.path().to_owned()), shared: None };
+        let scores = Columns::of_dominant(scores_in(folders, &reference, &rows, &config).0);
         drop(reference);
         let settings = StepSettings::new(&config, PAD);
         let before = evaluate(&policy, &borrowed(&rows), &scores, &settings, Gradients::Both);
         assert!(before.retention.unwrap() > 0.0);
         let pairs: Vec<_> = rows.iter().filter_map(|row| row.dominant.as_ref()).collect();
-        let resumed = FrozenScores::open(run.path(), &pairs, KeptStates::Predicting).unwrap();
+        let resumed = Columns::of_dominant(FrozenScores::open(run.path(), &pairs, KeptStates::Predicting).unwrap());
         assert_eq!(evaluate(&policy, &borrowed(&rows), &resumed, &settings, Gradients::Both), before);
     }
 }
@@ -193,7 +195,7 @@ fn a_reference_of_another_size_is_refused() {
     let config = config(RetentionKind::Hidden, Pooling::Last);
     let settings = StepSettings::new(&config, PAD);
     let scores = scores(&reference, &rows, &config);
-    let error = evaluate_batch(&policy, &borrowed(&rows), Some(&scores), &settings, Gradients::None).unwrap_err();
+    let error = evaluate_batch(&policy, &borrowed(&rows), &scores, &settings, Gradients::None).unwrap_err();
     assert!(format!("{error:#}").contains("64") && format!("{error:#}").contains("32"), "{error:#}");
 }
 

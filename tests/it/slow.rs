@@ -18,7 +18,7 @@ use mpo::config::{ObjectiveConfig, Pooling, Reduction, RetentionConfig, Retentio
 use mpo::data::batch::{Layout, PackedBatch, PairSpans, PromptSharing};
 use mpo::data::encode::EncodedRow;
 use mpo::model::decoder::{Decoder, Keep};
-use mpo::reference::FrozenScores;
+use mpo::reference::Columns;
 use mpo::scoring::response_targets;
 use mpo::train::step::{Gradients, StepSettings};
 use serde_json::{Value, json};
@@ -144,7 +144,7 @@ fn compare_log_probs(comparison: &mut Comparison, engine: &Decoder, oracle: &Slo
 fn compare_batch(
     comparison: &mut Comparison,
     engine: &Decoder,
-    reference: &FrozenScores,
+    reference: &Columns,
     oracle: &Oracle,
     rows: &[EncodedRow],
     settings: &StepSettings,
@@ -189,7 +189,7 @@ fn long_models() -> [(&'static str, Value); 2] {
 }
 
 /// The engine's policy, the frozen scores of another model, and the oracle of both.
-fn setting(model: &Value, rows: &[EncodedRow], config: &RunConfig) -> (Decoder, FrozenScores, Oracle) {
+fn setting(model: &Value, rows: &[EncodedRow], config: &RunConfig) -> (Decoder, Columns, Oracle) {
     let dir = tempfile::tempdir().unwrap();
     let [policy, reference] = [("policy", 1), ("reference", 2)].map(|(name, seed)| {
         write_model(&dir.path().join(name), model, seed);

@@ -6,8 +6,9 @@ use mpo::model::decoder::{Decoder, Purpose};
 use mpo::model::family::{describe, expected_tensors};
 use mpo::model::weights::{self, SavedDtype, TensorToSave};
 use mpo::ops;
-use mpo::reference::{Folders, FrozenScores, Provenance, ScoringReport};
+use mpo::reference::{Columns, Folders, FrozenScores, Provenance, ScoringReport};
 use mpo::scoring::KeptStates;
+use mpo::train::columns::{Reads, Wanted};
 use mpo::train::step::{BatchOutcome, Gradients, StepSettings, evaluate_batch};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -114,6 +115,7 @@ pub fn rows(n: usize, length: usize, vocab_size: usize, seed: u64) -> Vec<Encode
             id: id.to_string(),
             dominant: Some(preference("en")),
             target: preference(if id % 2 == 0 { "sw" } else { "bn" }),
+            mismatched: None,
         })
         .collect();
     for sharing in [1, 4] {
@@ -138,20 +140,26 @@ pub fn scores_in(folders: Folders, reference: &Decoder, rows: &[EncodedRow], con
     FrozenScores::score(reference, &pairs, provenance(reference, config), folders).unwrap()
 }
 
-pub fn scores(reference: &Decoder, rows: &[EncodedRow], config: &RunConfig) -> FrozenScores {
-    scores_in(Folders::default(), reference, rows, config).0
+/// Scores what a run of `config` reads of the rows.
+pub fn scores(reference: &Decoder, rows: &[EncodedRow], config: &RunConfig) -> Columns {
+    let wanted = Wanted::of(&borrowed(rows), Reads::of(config));
+    let provenance = provenance(reference, config);
+    let column = |pairs: &[&EncodedPreference], provenance| {
+        (!pairs.is_empty()).then(|| FrozenScores::score(reference, pairs, provenance, Folders::default()).unwrap().0)
+    };
+    Columns { dominant: column(&wanted.dominant, provenance.clone()), target: column(&wanted.target, provenance.of_scores()) }
 }
 
 /// Zeroes the gradients and evaluates the rows as one batch.
 pub fn evaluate(
     policy: &Decoder,
     rows: &[&EncodedRow],
-    reference: &FrozenScores,
+    reference: &Columns,
     settings: &StepSettings,
     gradients: Gradients,
 ) -> BatchOutcome {
     policy.zero_gradients().unwrap();
-    evaluate_batch(policy, rows, Some(reference), settings, gradients).unwrap()
+    evaluate_batch(policy, rows, reference, settings, gradients).unwrap()
 }
 
 /// All gradient buffers, in the order of the parameters.

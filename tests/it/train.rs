@@ -154,11 +154,11 @@ fn a_run_writes_what_it_promises() {
 
     let lines = metrics(&run);
     assert_eq!(lines.iter().map(|line| number(line, "step")).collect::<Vec<_>>(), (1..=12).map(f64::from).collect::<Vec<_>>());
-    let keys = "step epoch loss mpo retention grad_norm lr reward_gap_target reward_gap_reference rewards/accuracies tokens tokens_computed \
+    let keys = "step epoch loss objective retention grad_norm lr reward_gap_target reward_gap_reference rewards/accuracies tokens tokens_computed \
                 seconds tokens_per_second peak_rss_bytes";
     for line in &lines {
         keys.split_whitespace().for_each(|key| assert!(number(line, key).is_finite()));
-        assert!((number(line, "loss") - number(line, "mpo") - number(line, "retention")).abs() < 1e-12);
+        assert!((number(line, "loss") - number(line, "objective") - number(line, "retention")).abs() < 1e-12);
         assert!(number(line, "tokens_computed") <= number(line, "tokens"));
         assert!(line.as_object().unwrap().keys().any(|key| key.starts_with("reward_gap_target/")));
     }

@@ -60,7 +60,7 @@ impl Encoder {
 
     /// As `encode_each`, but uncut. For `mpo check`.
     pub fn tokenize_each(&self, rows: &[PreferenceRow]) -> Vec<Result<EncodedRow>> {
-        let row = |id: &str, dominant, target| EncodedRow { id: id.to_owned(), dominant, target };
+        let row = |id: &str, dominant, target| EncodedRow { id: id.to_owned(), dominant, target, mismatched: None };
         self.each(rows, &Shared::of(rows, |_| false), |_| None, Self::tokenize_side, row)
     }
 

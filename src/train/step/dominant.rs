@@ -123,7 +123,7 @@ impl Step<'_> {
 
     /// Unweighted retention of both sequences of each group, and d loss / d hidden states. For `kl` this also adds to the head's gradient.
     fn retention(&self, groups: &[DominantGroup], spans: &[PairSpans], forward: &Forward) -> Result<(Vec<[f64; 2]>, Buffer)> {
-        let reference = self.reference.context("the retention term needs reference scores")?;
+        let reference = self.reference.dominant().context("the retention term")?;
         let (hidden_size, frozen_size) = (self.policy.description().hidden_size, reference.hidden_size());
         ensure!(
             hidden_size == frozen_size,

@@ -1,12 +1,12 @@
 //! Step 0 as a free self-test: while the policy still is the reference, retention must be exactly 0.
 
-use super::{BatchOutcome, Gradients, StepSettings, evaluate_batch, ids};
+use super::{BatchOutcome, Gradients, StepSettings, batch_totals, evaluate_part, ids};
 use crate::config::RetentionKind;
 use crate::data::encode::EncodedRow;
 use crate::model::decoder::Decoder;
-use crate::objective::retention;
-use crate::reference::FrozenScores;
-use anyhow::{Result, bail};
+use crate::objective::{BatchTotals, retention};
+use crate::reference::Columns;
+use anyhow::{Context, Result, bail};
 
 /// The first batch of a run whose policy is still the reference, with a free self-test.
 #[derive(Debug, Clone, PartialEq)]
@@ -16,25 +16,40 @@ pub struct FirstBatch {
     pub rescored: Vec<String>,
 }
 
-/// [`evaluate_batch`] at step 0 with policy == reference, where retention must be 0: exactly on the CPU, below 1e-5 of the state's own
-/// square elsewhere. An entry that fails is scored anew with the policy, once; failing again is an error.
+/// [`evaluate_first_part`] of a whole batch.
 pub fn evaluate_first_batch(
     policy: &Decoder,
     rows: &[&EncodedRow],
-    reference: &mut FrozenScores,
+    reference: &mut Columns,
     settings: &StepSettings,
     gradients: Gradients,
 ) -> Result<FirstBatch> {
-    let outcome = evaluate_batch(policy, rows, Some(reference), settings, gradients)?;
+    let whole = batch_totals(policy, rows, reference, settings)?;
+    let first = evaluate_first_part(policy, rows, &whole.totals, reference, settings, gradients)?;
+    Ok(FirstBatch { outcome: first.outcome.with(&whole), ..first })
+}
+
+/// [`evaluate_part`] at step 0 with policy == reference, where retention must be 0: exactly on the CPU, below 1e-5 of the state's own
+/// square elsewhere. An entry that fails is scored anew with the policy, once; failing again is an error.
+pub fn evaluate_first_part(
+    policy: &Decoder,
+    rows: &[&EncodedRow],
+    totals: &BatchTotals,
+    reference: &mut Columns,
+    settings: &StepSettings,
+    gradients: Gradients,
+) -> Result<FirstBatch> {
+    let outcome = evaluate_part(policy, rows, totals, reference, settings, gradients)?;
     let failing = rows_with_retention(rows, &outcome, reference, settings)?;
     if failing.is_empty() {
         return Ok(FirstBatch { outcome, rescored: Vec::new() });
     }
     for row in &failing {
-        reference.rescore(policy, row.dominant_pair()?)?;
+        let column = reference.dominant.as_mut().context("the retention term reads a column that is not there")?;
+        column.rescore(policy, row.dominant_pair()?)?;
     }
     policy.zero_gradients()?;
-    let outcome = evaluate_batch(policy, rows, Some(reference), settings, gradients)?;
+    let outcome = evaluate_part(policy, rows, totals, reference, settings, gradients)?;
     let still = rows_with_retention(rows, &outcome, reference, settings)?;
     if !still.is_empty() {
         bail!(
@@ -50,9 +65,13 @@ pub fn evaluate_first_batch(
 fn rows_with_retention<'a>(
     rows: &[&'a EncodedRow],
     outcome: &BatchOutcome,
-    reference: &FrozenScores,
+    reference: &Columns,
     settings: &StepSettings,
 ) -> Result<Vec<&'a EncodedRow>> {
+    if settings.retention.kind == RetentionKind::None {
+        return Ok(Vec::new());
+    }
+    let reference = reference.dominant()?;
     let tolerance = if reference.provenance().device == "cpu" { 0.0 } else { 1e-5 };
     let mut failing = Vec::new();
     for (&row, outcome) in rows.iter().zip(&outcome.rows) {

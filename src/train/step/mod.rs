@@ -1,29 +1,31 @@
 //! One optimizer batch: forward and backward of both sides, cut into micro-batches.
 //!
-//! The dominant side runs first, for the retention term and, where the objective asks for them, the policy's dominant scores; then the
-//! target side, for the objective. Only one micro-batch of one side has its activations in memory at a time. Every share of the loss is
-//! divided by the totals of the whole batch, so gradients of micro-batches simply add up in the engine's buffers.
+//! What the objective must know of the whole batch comes first ([`batch_totals`]); then the dominant side, for the retention term and, where
+//! the objective asks for them, the policy's dominant scores; then the target side, for the objective. No pass is made that nothing reads.
+//! Only one micro-batch of one side has its activations in memory at a time. Every share of the loss is divided by the totals of the whole
+//! batch, so gradients of micro-batches simply add up in the engine's buffers.
 
 mod dominant;
 mod first_batch;
 mod kl;
+mod mismatched;
 mod target;
 
-pub use first_batch::{FirstBatch, evaluate_first_batch};
+pub use first_batch::{FirstBatch, evaluate_first_batch, evaluate_first_part};
 
 use crate::config::{Gap, RetentionConfig, RetentionKind, RunConfig};
 use crate::data::batch::{PairSpans, PromptSharing};
 use crate::data::encode::{EncodedPreference, EncodedRow};
 use crate::model::decoder::{Decoder, Keep};
 use crate::model::description::DecoderDescription;
-use crate::objective::{BatchTotals, Objective, PairScores, retention};
+use crate::objective::{BatchTotals, Objective, PairScores, PerAnswer, retention};
 pub use crate::plan::StepMemory;
 use crate::plan::work::{Gradient, Pass};
-use crate::reference::FrozenScores;
+use crate::reference::Columns;
 use anyhow::Result;
 
 /// What [`evaluate_batch`] needs of a run's configuration.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct StepSettings {
     pub objective: Objective,
     /// How the reported reward gaps are computed.
@@ -68,10 +70,13 @@ pub struct RowOutcome {
     pub target: PairScores,
     /// RG(policy, target pair), without beta, where it has both responses.
     pub reward_gap_target: Option<f64>,
+    /// The policy's log-probabilities in the units of the objective, and the rewards where it compares answers.
+    pub log_probs: PerAnswer,
+    pub rewards: Option<PerAnswer>,
     /// RG(reference, dominant pair), where there are both.
     pub reward_gap_reference: Option<f64>,
-    /// RG(policy, dominant pair), where the objective reads it.
-    pub reward_gap_dominant: Option<f64>,
+    /// The reward gap at which the row's objective is least, where it has such a goal.
+    pub goal: Option<f64>,
     /// Retention of the dominant chosen and rejected sequence, unweighted.
     pub retention: Option<[f64; 2]>,
 }
@@ -84,6 +89,8 @@ pub struct BatchOutcome {
     pub objective: f64,
     /// Unweighted; `None` when the run has no retention term.
     pub retention: Option<f64>,
+    /// The batch's totals, as the objective was told them.
+    pub totals: BatchTotals,
     /// In the order of the batch's rows.
     pub rows: Vec<RowOutcome>,
     /// Tokens of the policy's passes as if nothing were shared or padded.
@@ -133,6 +140,15 @@ impl Gradients {
     }
 }
 
+impl BatchOutcome {
+    /// With the tokens that finding the batch's totals took.
+    fn with(mut self, whole: &Whole) -> Self {
+        self.n_tokens += whole.n_tokens;
+        self.n_tokens_computed += whole.n_tokens_computed;
+        self
+    }
+}
+
 impl RowOutcome {
     pub fn is_finite(&self) -> bool {
         let retention = self.retention.unwrap_or_default();
@@ -142,34 +158,71 @@ impl RowOutcome {
 
 /// Runs the policy over `rows` and adds the wanted gradients to its buffers, which the caller has zeroed.
 ///
-/// `reference` must hold every dominant pair of the rows; where retention or the objective reads them, every row must have one.
+/// `reference` must hold what retention and the objective read of the rows; where they read dominant pairs, every row must have one.
 pub fn evaluate_batch(
     policy: &Decoder,
     rows: &[&EncodedRow],
-    reference: Option<&FrozenScores>,
+    reference: &Columns,
     settings: &StepSettings,
     gradients: Gradients,
 ) -> Result<BatchOutcome> {
-    let step = Step { policy, reference, settings, gradients, totals: batch_totals(rows) };
+    let whole = batch_totals(policy, rows, reference, settings)?;
+    Ok(evaluate_part(policy, rows, &whole.totals, reference, settings, gradients)?.with(&whole))
+}
+
+/// As [`evaluate_batch`], of some rows of a batch whose `totals` are known: the outcomes of its parts add up to the batch's.
+pub fn evaluate_part(
+    policy: &Decoder,
+    rows: &[&EncodedRow],
+    totals: &BatchTotals,
+    reference: &Columns,
+    settings: &StepSettings,
+    gradients: Gradients,
+) -> Result<BatchOutcome> {
+    let step = Step { policy, reference, settings, gradients, totals: *totals };
     let dominant = step.dominant_side(rows)?;
     let target = step.target_side(rows, &dominant.outcomes)?;
     let rows = target.outcomes;
     let objective = rows.iter().map(|row| row.objective_share).sum();
-    let retention = settings.has_retention().then(|| mean_retention(&rows));
+    let retention = settings.has_retention().then(|| mean_retention(&rows, totals.n_rows));
     Ok(BatchOutcome {
         loss: objective + settings.retention.weight * retention.unwrap_or(0.0),
         objective,
         retention,
+        totals: *totals,
         rows,
         n_tokens: dominant.n_tokens + target.n_tokens,
         n_tokens_computed: dominant.n_tokens_computed + target.n_tokens_computed,
     })
 }
 
+/// The totals of a batch, and the tokens of the passes that they took.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Whole {
+    pub totals: BatchTotals,
+    pub n_tokens: usize,
+    pub n_tokens_computed: usize,
+}
+
+/// What the objective is told of the whole batch before any gradient; for KTO that takes passes over the mismatched answers.
+pub fn batch_totals(policy: &Decoder, rows: &[&EncodedRow], reference: &Columns, settings: &StepSettings) -> Result<Whole> {
+    let mismatched = mismatched::mean_log_ratio(policy, rows, reference, settings)?;
+    let count = |of: &dyn Fn(&EncodedPreference) -> usize| rows.iter().map(|row| of(&row.target)).sum();
+    let totals = BatchTotals {
+        n_rows: rows.len(),
+        n_chosen: count(&|pair| usize::from(!pair.chosen.is_absent())),
+        n_rejected: count(&|pair| usize::from(!pair.rejected.is_absent())),
+        n_chosen_tokens: count(&|pair| pair.chosen.tokens.len()),
+        n_rejected_tokens: count(&|pair| pair.rejected.tokens.len()),
+        mismatched_log_ratio: mismatched.mean_log_ratio,
+    };
+    Ok(Whole { totals, n_tokens: mismatched.n_tokens, n_tokens_computed: mismatched.n_tokens_computed })
+}
+
 /// The passes that [`evaluate_batch`] makes of `rows`, in their order, without making them.
 pub fn passes(rows: &[&EncodedRow], settings: &StepSettings, gradients: Gradients, description: &DecoderDescription) -> Vec<Pass> {
     let [dominant, target] = [dominant::passes, target::passes].map(|of_side| of_side(rows, settings, gradients, description));
-    [dominant, target].concat()
+    [mismatched::passes(rows, settings, description), dominant, target].concat()
 }
 
 /// What one side found, a row at a time, and the tokens that it took.
@@ -183,24 +236,16 @@ struct Side<Outcome> {
 /// What all micro-batches of a batch have in common.
 struct Step<'a> {
     policy: &'a Decoder,
-    reference: Option<&'a FrozenScores>,
+    reference: &'a Columns,
     settings: &'a StepSettings,
     gradients: Gradients,
     totals: BatchTotals,
 }
 
-/// L2: the mean over the 2B dominant sequences of B rows.
-fn mean_retention(rows: &[RowOutcome]) -> f64 {
-    let weight = retention::sequence_weight(1, rows.len());
+/// L2: the mean over the 2B dominant sequences of B rows, `rows`' part of it.
+fn mean_retention(rows: &[RowOutcome], n_rows: usize) -> f64 {
+    let weight = retention::sequence_weight(1, n_rows);
     rows.iter().filter_map(|row| row.retention).map(|[chosen, rejected]| weight * (chosen + rejected)).sum()
-}
-
-fn batch_totals(rows: &[&EncodedRow]) -> BatchTotals {
-    BatchTotals {
-        n_rows: rows.len(),
-        n_chosen_tokens: rows.iter().map(|row| row.target.chosen.tokens.len()).sum(),
-        n_rejected_tokens: rows.iter().map(|row| row.target.rejected.tokens.len()).sum(),
-    }
 }
 
 /// Tokens of a pair's sequences, each with its own prompt.

@@ -3,13 +3,14 @@
 use super::dominant::DominantOutcome;
 use super::{Gradients, RowOutcome, Side, Step, StepSettings, ids, n_answer_tokens, n_tokens_unshared};
 use crate::data::batch::{Layout, PackedBatch, PairSpans};
-use crate::data::encode::EncodedRow;
+use crate::data::encode::{EncodedPreference, EncodedRow, Response};
 use crate::model::description::DecoderDescription;
-use crate::objective::{PairScores, RowLoss, RowScores};
+use crate::objective::{Answers, PairScores, RowLoss, RowScores};
 use crate::ops::Buffer;
 use crate::plan::work::{Gradient, Pass};
 use crate::scoring::{pair_scores, response_targets};
 use anyhow::{Context, Result};
+use std::borrow::Cow;
 use tracing::info_span;
 
 /// The rows of one micro-batch, one behind the other.
@@ -17,8 +18,17 @@ fn pack(rows: &[&EncodedRow], settings: &StepSettings) -> (PackedBatch, Vec<Pair
     let _span = info_span!("data").entered();
     let mut batch = PackedBatch::default();
     let layout = Layout { sharing: settings.target_sharing, pad_token: None };
-    let spans = rows.iter().map(|row| batch.push_pair(&row.target, &layout)).collect();
+    let answers = settings.objective.passes().policy_target;
+    let spans = rows.iter().map(|row| batch.push_pair(&read(&row.target, answers), &layout)).collect();
     (batch, spans)
+}
+
+/// The pair as far as the objective reads it.
+fn read(pair: &EncodedPreference, answers: Answers) -> Cow<'_, EncodedPreference> {
+    match answers {
+        Answers::Both | Answers::Any => Cow::Borrowed(pair),
+        Answers::Chosen => Cow::Owned(EncodedPreference { rejected: Response::default(), ..pair.clone() }),
+    }
 }
 
 fn pass(batch: &PackedBatch, spans: &[PairSpans], gradients: Gradients, description: &DecoderDescription) -> Pass {
@@ -39,7 +49,8 @@ impl Step<'_> {
     /// The objective of every row.
     pub(super) fn target_side(&self, rows: &[&EncodedRow], dominant: &[DominantOutcome]) -> Result<Side<RowOutcome>> {
         let _span = info_span!("target side").entered();
-        let n_tokens = rows.iter().map(|row| n_tokens_unshared(&row.target)).sum();
+        let answers = self.settings.objective.passes().policy_target;
+        let n_tokens = rows.iter().map(|row| n_tokens_unshared(&read(&row.target, answers))).sum();
         let mut side = Side { outcomes: Vec::with_capacity(rows.len()), n_tokens, n_tokens_computed: 0 };
         let micro_batch_size = self.settings.micro_batch_size;
         for (rows, dominant) in rows.chunks(micro_batch_size).zip(dominant.chunks(micro_batch_size)) {
@@ -78,19 +89,15 @@ impl Step<'_> {
     }
 
     fn row_scores(&self, row: &EncodedRow, dominant: &DominantOutcome, policy_target: PairScores) -> Result<RowScores> {
-        let passes = self.settings.objective.passes();
-        let of_reference = |wanted: bool, pair| match self.reference {
-            Some(reference) if wanted => reference.pair_scores(pair).map(Some),
-            _ => Ok(None),
-        };
         let _span = info_span!("reference").entered();
-        Ok(RowScores {
-            policy_target,
-            policy_dominant: dominant.policy,
-            // The column holds every dominant pair there is, and its gap is reported whether the objective reads it or not.
-            reference_dominant: row.dominant.as_ref().map(|pair| of_reference(true, pair)).transpose()?.flatten(),
-            reference_target: of_reference(passes.reference_target, &row.target)?,
-        })
+        // Where there is a column of dominant pairs, its gap is reported whether the objective reads it or not.
+        let reference_dominant = match (&self.reference.dominant, &row.dominant) {
+            (Some(column), Some(pair)) => Some(column.pair_scores(pair)?),
+            _ => None,
+        };
+        let reads_target = self.settings.objective.passes().reference_target;
+        let reference_target = reads_target.then(|| self.reference.target()?.pair_scores(&row.target)).transpose()?;
+        Ok(RowScores { policy_target, policy_dominant: dominant.policy, reference_dominant, reference_target })
     }
 
     fn row_outcome(&self, scores: &RowScores, loss: &RowLoss, dominant: &DominantOutcome) -> RowOutcome {
@@ -99,8 +106,10 @@ impl Step<'_> {
             objective_share: loss.share,
             target: scores.policy_target,
             reward_gap_target: scores.policy_target.known_gap(gap),
+            log_probs: self.settings.objective.log_probs(scores),
+            rewards: self.settings.objective.rewards(scores),
             reward_gap_reference: scores.reference_dominant.map(|pair| pair.reward_gap(gap)),
-            reward_gap_dominant: scores.policy_dominant.map(|pair| pair.reward_gap(gap)),
+            goal: self.settings.objective.goal(scores),
             retention: dominant.retention,
         }
     }
