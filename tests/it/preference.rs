@@ -186,7 +186,7 @@ fn a_damaged_parquet_file_crashes_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("damaged.parquet");
     let (mut n_refused, whole) = (0, std::fs::read(fixture("conversations.parquet")).unwrap());
-    for at in 4..whole.len() {
+    for at in (4..whole.len()).step_by(5) {
         let mut bytes = whole.clone();
         bytes[at] ^= 1 << (at % 8);
         std::fs::write(&path, &bytes).unwrap();
