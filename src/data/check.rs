@@ -260,7 +260,10 @@ fn check_repetitions(pairs: &[PreferenceRow], findings: &mut Findings) {
         let row_texts = (pair.dominant.as_ref().map(texts), texts(&pair.target));
         if let Some(first) = rows.get(&row_texts) {
             findings.wrong(FindingKind::RepeatedRow, format!("{} (as {first})", pair.id));
-        } else if let Some(first) = prompts.get(&target_prompt) {
+        } else if let Some(first) = prompts.get(&target_prompt)
+            && pair.target.responses().count() == 2
+        {
+            // Labelled data has a row for each answer to a prompt.
             findings.worth_knowing(FindingKind::RepeatedPrompt, format!("{} (as {first})", pair.id));
         }
         rows.entry(row_texts).or_insert(&pair.id);

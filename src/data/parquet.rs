@@ -8,6 +8,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::reader::RowIter;
 use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 /// What a Parquet file begins with.
@@ -32,7 +33,8 @@ impl ParquetReader {
     /// A file that is cut short or damaged, or holds no row.
     pub fn open(path: &Path, file: File) -> Result<Self> {
         let n_bytes = file.metadata().with_context(|| cannot_read(path))?.len() as usize;
-        let reader = SerializedFileReader::new(file).with_context(|| format!("`{}` is no whole Parquet file", path.display()))?;
+        let reader = or_damaged(path, || SerializedFileReader::new(file))?;
+        let reader = reader.with_context(|| format!("`{}` is no whole Parquet file", path.display()))?;
         let n_rows = usize::try_from(reader.metadata().file_metadata().num_rows()).unwrap_or(0);
         ensure!(n_rows > 0, "`{}` holds no rows", path.display());
         Ok(Self { path: path.to_owned(), rows: RowIter::from_file_into(Box::new(reader)), n_bytes, n_rows, n_read: 0 })
@@ -50,7 +52,7 @@ impl ParquetReader {
     pub fn next_piece(&mut self) -> Result<Vec<RawRow>> {
         let mut piece = Vec::new();
         while piece.len() < ROWS_PER_PIECE {
-            let Some(row) = self.rows.next() else { break };
+            let Some(row) = or_damaged(&self.path, || self.rows.next())? else { break };
             let row = row.map_err(|error| self.explain(&error))?;
             self.n_read += 1;
             piece.push(RawRow { line: self.n_read, value: Ok(row.to_json_value()) });
@@ -67,4 +69,11 @@ impl ParquetReader {
         };
         anyhow!("cannot read `{}` behind row {}: {message}{hint}", self.path.display(), self.n_read)
     }
+}
+
+/// What `read` returns. The reader asserts some of what a sound file keeps to; where a damaged one breaks that, the file is to blame and not the
+/// program. Nothing is used of a reader that has panicked, so no half-made state is seen.
+fn or_damaged<T>(path: &Path, read: impl FnOnce() -> T) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(read))
+        .map_err(|_| anyhow!("`{}` is damaged: it breaks the rules of Parquet files; fetch it again", path.display()))
 }

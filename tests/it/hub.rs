@@ -578,8 +578,8 @@ fn a_local_file_is_verified_too() {
     fs::write(&file, "{}\n").unwrap();
     let resolve = |data: &DataConfig| resolve_data_in(&world.environment(None), data);
     let path = file.to_str().unwrap();
-    assert_eq!(resolve(&data_config(path, None)).unwrap(), [file.clone()]);
-    assert_eq!(resolve(&data_config(path, Some(sha256(b"{}\n").to_uppercase()))).unwrap(), [file.clone()]);
+    assert_eq!(resolve(&data_config(path, None)).unwrap(), std::slice::from_ref(&file));
+    assert_eq!(resolve(&data_config(path, Some(sha256(b"{}\n").to_uppercase()))).unwrap(), std::slice::from_ref(&file));
     assert!(error_text(resolve(&data_config(path, Some("0".repeat(64))))).contains("it is another file"));
     assert!(error_text(resolve(&data_config(dir.path().to_str().unwrap(), None))).contains("is a folder"));
     let with_revision = DataConfig { revision: Some("main".into()), ..data_config(path, None) };

@@ -180,13 +180,27 @@ fn a_parquet_file_that_cannot_be_read_is_named() {
     assert!(spoilt.contains("spoilt.parquet:2: row 1: key `chosen` must be a string or a list of turns, but is null"), "{spoilt}");
 }
 
+/// A file that was damaged on the way: whatever byte it is, there are rows or an error, and never a crash.
+#[test]
+fn a_damaged_parquet_file_crashes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("damaged.parquet");
+    let (mut n_refused, whole) = (0, std::fs::read(fixture("conversations.parquet")).unwrap());
+    for at in (4..whole.len()).step_by(5) {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 1 << (at % 8);
+        std::fs::write(&path, &bytes).unwrap();
+        n_refused += usize::from(load(std::slice::from_ref(&path), &DataConfig::default()).is_err());
+    }
+    assert!(n_refused > 100, "{n_refused}");
+}
+
 #[test]
 fn sides_say_which_pairs_are_scored() {
     let pair = |lang: &str, prompt: &str| json!({"lang": lang, "prompt": prompt, "chosen": "Yes.", "rejected": "No."});
     let row = |id: &str, prompt: &str| json!({"id": id, "dominant": pair("en", prompt), "target": pair("sw", &format!("{id}?"))});
     let (_folder, path) = written(&[row("a", "One?"), row("b", "One?"), row("c", "Two?")]);
-    let model =
-        crate::template::byte_tokenizer(&json!({"eos_token": "<end>"}), Some("{% for m in messages %}{{ m.content }}<end>{% endfor %}"));
+    let model = crate::template::byte_tokenizer(&json!({}), Some("{% for m in messages %}{{ m.content }}<|end|>{% endfor %}"));
     let encoded = |sides| -> Vec<EncodedRow> {
         let config = DataConfig { sides, on_overlong: OnOverlong::Error, ..DataConfig::default() };
         Encoder::new(model.path(), &config).unwrap().encode_files(std::slice::from_ref(&path), &config).unwrap().0

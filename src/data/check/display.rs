@@ -34,7 +34,7 @@ impl fmt::Display for CheckReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let n_dominant: usize = self.dominant.iter().map(|count| count.n).sum();
         if self.dominant.is_empty() {
-            writeln!(f, "{} rows without dominant pairs", self.n_rows)?;
+            writeln!(f, "{} rows{}", self.n_rows, if self.n_rows > 0 { " without dominant pairs" } else { "" })?;
         } else {
             writeln!(f, "{} rows, {n_dominant} distinct dominant pairs", self.n_rows)?;
             writeln!(f, "  dominant  {}", counts(&self.dominant))?;
