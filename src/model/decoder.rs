@@ -15,7 +15,7 @@ use crate::data::batch::{PackedBatch, Segment};
 use crate::ops::log_prob::Head;
 pub use crate::ops::log_prob::{ScoredTargets, TokenTarget};
 use crate::ops::rope::RopeTable;
-use crate::ops::{Buffer, Scratch, embedding, update};
+use crate::ops::{self, Buffer, Scratch, embedding};
 use anyhow::{Context, Result, ensure};
 use candle_core::Tensor;
 use std::num::NonZeroUsize;
@@ -110,7 +110,7 @@ impl Decoder {
 
     /// Sets all gradient buffers to zero.
     pub fn zero_gradients(&self) -> Result<()> {
-        self.parameters.iter().filter_map(|p| p.gradient.as_ref()).try_for_each(|gradient| update(gradient, |values| values.fill(0.0)))
+        self.parameters.iter().filter_map(|p| p.gradient.as_ref()).try_for_each(ops::clear)
     }
 
     /// The head's matrix, `[V, D]`.

@@ -35,7 +35,7 @@ pub fn backward(gate_up: &Tensor, dy: &Tensor, activation: Activation) -> Result
 fn forward_rows<T: Real>(gate_up: &[T], width: usize, activation: Activation, y: &mut [T]) {
     let rows = rows_per_task(2 * width);
     y.par_chunks_mut(rows * width).zip(gate_up.par_chunks(rows * 2 * width)).for_each(|(y, gate_up)| {
-        vectorized(|| match activation {
+        vectorized!(match activation {
             Activation::Silu => gate_rows(gate_up, width, y, silu),
             Activation::GeluTanh => gate_rows(gate_up, width, y, gelu_tanh),
             Activation::Gelu => gate_rows(gate_up, width, y, gelu),
@@ -57,7 +57,7 @@ fn backward_rows<T: Real>(gate_up: &[T], dy: &[T], width: usize, activation: Act
     let rows = rows_per_task(2 * width);
     let tasks = dx.par_chunks_mut(rows * 2 * width).zip(gate_up.par_chunks(rows * 2 * width)).zip(dy.par_chunks(rows * width));
     tasks.zip(y.par_chunks_mut(rows * width)).for_each(|(((dx, gate_up), dy), y)| {
-        vectorized(|| match activation {
+        vectorized!(match activation {
             Activation::Silu => gate_rows_backward(gate_up, dy, width, (y, dx), silu),
             Activation::GeluTanh => gate_rows_backward(gate_up, dy, width, (y, dx), gelu_tanh),
             Activation::Gelu => gate_rows_backward(gate_up, dy, width, (y, dx), gelu),

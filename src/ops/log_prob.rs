@@ -64,7 +64,7 @@ impl Head {
         for (index, targets) in targets.chunks(rows_per_chunk).enumerate() {
             let mut logits = product(&gather(&hidden, width, targets), &weight, width, self.compute);
             let rows = logits.par_chunks_mut(n_vocab).zip(targets);
-            let scores: Vec<(f32, f32)> = rows.map(|(row, target)| vectorized(|| log_prob(row, target.token, self.soft_cap))).collect();
+            let scores: Vec<(f32, f32)> = rows.map(|(row, target)| vectorized!(log_prob(row, target.token, self.soft_cap))).collect();
             scored.log_probs.extend(scores.iter().map(|(log_prob, _)| log_prob));
             scored.log_sum_exp.extend(scores.iter().map(|(_, log_sum_exp)| log_sum_exp));
             if index == scored.kept.len() && (index + 1) * rows_per_chunk * n_vocab <= n_kept {
@@ -97,13 +97,13 @@ impl Head {
                 Some(capped) => capped,
                 None => {
                     let mut logits = product(&x, &read(weight)?, width, self.compute);
-                    logits.par_chunks_mut(n_vocab).for_each(|row| vectorized(|| cap_logits(row, self.soft_cap)));
+                    logits.par_chunks_mut(n_vocab).for_each(|row| vectorized!(cap_logits(row, self.soft_cap)));
                     logits
                 }
             };
             let rows = logits.par_chunks_mut(n_vocab).zip(targets).zip(gradients).zip(log_sum_exp);
             rows.for_each(|(((row, target), &g), &log_sum_exp)| {
-                vectorized(|| log_prob_backward(row, target.token, log_sum_exp, g, self.soft_cap));
+                vectorized!(log_prob_backward(row, target.token, log_sum_exp, g, self.soft_cap));
             });
             let dx = self.chunk_backward(&x, weight, &logits, weight_gradient)?;
             update(d_hidden, |d_hidden| {
@@ -133,7 +133,7 @@ impl Head {
     pub fn logits(&self, hidden: &[f32], weight: &Tensor) -> Result<Scratch> {
         let width = weight.dim(1)?;
         let mut logits = product(hidden, &read(weight)?, width, self.compute);
-        logits.par_chunks_mut(16 * 1024).for_each(|logits| vectorized(|| cap_logits(logits, self.soft_cap)));
+        logits.par_chunks_mut(16 * 1024).for_each(|logits| vectorized!(cap_logits(logits, self.soft_cap)));
         Ok(logits)
     }
 

@@ -169,11 +169,27 @@ pub fn max<T: Real>(values: &[T]) -> T {
     reduce(values.len(), T::NEG_INFINITY, |i| values[i], |a, b| if b > a { b } else { a })
 }
 
-/// Runs `kernel` compiled for the widest vectors that this processor has.
-#[inline(always)]
-pub fn vectorized<R>(kernel: impl FnOnce() -> R) -> R {
-    pulp::Arch::new().dispatch(kernel)
+/// Runs an expression compiled for the widest vectors that this processor has.
+///
+/// It must be inlined where those vectors are enabled, or it is a function of its own, compiled for any processor. Hence a macro: its closure
+/// is marked, and consumes a [`Once`], because the compiler calls a closure that could be called again by way of a function that is not. What
+/// the expression calls must be `#[inline(always)]` too.
+macro_rules! vectorized {
+    ($body:expr) => {{
+        let once = $crate::ops::Once;
+        pulp::Arch::new().dispatch(
+            #[inline(always)]
+            || {
+                let _consumed = once;
+                $body
+            },
+        )
+    }};
 }
+pub(crate) use vectorized;
+
+/// Not to be used twice.
+pub(crate) struct Once;
 
 #[cfg(test)]
 mod tests {

@@ -125,7 +125,9 @@ fn norm_rows<T: Real>(x: &[T], gain: &[T], eps: f64, y: &mut [T], r: &mut [T]) {
     let (width, per_task) = (gain.len(), rows_per_task(gain.len()));
     let tasks = x.par_chunks(per_task * width).zip(y.par_chunks_mut(per_task * width)).zip(r.par_chunks_mut(per_task));
     tasks.for_each(|((x, y), r)| {
-        vectorized(|| x.chunks(width).zip(y.chunks_mut(width)).zip(r).for_each(|((x, y), r)| *r = norm_row(x, gain, eps, y)))
+        vectorized!(for ((x, y), r) in x.chunks(width).zip(y.chunks_mut(width)).zip(r) {
+            *r = norm_row(x, gain, eps, y);
+        })
     });
 }
 
@@ -133,7 +135,7 @@ fn add_and_norm_rows<T: Real>(sum: &mut [T], x: &[T], gain: &[T], eps: f64, y: &
     let (width, per_task) = (gain.len(), rows_per_task(gain.len()));
     let tasks = sum.par_chunks_mut(per_task * width).zip(x.par_chunks(per_task * width));
     tasks.zip(y.par_chunks_mut(per_task * width)).zip(r.par_chunks_mut(per_task)).for_each(|(((sum, x), y), r)| {
-        vectorized(|| {
+        vectorized!({
             for (((sum, x), y), r) in sum.chunks_mut(width).zip(x.chunks(width)).zip(y.chunks_mut(width)).zip(r) {
                 sum.iter_mut().zip(x).for_each(|(sum, &x)| *sum += x);
                 *r = norm_row(sum, gain, eps, y);
@@ -146,7 +148,9 @@ fn scale_rows<T: Real>(x: &[T], gain: &[T], r: &[T], y: &mut [T]) {
     let (width, per_task) = (gain.len(), rows_per_task(gain.len()));
     let tasks = x.par_chunks(per_task * width).zip(y.par_chunks_mut(per_task * width)).zip(r.par_chunks(per_task));
     tasks.for_each(|((x, y), r)| {
-        vectorized(|| x.chunks(width).zip(y.chunks_mut(width)).zip(r).for_each(|((x, y), &r)| scale_row(x, gain, r, y)))
+        vectorized!(for ((x, y), &r) in x.chunks(width).zip(y.chunks_mut(width)).zip(r) {
+            scale_row(x, gain, r, y);
+        })
     });
 }
 
@@ -157,7 +161,7 @@ fn backward_rows<T: Real>(x: &[T], gain: &[T], r: &[T], dy: &[T], past: Option<&
     let tasks = dx.par_chunks_mut(part * width).zip(x.par_chunks(part * width)).zip(dy.par_chunks(part * width)).zip(r.par_chunks(part));
     let parts = tasks.enumerate().map(|(task, (((dx, x), dy), r))| {
         let mut gain_gradient = vec![T::ZERO; width];
-        vectorized(|| {
+        vectorized!({
             for (i, (((dx, x), dy), &r)) in dx.chunks_mut(width).zip(x.chunks(width)).zip(dy.chunks(width)).zip(r).enumerate() {
                 gain_gradient.iter_mut().zip(x).zip(dy).for_each(|((sum, &x), &dy)| *sum += dy * x * r);
                 dx.copy_from_slice(dy);
@@ -211,7 +215,7 @@ impl Heads {
     fn forward<T: Real>(&self, x: &mut [T], gain: &[T], eps: f64, r: &mut [T]) {
         let per_task = rows_per_task(self.row_width);
         x.par_chunks_mut(per_task * self.row_width).zip(r.par_chunks_mut(per_task * self.n_heads)).for_each(|(x, r)| {
-            vectorized(|| {
+            vectorized!({
                 for (row, r) in x.chunks_mut(self.row_width).zip(r.chunks_mut(self.n_heads)) {
                     for (head, r) in row[self.columns()].chunks_mut(self.head_dim).zip(r) {
                         *r = reciprocal_rms(head, eps);
@@ -230,7 +234,7 @@ impl Heads {
             .zip(x.par_chunks(per_task * self.row_width))
             .zip(r.par_chunks(per_task * self.n_heads));
         tasks.for_each(|((d, x), r)| {
-            vectorized(|| {
+            vectorized!({
                 for ((d, x), r) in d.chunks_mut(self.row_width).zip(x.chunks(self.row_width)).zip(r.chunks(self.n_heads)) {
                     let heads = d[self.columns()].chunks_mut(self.head_dim).zip(x[self.columns()].chunks(self.head_dim));
                     for ((d, x), &r) in heads.zip(r) {
@@ -246,7 +250,7 @@ impl Heads {
         let tasks = x.par_chunks(part * self.row_width).zip(dy.par_chunks(part * self.row_width)).zip(r.par_chunks(part * self.n_heads));
         let parts = tasks.map(|((x, dy), r)| {
             let mut sum = vec![T::ZERO; self.head_dim];
-            vectorized(|| {
+            vectorized!({
                 for ((x, dy), r) in x.chunks(self.row_width).zip(dy.chunks(self.row_width)).zip(r.chunks(self.n_heads)) {
                     let heads = x[self.columns()].chunks(self.head_dim).zip(dy[self.columns()].chunks(self.head_dim));
                     for ((x, dy), &r) in heads.zip(r) {

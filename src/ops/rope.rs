@@ -34,7 +34,7 @@ impl<T: Real> RopeTable<T> {
         let tasks =
             rows.par_chunks_mut(per_task * width).zip(self.cos.par_chunks(per_task * half)).zip(self.sin.par_chunks(per_task * half));
         tasks.for_each(|((rows, cos), sin)| {
-            vectorized(|| {
+            vectorized!({
                 for ((row, cos), sin) in rows.chunks_mut(width).zip(cos.chunks(half)).zip(sin.chunks(half)) {
                     for head in row[first..first + n_heads * 2 * half].chunks_mut(2 * half) {
                         turn_head(head, cos, sin, turn);

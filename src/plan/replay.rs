@@ -7,7 +7,7 @@ use super::work::{Gradient, Pass, projections};
 use super::{COMPARED_LOGITS_PER_CHUNK, StepMemory};
 use crate::model::decoder::Keep;
 use crate::model::description::DecoderDescription;
-use crate::ops::attention::BLOCK;
+use crate::ops::attention::{KEYS, QUERIES};
 use crate::ops::log_prob::{LOGITS_PER_CHUNK, rows_per_chunk};
 
 /// A model at work on a ledger.
@@ -247,8 +247,8 @@ pub fn n_unpooled(pass: &Pass, d: &DecoderDescription, n_threads: usize) -> usiz
     if pass.gradient == Gradient::None {
         return 0;
     }
-    // attention::backward: dq, dk and dv of every query head, and two blocks of scores a thread.
-    let attention = 3 * pass.n_tokens * d.n_heads * d.head_dim + n_threads * 2 * BLOCK * pass.n_largest_tree;
+    // attention::backward: dq of every query head, dk and dv of every key head for each sequence, and two tiles of scores a thread.
+    let attention = pass.n_tokens * (d.n_heads + 4 * d.n_kv_heads) * d.head_dim + n_threads * 2 * QUERIES * KEYS.min(pass.n_largest_tree);
     // gemm packs the wider input of a weight gradient: a chunk's logits, or the gradient of gate and up.
     let chunk = rows_per_chunk(pass.n_scored, d.vocab_size, LOGITS_PER_CHUNK);
     let head = if pass.gradient == Gradient::OfScores { chunk.min(ROWS_PER_PACK) * d.vocab_size } else { 0 };

@@ -3,7 +3,7 @@
 //! Squares are summed in f64 over fixed chunks, and the chunks in order: the norm does not depend on the number of threads.
 
 use crate::model::parameter::Parameter;
-use crate::ops;
+use crate::ops::{self, vectorized};
 use anyhow::{Context, Result};
 use rayon::prelude::*;
 
@@ -28,17 +28,19 @@ pub fn clip_factor(norm: f64, max_norm: f64) -> f64 {
 }
 
 fn sum_of_squares(values: &[f32]) -> f64 {
-    let chunks: Vec<f64> = values.par_chunks(CHUNK).map(sum_of_squares_of_chunk).collect();
+    let chunks: Vec<f64> = values.par_chunks(CHUNK).map(|chunk| vectorized!(sum_of_squares_of_chunk(chunk))).collect();
     chunks.iter().sum()
 }
 
+#[inline(always)]
 fn sum_of_squares_of_chunk(values: &[f32]) -> f64 {
     let mut sums = [0.0f64; LANES];
-    for values in values.chunks(LANES) {
-        for (sum, value) in sums.iter_mut().zip(values) {
-            *sum += f64::from(*value) * f64::from(*value);
-        }
+    let (whole, rest) = values.as_chunks::<LANES>();
+    let square = |value: f32| f64::from(value) * f64::from(value);
+    for values in whole {
+        (0..LANES).for_each(|lane| sums[lane] += square(values[lane]));
     }
+    sums.iter_mut().zip(rest).for_each(|(sum, &value)| *sum += square(value));
     sums.iter().sum()
 }
 

@@ -17,6 +17,11 @@ use std::ops::Range;
 const TILE: usize = 48;
 /// Rows or columns of a band, before it is rounded to tiles: it stays above the 64 up to which `gemm` has ways of its own.
 const MIN_BAND: usize = 3 * TILE;
+/// Values of `a` that `gemm` packs in one call: 3 MiB of f32. It would take as many as the last cache holds, in memory asked for in every
+/// call, and the allocator maps (and the system clears) large blocks anew each time.
+const MAX_PACKED: usize = 768 << 10;
+/// Of a longer inner dimension `gemm` packs a part at a time.
+const MAX_INNER: usize = 512;
 /// Multiplications below which waking another thread costs more than it saves.
 const MIN_PARALLEL: usize = 4 << 20;
 
@@ -44,6 +49,10 @@ impl<'a, T> Matrix<'a, T> {
     /// Rows of `columns` values, one behind the other.
     pub fn new(data: &'a [T], columns: usize) -> Self {
         Self::strided(data, data.len() / columns, columns, columns)
+    }
+
+    pub fn n_rows(&self) -> usize {
+        self.rows
     }
 
     /// Some rows.
@@ -89,21 +98,22 @@ pub fn multiply<T: Real>(out: &mut [T], stride: usize, write: Write, factor: T, 
         Threads::Pool => n_bands(a.rows, b.columns, a.columns),
         Threads::One => 1,
     };
-    if n_bands <= 1 {
-        // SAFETY: `check` asserted that the product fits `out`, which is borrowed mutably.
-        return unsafe { multiply_band(out, stride, write, factor, a, b) };
-    }
     // Rows or columns, whichever are more: what is not split is packed by every thread.
     let by_rows = a.rows >= b.columns;
-    let n = a.rows.max(b.columns);
-    let start = |band: usize| (band * n / n_bands).next_multiple_of(TILE).min(n);
     let work = |band: usize| {
-        let range = start(band)..start(band + 1);
-        let (offset, a, b) =
-            if by_rows { (range.start * stride, a.band(range), b) } else { (range.start, a, b.transposed().band(range).transposed()) };
-        // SAFETY: as above; the bands are disjoint.
-        unsafe { multiply_band(out.behind(offset), stride, write, factor, a, b) }
+        let band = part(0..a.rows.max(b.columns), band, n_bands);
+        let n_pieces = if by_rows { n_pieces(band.len(), a.columns) } else { 1 };
+        for piece in 0..n_pieces {
+            let range = part(band.clone(), piece, n_pieces);
+            let (offset, a, b) =
+                if by_rows { (range.start * stride, a.band(range), b) } else { (range.start, a, b.transposed().band(range).transposed()) };
+            // SAFETY: `check` asserted that the product fits `out`, which is borrowed mutably; bands and their pieces are disjoint.
+            unsafe { multiply_band(out.behind(offset), stride, write, factor, a, b) }
+        }
     };
+    if n_bands == 1 {
+        return work(0);
+    }
     let work = &work;
     rayon::scope(|scope| {
         (1..n_bands).for_each(|band| scope.spawn(move |_| work(band)));
@@ -111,11 +121,23 @@ pub fn multiply<T: Real>(out: &mut [T], stride: usize, write: Write, factor: T, 
     });
 }
 
+/// The part `index` of `n_parts` of a range of rows, cut at whole tiles.
+fn part(range: Range<usize>, index: usize, n_parts: usize) -> Range<usize> {
+    let cut = |index: usize| range.start + (index * range.len() / n_parts).next_multiple_of(TILE).min(range.len());
+    cut(index)..cut(index + 1)
+}
+
+/// In how many pieces one thread computes `n_rows` rows.
+fn n_pieces(n_rows: usize, inner: usize) -> usize {
+    let most = MAX_PACKED / inner.clamp(1, MAX_INNER);
+    n_rows.div_ceil(most).max(1)
+}
+
 /// In how many bands a product of `m x n` values is computed on the surrounding pool.
 fn n_bands(m: usize, n: usize, k: usize) -> usize {
     // `gemm` has ways of its own with few rows or columns.
     let is_small = m.saturating_mul(n).saturating_mul(k) < MIN_PARALLEL || m.min(n) < 4;
-    if is_small { 1 } else { rayon::current_num_threads().min(m.max(n) / MIN_BAND) }
+    if is_small { 1 } else { rayon::current_num_threads().min(m.max(n) / MIN_BAND).max(1) }
 }
 
 #[derive(Clone, Copy)]
