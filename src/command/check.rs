@@ -9,6 +9,7 @@ use crate::data::pair::ParallelPair;
 use crate::hub::ModelFiles;
 use crate::{data, device, hub};
 use anyhow::Result;
+use std::path::Path;
 use std::process::ExitCode;
 
 /// Prints the report; status 1 if anything is wrong.
@@ -46,9 +47,11 @@ fn report(config: &RunConfig, with_gaps: bool) -> Result<CheckReport> {
 /// The reference's reward gap on each row's dominant pair; NaN for rows that cannot be encoded or do not fit.
 fn dominant_gaps(encoder: &Encoder, pairs: &[ParallelPair], model: &ModelFiles, config: &RunConfig) -> Result<Vec<f64>> {
     let reference = match &config.reference.path {
-        Some(path) => hub::resolve_model(path, config.reference.revision.as_deref())?.dir,
-        None => model.dir.clone(),
+        Some(path) => hub::resolve_model(path, config.reference.revision.as_deref())?,
+        None => model.clone(),
     };
+    // A run that starts from an adapter has it in its reference.
+    let adapter = config.adapter.path.as_deref().filter(|_| config.reference.path.is_none()).map(Path::new);
     let encoded: Vec<Option<EncodedPair>> = encoder
         .encode_each(pairs)
         .into_iter()
@@ -58,7 +61,7 @@ fn dominant_gaps(encoder: &Encoder, pairs: &[ParallelPair], model: &ModelFiles, 
         })
         .collect();
     let dominant: Vec<_> = encoded.iter().flatten().map(|pair| &pair.dominant).collect();
-    let scores = score_pairs(&reference, &dominant, config)?;
+    let scores = score_pairs(&reference, adapter, &dominant, config)?;
     encoded
         .iter()
         .map(|pair| pair.as_ref().map_or(Ok(f64::NAN), |pair| Ok(scores.pair_scores(&pair.dominant)?.reward_gap(config.objective.gap))))

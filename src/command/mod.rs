@@ -4,6 +4,7 @@
 
 mod check;
 mod gaps;
+mod merge;
 mod plan;
 mod recipes;
 mod train;
@@ -48,6 +49,7 @@ fn dispatch(command: &Command) -> Result<ExitCode> {
         Command::Plan(args) => plan::run(args),
         Command::Check(args) => check::run(args),
         Command::Gaps(args) => gaps::run(args),
+        Command::Merge(args) => merge::run(args),
         Command::Recipes(args) => recipes::run(args),
     }
 }

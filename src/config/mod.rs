@@ -1,11 +1,12 @@
 //! The whole typed configuration of a run: what a TOML recipe may say, with every default in one place.
 //!
-//! Reading order: the tree (here) and its choices (`variants`); `load` turns text and `--set a.b=c` into a [`RunConfig`] in the steps
+//! Reading order: the tree (here), its choices (`variants`) and the section with rules of its own (`adapter`); `load` turns text and `--set a.b=c` into a [`RunConfig`] in the steps
 //! `document` (assignments and where each stands) -> `keys` (unknown keys, wrong types) -> `rules` (what spans keys) and collects every
 //! problem on the way; `recipes` are the files inside the binary; `resume` says what may change between two starts of one run.
 //!
 //! A key is written down once, as a field of a section below: its name, its type, its default and its documentation.
 
+mod adapter;
 mod document;
 mod keys;
 mod load;
@@ -16,6 +17,7 @@ mod resume;
 mod rules;
 mod variants;
 
+pub use adapter::{AdapterConfig, AdapterKind, LayerRange, TargetModule, Targets};
 pub use load::{Argument, load, load_for_scoring, parse};
 pub use paths::is_hub_id;
 pub(crate) use paths::{BUILTIN_TEMPLATES, CHECKPOINT_TEMPLATE};
@@ -32,6 +34,8 @@ use std::path::PathBuf;
 pub struct RunConfig {
     /// What is trained.
     pub model: ModelConfig,
+    /// What of it is trained: everything, or low-rank terms beside it.
+    pub adapter: AdapterConfig,
     /// What it is compared with.
     pub reference: ReferenceConfig,
     /// What it is trained on.

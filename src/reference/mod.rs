@@ -9,7 +9,7 @@ mod head;
 mod key;
 
 pub use head::FrozenHead;
-pub use key::{Provenance, weights_digest};
+pub use key::{Provenance, base_digest, weights_digest};
 
 use crate::data::encode::EncodedPreference;
 use crate::files::write_atomically;

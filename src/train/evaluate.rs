@@ -65,7 +65,7 @@ pub fn term_norms(policy: &Decoder, rows: &[&EncodedPair], reference: &FrozenSco
     let norm = |gradients| {
         policy.zero_gradients()?;
         evaluate_batch(policy, rows, Some(reference), settings, gradients)?;
-        gradient_norm(policy.parameters())
+        gradient_norm(policy.trained_parameters())
     };
     Ok([norm(Gradients::ObjectiveOnly)?, norm(Gradients::RetentionOnly)?])
 }

@@ -1,6 +1,7 @@
 //! From a prepared run to one that stands at its first step, or at the step of a checkpoint.
 
-use super::checkpoint::{self, Found, SourceFiles, TrainerState};
+use super::adapter;
+use super::checkpoint::{self, Found, TrainerState};
 use super::claim::Claim;
 use super::console::Console;
 use super::evaluate::{PolicyIs, distinct_dominant, dominant_gaps, measure, probe_rows};
@@ -31,7 +32,7 @@ use tracing::info_span;
 /// `None` where Ctrl-C was pressed while the reference was being scored: the run can go on from the scores that it has.
 pub fn start(prepared: Prepared, found: Option<Found>, mut claim: Claim, machine: Machine) -> Result<Option<Run>> {
     let _span = info_span!("start").entered();
-    let Prepared { config, model_dir, reference_dir, pad_token, train, held_out, data_sha256, .. } = prepared;
+    let Prepared { config, model_dir, adapter, base, reference_dir, pad_token, train, held_out, data_sha256, .. } = prepared;
     if let Some(found) = &found {
         let same = found.state.data_sha256 == data_sha256;
         ensure!(same, "the rows are not those that `{}` was trained on: did `{}` change?", found.dir.display(), config.data.path);
@@ -48,7 +49,8 @@ pub fn start(prepared: Prepared, found: Option<Found>, mut claim: Claim, machine
         (None, Some(reference_dir)) => Some(scorer.score_folder(reference_dir, &dominant)?),
         (None, None) => None,
     };
-    let policy = Decoder::load(&model_dir, config.model.dtype, Purpose::Train)?;
+    let policy = adapter::load(&model_dir, adapter.as_ref(), config.model.dtype, Purpose::Train)?;
+    let files = adapter::source_files(&model_dir, adapter.as_ref().zip(Some(base)), &policy, config.output.dtype)?;
     let (mut reference, report) = match early {
         Some(reference) => reference,
         None => scorer.score(&policy, &dominant)?,
@@ -66,12 +68,12 @@ pub fn start(prepared: Prepared, found: Option<Found>, mut claim: Claim, machine
     let mut loader = Loader::new(&dominant_numbers(&train), &config.train)?;
     let n_steps = loader.n_steps(&config.train)?;
     ensure!(n_steps > 0, "`train.epochs` and `train.max_steps` leave no step to take");
-    let mut optimizer = AdamW::new(&config.optimizer, policy.parameters())?;
+    let mut optimizer = AdamW::new(&config.optimizer, policy.trained_parameters())?;
     let settings = StepSettings { memory: machine.memory, ..StepSettings::new(&config, pad_token) };
     let probe = probe_rows(&train);
     let state = match found {
         Some(found) => {
-            checkpoint::restore(&found, policy.parameters(), &mut optimizer)?;
+            checkpoint::restore(&found, policy.trained_parameters(), &mut optimizer)?;
             loader.restore(&found.state.loader)?;
             found.state
         }
@@ -92,7 +94,7 @@ pub fn start(prepared: Prepared, found: Option<Found>, mut claim: Claim, machine
     };
     Ok(Some(Run {
         schedule: Schedule::new(&config.schedule, config.optimizer.lr, n_steps),
-        files: SourceFiles::read(&model_dir, config.output.dtype)?,
+        files,
         log: MetricsLog::open(&dir.join("metrics.jsonl"), state.step)?,
         console: Console::new(n_steps, state.step),
         n_signs_said: if state.step == 0 { 0 } else { state.signs.found.len() },
@@ -155,7 +157,11 @@ impl Scorer<'_> {
                     Some(path) => (path, &reference.revision),
                     None => (&model.path, &model.revision),
                 };
-                self.score_folder(&hub::resolve_model(path, revision.as_deref())?.dir, pairs)
+                let folder = hub::resolve_model(path, revision.as_deref())?.dir;
+                match &reference.path {
+                    Some(_) => self.score_folder(&folder, pairs),
+                    None => self.score(&adapter::load_at_the_start(self.config, &folder)?, pairs),
+                }
             }
         }
     }

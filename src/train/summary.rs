@@ -43,6 +43,9 @@ pub struct Summary {
     goal_factor: f64,
     #[serde(skip)]
     has_retention: bool,
+    /// What the trained weights are called.
+    #[serde(skip)]
+    trained: &'static str,
 }
 
 #[derive(Debug, Serialize)]
@@ -57,7 +60,7 @@ pub struct Rows {
 #[derive(Debug, Serialize)]
 pub struct Written {
     pub run: PathBuf,
-    /// The trained model: a Hugging Face folder.
+    /// The trained model: a Hugging Face folder; of an adapter's run, the adapter in PEFT's format.
     pub model: PathBuf,
     pub metrics: PathBuf,
     pub summary: PathBuf,
@@ -75,7 +78,12 @@ impl Summary {
             model,
         };
         let reference = run.config.reference.path.as_deref().unwrap_or(&run.config.model.path);
-        let next = format!("mpo gaps --config {} --model {} --reference {reference}", written.config.display(), written.model.display());
+        let model = match run.config.adapter.is_lora() {
+            // The base is the configuration's model.
+            true => format!("--adapter {}", written.model.display()),
+            false => format!("--model {}", written.model.display()),
+        };
+        let next = format!("mpo gaps --config {} {model} --reference {reference}", written.config.display());
         Ok(Self {
             note: run.config.model.path.starts_with("builtin:").then_some(DEMONSTRATION),
             steps: run.state.step,
@@ -91,6 +99,7 @@ impl Summary {
             next,
             goal_factor: 1.0 / run.config.objective.beta,
             has_retention: run.config.retention.kind != RetentionKind::None,
+            trained: if run.config.adapter.is_lora() { "Adapter" } else { "Model" },
         })
     }
 
@@ -132,7 +141,7 @@ impl Summary {
                 signs.iter().try_for_each(|sign| writeln!(out, "  {}", sign.message))?;
             }
         }
-        writeln!(out, "\nModel    {}", self.written.model.display())?;
+        writeln!(out, "\n{:<8} {}", self.trained, self.written.model.display())?;
         writeln!(out, "Metrics  {}", self.written.metrics.display())?;
         writeln!(out, "Summary  {}", self.written.summary.display())?;
         writeln!(out, "Next     {}", self.next)?;
