@@ -87,8 +87,8 @@ Written to `output.dir`, which must be new or empty without --resume:
   config.toml     every value in effect; runs again
   metrics.jsonl   one line a step
   summary.json    what the end of the run says
-  checkpoint-*/   a model folder each, and what --resume needs
-  final/          the trained model
+  checkpoint-*/   a model folder (or adapter) each, and what --resume needs
+  final/          the trained model, or the adapter where `adapter.kind` is lora
 
 Ctrl-C finishes the step and saves a checkpoint; a second one stops at once.")]
 pub struct TrainArgs {

@@ -53,7 +53,11 @@ const CHANGES_THE_BASE: [&str; 5] = ["pissa", "olora", "corda", "loftq", "lora_g
 /// Not an adapter; a setting that is not supported; tensors of another model.
 pub fn open(dir: &Path, description: &DecoderDescription) -> Result<Adapter> {
     let path = dir.join(CONFIG_FILE);
-    ensure!(path.is_file(), "`{}` has no `{CONFIG_FILE}`: it is not the folder of an adapter", dir.display());
+    ensure!(
+        path.is_file(),
+        "`{}` has no `{CONFIG_FILE}`: it is not the folder of an adapter\nhint: one on the hub has to be fetched first: `hf download ORG/NAME --local-dir DIR`",
+        dir.display()
+    );
     let text = fs::read(&path).with_context(|| format!("cannot read `{}`", path.display()))?;
     let config: Map<String, Value> = serde_json::from_slice(&text).with_context(|| format!("`{}` is not valid JSON", path.display()))?;
     refuse_what_is_not_supported(&config).with_context(|| format!("cannot use `{}`", path.display()))?;

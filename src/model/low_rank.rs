@@ -1,6 +1,6 @@
 //! Low-rank terms (LoRA) in a decoder: which projections have one, and its two matrices beside the frozen weight.
 //!
-//! This is all that the engine knows of adapters. [`Linear`](super::layers) adds the term to its product; what follows from frozen weights (no weight
+//! This is all that the engine knows of adapters. A linear map (`layers`) adds the term to its product; what follows from frozen weights (no weight
 //! gradients, a backward that ends at the lowest term) follows from gradient buffers that are not there.
 
 use super::layers::Purpose;

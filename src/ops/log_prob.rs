@@ -3,7 +3,7 @@
 //! A `[rows, V]` tensor of a whole batch never exists: a chunk's logits are made, reduced to one number a row and dropped. What the loss makes
 //! of a row is known only when both of its answers are scored, so the backward, `dlogits = g (onehot - softmax)`, needs the logits a second
 //! time: those of the first chunks are kept, as far as the caller grants memory (6 FLOPs per weight and token), the others made again (8).
-//! Gemma caps logits: `cap * tanh(logit / cap)`. A frozen head needs no logits twice ([`frozen`]).
+//! Gemma caps logits: `cap * tanh(logit / cap)`. A frozen head needs no logits twice (`frozen`).
 
 mod frozen;
 
