@@ -344,7 +344,7 @@ fn describe_missing_weights(dir: &Path) -> String {
     let hint = if !dir.is_dir() {
         "there is no such folder"
     } else if has("adapter_model.safetensors") || has("adapter_config.json") {
-        "it holds a LoRA adapter: name its base model here, and this folder as the adapter"
+        "it holds a LoRA adapter: name its base model here and this folder as the adapter, or merge it (`mpo merge`)"
     } else if has("pytorch_model.bin") || has("pytorch_model.bin.index.json") {
         "only safetensors are read, never pickles: load the model in transformers and `save_pretrained` it"
     } else {
