@@ -26,7 +26,7 @@
 //! TOML + --set                   config      -> RunConfig, every problem of it at once; resolved, it stands beside the weights
 //! folder, org/name, https        hub         -> local files
 //! file, piece by piece           data        -> PreferenceRows -> chat template, tokenizer -> Vec<EncodedRow> -> PackedBatch
-//! checkpoint                     model       -> Decoder, the policy
+//! checkpoint                     model       -> Decoder, the policy; with [adapter], low-rank terms beside frozen weights
 //! policy, before its first step  reference   -> what the loss and retention read of it (for MPO RG_d and h_d of every distinct dominant pair), cached by content
 //! PackedBatch                    train::step -> hidden states -> log-probabilities, pooled states -> objective -> gradients
 //! gradients                      train       -> clip, AdamW, checkpoint, metrics.jsonl
@@ -44,6 +44,10 @@
 //! The decoder does not use candle's autograd: candle is tensor, device and dtype, and a block is `forward(x) -> (y, saved)` and
 //! `backward(saved, dy) -> dx`, with weight gradients added into buffers that the parameters own. So activation checkpointing is calling the
 //! forward again, a frozen weight costs no product, accumulation is a matrix product that adds, and the order of every sum is fixed.
+//! Low-rank adapters touch the linear op and nothing else: a term beside its product ([`model::low_rank`]), and no gradient buffers beside frozen
+//! weights, from which the rest follows: no weight gradients, no moments, a backward that ends at the lowest term. [`adapter`] is everything around
+//! that: which projections, first values, PEFT's format, merging.
+//!
 //! [`ops`] says how an op reaches the values of candle tensors, and why that way. One [`model::description`] covers all families.
 //!
 //! What is not computed: padding (sequences are packed, [`data::batch`]), a shared prompt twice (chosen and rejected answer are two branches
@@ -80,6 +84,7 @@
 
 #![allow(non_snake_case)] // tensors carry their shape as a suffix: N packed tokens, D hidden size, V vocabulary
 
+pub mod adapter;
 pub mod cli;
 pub mod command;
 pub mod config;

@@ -13,6 +13,8 @@ pub enum Engine {
     Mpo,
     /// The same with activation checkpointing on every block.
     MpoCheckpointing,
+    /// This package, training an adapter of rank 16 on every projection.
+    MpoLora,
     /// The step's list of matrix products alone, by the `gemm` crate.
     GemmList,
     /// The same list by this package's linear op.

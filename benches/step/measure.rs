@@ -4,15 +4,18 @@ use crate::job::{Engine, Job, Lengths, Measured, Row};
 use crate::random::random_tokens;
 use crate::{floor, head, shapes};
 use anyhow::{Context, Result, bail, ensure};
-use mpo::config::RunConfig;
+use mpo::adapter::Adapter;
+use mpo::config::{AdapterConfig, AdapterKind, RunConfig};
 use mpo::data::encode::{EncodedPreference, EncodedRow, Response};
 use mpo::data::loader::{Loader, dominant_numbers};
 use mpo::model::decoder::{Decoder, Keep, Purpose};
+use mpo::model::family;
 use mpo::reference::{Columns, Folders, FrozenScores, Provenance};
 use mpo::scoring::KeptStates;
 use mpo::train::step::{Gradients, StepSettings, evaluate_batch};
 use mpo::train::{clip, optimizer::AdamW};
 use std::num::NonZeroUsize;
+use std::path::Path;
 use std::time::Instant;
 
 /// Does what `job` says on as many threads as it says.
@@ -20,7 +23,7 @@ pub fn run(job: &Job) -> Result<Measured> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(job.threads).build()?;
     pool.install(|| match job.engine {
         Engine::Mpo | Engine::MpoCheckpointing if job.shape == shapes::HEAD => head::measure(job),
-        Engine::Mpo | Engine::MpoCheckpointing => steps(job),
+        Engine::Mpo | Engine::MpoCheckpointing | Engine::MpoLora => steps(job),
         Engine::GemmList => floor::measure_gemm(job),
         Engine::OpList => floor::measure_ops(job),
         engine => bail!("{engine:?} is a Python peer"),
@@ -33,7 +36,7 @@ fn steps(job: &Job) -> Result<Measured> {
     config.train.batch_size = job.batch_size;
     config.train.group_by_dominant = job.batch_size > 1;
     config.train.shuffle = false;
-    let policy = Decoder::load(&shapes::folder(&job.shape), job.dtype, Purpose::Train)?;
+    let policy = policy(job, &shapes::folder(&job.shape))?;
     let n_vocab = policy.description().vocab_size;
     let rows: Vec<EncodedRow> = job.rows.iter().enumerate().map(|(i, row)| random_row(i, row, n_vocab)).collect();
     let mut settings = StepSettings::new(&config, 0);
@@ -48,7 +51,7 @@ fn steps(job: &Job) -> Result<Measured> {
     let reference = Columns::of_dominant(scores);
     let reference_seconds = if job.counts_reference { start.elapsed().as_secs_f64() } else { 0.0 };
 
-    let mut optimizer = AdamW::new(&config.optimizer, policy.parameters())?;
+    let mut optimizer = AdamW::new(&config.optimizer, policy.trained_parameters())?;
     let mut loader = Loader::new(&dominant_numbers(&rows), &config.train)?;
     let first = loader.clone().next_batch();
     let (mut loss, mut n_tokens_computed) = (f64::NAN, 0);
@@ -57,8 +60,8 @@ fn steps(job: &Job) -> Result<Measured> {
         let batch: Vec<&EncodedRow> = batch.iter().map(|&row| &rows[row]).collect();
         policy.zero_gradients()?;
         let outcome = evaluate_batch(&policy, &batch, &reference, &settings, Gradients::Both)?;
-        let norm = clip::gradient_norm(policy.parameters())?;
-        optimizer.step(policy.parameters(), config.optimizer.lr, clip::clip_factor(norm, config.optimizer.clip_norm))?;
+        let norm = clip::gradient_norm(policy.trained_parameters())?;
+        optimizer.step(policy.trained_parameters(), config.optimizer.lr, clip::clip_factor(norm, config.optimizer.clip_norm))?;
         (loss, n_tokens_computed) = (outcome.loss, outcome.n_tokens_computed);
         Ok(())
     })?;
@@ -66,6 +69,15 @@ fn steps(job: &Job) -> Result<Measured> {
     measured.reference_seconds = reference_seconds;
     measured.notes.extend([("loss".into(), loss.into()), ("tokens_computed_in_last_step".into(), n_tokens_computed.into())]);
     Ok(measured)
+}
+
+/// The whole model to train, or an adapter as `[adapter]` has it by default.
+fn policy(job: &Job, folder: &Path) -> Result<Decoder> {
+    if job.engine != Engine::MpoLora {
+        return Decoder::load(folder, job.dtype, Purpose::Train);
+    }
+    let lora = AdapterConfig { kind: AdapterKind::Lora, alpha: Some(32.0), ..AdapterConfig::default() };
+    Adapter::new(&lora, 0, &family::describe_folder(folder)?)?.load(folder, job.dtype, Purpose::Train)
 }
 
 /// Wall and CPU time of steps.

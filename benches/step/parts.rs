@@ -19,6 +19,8 @@ pub enum Part {
     Bf16,
     /// Peak memory of that step, with and without checkpointing
     Memory,
+    /// The same step with an adapter of rank 16 in the place of all weights: time and peak memory
+    Lora,
     /// One thread against more
     Threads,
     /// Sequences of 128 to 2,048 tokens
@@ -41,6 +43,7 @@ pub struct Comparison {
 
 const MPO: &str = "mpo";
 const CHECKPOINTING: &str = "mpo, checkpointing";
+const LORA: &str = "mpo, LoRA rank 16";
 const RELEASED: &str = "PyTorch SDPA, released way";
 const EAGER: &str = "PyTorch eager, released way";
 const LEAN: &str = "PyTorch lean";
@@ -56,8 +59,8 @@ const SEQUENCES: [usize; 5] = [128, 256, 512, 1024, 2048];
 const EPOCHS: [&str; 2] = ["llama", "gemma"];
 
 impl Part {
-    pub const ALL: [Self; 8] =
-        [Self::F32, Self::Bf16, Self::Memory, Self::Threads, Self::Lengths, Self::HalfBillion, Self::Head, Self::Epoch];
+    pub const ALL: [Self; 9] =
+        [Self::F32, Self::Bf16, Self::Memory, Self::Lora, Self::Threads, Self::Lengths, Self::HalfBillion, Self::Head, Self::Epoch];
     pub const QUICK: [Self; 4] = [Self::F32, Self::Bf16, Self::Threads, Self::Lengths];
 
     pub fn name(self) -> String {
@@ -78,6 +81,10 @@ impl Part {
             Self::Memory => {
                 let engines = [(MPO, Engine::Mpo), (CHECKPOINTING, Engine::MpoCheckpointing), peers[0]];
                 (2, engines.into_iter().map(|engine| labelled(engine, F32)).collect())
+            }
+            Self::Lora => {
+                let engines = [(MPO, Engine::Mpo), (LORA, Engine::MpoLora)];
+                (usize::MAX, engines.into_iter().map(|engine| labelled(engine, F32)).collect())
             }
             Self::Threads => (usize::MAX, threads(options)),
             Self::Lengths => (2, sequences(options)),
@@ -113,6 +120,10 @@ impl Part {
                     smaller("peak memory, f32, checkpointing", get(CHECKPOINTING), (RELEASED, get(RELEASED)), mark),
                 ]
             }
+            Self::Lora => vec![
+                smaller("peak memory, LoRA rank 16, f32", get(LORA), (MPO, get(MPO)), Some(AtMost { pass: 0.40, aim: 0.40 })),
+                faster("step, LoRA rank 16, f32", get(LORA), (MPO, get(MPO)), Some(AtLeast { pass: 1.0, aim: 1.0 })),
+            ],
             Self::Threads => thread_lines(get),
             Self::Lengths => sequence_lines(get),
             Self::HalfBillion => [F32, Bf16]

@@ -74,7 +74,7 @@ fn short(measured: &Measured) -> String {
 /// The process for an engine; `None` for a peer without Python.
 fn command(engine: Engine, shape: &str, python: Option<&Path>) -> Result<Option<Command>> {
     let script = match engine {
-        Engine::Mpo | Engine::MpoCheckpointing | Engine::GemmList | Engine::OpList => {
+        Engine::Mpo | Engine::MpoCheckpointing | Engine::MpoLora | Engine::GemmList | Engine::OpList => {
             let mut command = Command::new(std::env::current_exe()?);
             command.arg("measure");
             return Ok(Some(command));

@@ -116,12 +116,18 @@ fn measure(config: &RunConfig, model: Option<&Path>) -> Result<Numbers> {
     if let Some(path) = config.eval.path.take() {
         config.data = DataConfig { path, revision: None, sha256: None, format: DataFormat::Auto, limit: None, ..config.data };
     }
-    if let Some(model) = model {
-        config.model = config::ModelConfig { path: model.display().to_string(), revision: None, ..config.model };
-    }
+    // Of a run with adapters the trained folder is an adapter, and the model is where it was.
+    let adapter = match model {
+        Some(folder) if config.adapter.is_lora() => Some(folder.to_owned()),
+        Some(folder) => {
+            config.model = config::ModelConfig { path: folder.display().to_string(), revision: None, ..config.model };
+            None
+        }
+        None => config.adapter.path.as_ref().map(PathBuf::from),
+    };
     // Of losses without the key this is its default: a gap in nats a token, the same for all.
     config.objective.gap = config::Gap::LengthNormalized;
-    let rows = device::thread_pool(&config.hardware)?.install(|| gaps::measure(&config))?;
+    let rows = device::thread_pool(&config.hardware)?.install(|| gaps::measure(&config, adapter.as_deref()))?;
     Ok(Numbers::of(&rows))
 }
 

@@ -10,6 +10,7 @@ use crate::hub::ModelFiles;
 use crate::progress::say;
 use crate::{data, device, hub};
 use anyhow::Result;
+use std::path::Path;
 use std::process::ExitCode;
 
 /// Prints the report; status 1 if anything is wrong.
@@ -51,9 +52,11 @@ fn report(config: &RunConfig, with_gaps: bool) -> Result<CheckReport> {
 /// The reference's reward gap on each row's dominant pair; NaN for rows that have none, cannot be encoded or do not fit.
 fn dominant_gaps(encoder: &Encoder, pairs: &[PreferenceRow], model: &ModelFiles, config: &RunConfig) -> Result<Vec<f64>> {
     let reference = match &config.reference.path {
-        Some(path) => hub::resolve_model(path, config.reference.revision.as_deref())?.dir,
-        None => model.dir.clone(),
+        Some(path) => hub::resolve_model(path, config.reference.revision.as_deref())?,
+        None => model.clone(),
     };
+    // A run that starts from an adapter has it in its reference.
+    let adapter = config.adapter.path.as_deref().filter(|_| config.reference.path.is_none()).map(Path::new);
     let encoded: Vec<Option<EncodedRow>> = encoder
         .encode_each(pairs)
         .into_iter()
@@ -63,7 +66,7 @@ fn dominant_gaps(encoder: &Encoder, pairs: &[PreferenceRow], model: &ModelFiles,
         })
         .collect();
     let dominant: Vec<Option<&EncodedPreference>> = encoded.iter().map(|row| row.as_ref()?.dominant.as_ref()).collect();
-    let scores = score_pairs(&reference, &dominant.iter().copied().flatten().collect::<Vec<_>>(), config)?;
+    let scores = score_pairs(&reference, adapter, &dominant.iter().copied().flatten().collect::<Vec<_>>(), config)?;
     let gap = |pair: &EncodedPreference| Ok(scores.pair_scores(pair)?.reward_gap(config.objective.gap));
     dominant.into_iter().map(|pair| pair.map_or(Ok(f64::NAN), gap)).collect()
 }

@@ -1,14 +1,17 @@
 //! `mpo gaps`: reward gaps per row and per language, without training.
 
 use super::print;
+use crate::adapter::peft;
 use crate::cli::GapsArgs;
-use crate::config::{self, Argument, ObjectiveConfig, ObjectiveKind, RunConfig};
+use crate::config::{self, Argument, ComputeDtype, ObjectiveConfig, ObjectiveKind, RunConfig};
 use crate::data::encode::{EncodeReport, Encoded, EncodedPreference, EncodedRow, Encoder};
 use crate::files::write_atomically;
 use crate::gaps::{self, RowGaps, Under};
+use crate::hub::ModelFiles;
 use crate::model::decoder::{Decoder, Purpose};
+use crate::model::family;
 use crate::progress::say;
-use crate::reference::{Folders, FrozenScores, Provenance, shared_folder};
+use crate::reference::{Folders, FrozenScores, Provenance, base_digest, shared_folder};
 use crate::scoring::KeptStates;
 use crate::{data, device, hub};
 use anyhow::{Context, Result};
@@ -21,7 +24,8 @@ pub fn run(args: &GapsArgs) -> Result<ExitCode> {
         [("--model", "model.path", &args.model), ("--reference", "reference.path", &args.reference), ("--data", "data.path", &args.data)];
     let arguments = flags.map(|(flag, key, value)| Argument { flag, key, value: value.as_deref() });
     let config = config::load_for_scoring(args.settings.config.as_deref(), &arguments, &args.settings.set)?;
-    let rows = device::thread_pool(&config.hardware)?.install(|| measure(&config))?;
+    let adapter = args.adapter.as_deref().or(config.adapter.path.as_deref().map(Path::new));
+    let rows = device::thread_pool(&config.hardware)?.install(|| measure(&config, adapter))?;
 
     if let Some(out) = &args.out {
         write_atomically(out, gaps::json_lines(&rows)?.as_bytes())?;
@@ -48,20 +52,20 @@ fn tables(rows: &[RowGaps], config: &RunConfig) -> String {
     format!("policy\n{}\nreference\n{}", table(Under::Policy), table(Under::Reference))
 }
 
-pub(super) fn measure(config: &RunConfig) -> Result<Vec<RowGaps>> {
+pub(super) fn measure(config: &RunConfig, adapter: Option<&Path>) -> Result<Vec<RowGaps>> {
     let model = hub::resolve_model(&config.model.path, config.model.revision.as_deref())?;
     let reference = match &config.reference.path {
         Some(path) => Some(hub::resolve_model(path, config.reference.revision.as_deref())?),
         None => None,
     };
     let rows = encode(&hub::resolve_data(&config.data)?, &model.dir, config)?;
-    let policy = score(&model.dir, &rows, config)?;
-    let reference = reference.map(|reference| score(&reference.dir, &rows, config)).transpose()?;
+    let policy = score(&model, adapter, &rows, config)?;
+    let reference = reference.map(|reference| score(&reference, None, &rows, config)).transpose()?;
     gaps::measure(&rows, &policy, reference.as_ref().unwrap_or(&policy), config.objective.gap)
 }
 
 /// Every row of the file. One that is too long to train on is measured whole.
-fn encode(data: &[PathBuf], model: &Path, config: &RunConfig) -> Result<Vec<EncodedRow>> {
+pub(super) fn encode(data: &[PathBuf], model: &Path, config: &RunConfig) -> Result<Vec<EncodedRow>> {
     let encoder = Encoder::new(model, &config.data)?;
     let pairs = data::load(data, &config.data)?;
     let mut report = EncodeReport { n_rows: pairs.len(), max_tokens: config.data.max_tokens, ..EncodeReport::default() };
@@ -90,19 +94,36 @@ fn encode(data: &[PathBuf], model: &Path, config: &RunConfig) -> Result<Vec<Enco
     Ok(rows)
 }
 
-/// Both pairs of every row under the model in `folder`.
-fn score(folder: &Path, rows: &[EncodedRow], config: &RunConfig) -> Result<FrozenScores> {
+/// Both pairs of every row under a model.
+fn score(model: &ModelFiles, adapter: Option<&Path>, rows: &[EncodedRow], config: &RunConfig) -> Result<FrozenScores> {
     let pairs: Vec<&EncodedPreference> = rows.iter().flat_map(EncodedRow::pairs).collect();
-    score_pairs(folder, &pairs, config)
+    score_pairs(model, adapter, &pairs, config)
 }
 
-/// Scores of `pairs` under the model in `folder`, which is in memory only as long as this takes.
-pub(super) fn score_pairs(folder: &Path, pairs: &[&EncodedPreference], config: &RunConfig) -> Result<FrozenScores> {
-    let model = Decoder::load(folder, config.model.dtype, Purpose::Inference)?;
+/// A model, with the adapter in the folder `adapter` beside it, if there is one.
+///
+/// # Errors
+/// The adapter was made for another base.
+pub(super) fn load_with_adapter(files: &ModelFiles, adapter: Option<&Path>, dtype: ComputeDtype) -> Result<Decoder> {
+    let Some(folder) = adapter else { return Decoder::load(&files.dir, dtype, Purpose::Inference) };
+    let adapter = peft::open(folder, &family::describe_folder(&files.dir)?)?;
+    let model = adapter.load(&files.dir, dtype, Purpose::Inference)?;
+    adapter.check_base(&files.id, files.commit.as_deref(), || base_digest(&model))?;
+    Ok(model)
+}
+
+/// Scores of `pairs` under a model, which is in memory only as long as this takes.
+pub(super) fn score_pairs(
+    files: &ModelFiles,
+    adapter: Option<&Path>,
+    pairs: &[&EncodedPreference],
+    config: &RunConfig,
+) -> Result<FrozenScores> {
+    let model = load_with_adapter(files, adapter, config.model.dtype)?;
     let provenance = Provenance::of(&model, config.model.dtype, KeptStates::Nothing, 0)?;
     let folders = Folders { run: None, shared: shared_folder() };
     let (scores, report) =
-        FrozenScores::score(&model, pairs, provenance, folders).with_context(|| format!("under `{}`", folder.display()))?;
+        FrozenScores::score(&model, pairs, provenance, folders).with_context(|| format!("under `{}`", files.dir.display()))?;
     report.say();
     Ok(scores)
 }

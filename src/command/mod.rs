@@ -5,6 +5,7 @@
 mod ablate;
 mod check;
 mod gaps;
+mod merge;
 mod plan;
 mod recipes;
 mod train;
@@ -50,6 +51,7 @@ fn dispatch(command: &Command) -> Result<ExitCode> {
         Command::Check(args) => check::run(args),
         Command::Gaps(args) => gaps::run(args),
         Command::Ablate(args) => ablate::run(args),
+        Command::Merge(args) => merge::run(args),
         Command::Recipes(args) => recipes::run(args),
     }
 }

@@ -28,6 +28,8 @@ const BUDGET_OF_A_SWITCH: Duration = Duration::from_millis(300);
 struct Report {
     model_type: String,
     n_parameters: usize,
+    /// Of these, or of the adapter in their place.
+    n_trained: usize,
     n_rows: usize,
     /// Of the run as it is configured.
     #[serde(flatten)]
@@ -88,6 +90,7 @@ fn report(config: RunConfig) -> Result<Report> {
     Ok(Report {
         model_type: prepared.description.model_type.clone(),
         n_parameters: prepared.n_parameters,
+        n_trained: prepared.adapter.as_ref().map_or(prepared.n_parameters, |adapter| adapter.n_parameters(&prepared.description)),
         n_rows: prepared.train.len(),
         planned,
         rates,
@@ -177,6 +180,9 @@ fn text(report: &Report) -> Result<String> {
     let Report { planned, rates, .. } = report;
     let estimate = &planned.estimate;
     writeln!(text, "Model    {} parameters ({})", report.n_parameters, report.model_type)?;
+    if report.n_trained != report.n_parameters {
+        writeln!(text, "Adapter  {} parameters beside them, which are frozen", report.n_trained)?;
+    }
     writeln!(
         text,
         "Machine  matrix products {}, attention {}, memory {} ({} threads)",
@@ -209,7 +215,7 @@ fn text(report: &Report) -> Result<String> {
     line("attention", &|needs| flop(needs.flops.attention))?;
     line("head", &|needs| flop(needs.flops.head))?;
     line("together", &|needs| flop(needs.flops.total()))?;
-    line("optimizer traffic", &|_| gib(optimizer_bytes(report.n_parameters) as u64))?;
+    line("optimizer traffic", &|_| gib(optimizer_bytes(report.n_trained) as u64))?;
     line("expected time", &|needs| duration(needs.seconds.total()))?;
 
     writeln!(text, "\nThe run: {} steps over {} rows", estimate.n_steps, report.n_rows)?;

@@ -122,8 +122,7 @@ fn train(prepared: Prepared, found: Option<Found>, profile: Option<&Path>) -> Re
     let rates = forecast.rates(MEASURING)?;
     say(&starting(&prepared, found.as_ref()));
     say(&first_lines(&forecast.estimate(memory, &rates), memory, &rates, available));
-    drop(forecast);
-    let machine = Machine { memory, rates, phases: Phases::default() };
+    let machine = Machine { memory, low_rank: forecast.low_rank, rates, phases: Phases::default() };
     let out = prepared.config.output.dir.clone();
     let claim = Claim::new(&out)?;
     let trace = profile.map(|file| if file == Path::new(DEFAULT_TRACE) { out.join("trace.json") } else { file.to_owned() });
@@ -162,8 +161,9 @@ fn ended(trained: Option<Ending>, out: &Path) -> Result<ExitCode> {
 fn starting(prepared: &Prepared, found: Option<&Found>) -> String {
     let from = found.map_or(String::new(), |found| format!("Going on after step {}: ", found.state.step));
     format!(
-        "{from}{} parameters, {} training rows ({}), {} held out; output in `{}`",
+        "{from}{} parameters{}, {} training rows ({}), {} held out; output in `{}`",
         prepared.n_parameters,
+        of_adapter(prepared).map_or(String::new(), |adapter| format!(" (frozen) and {adapter}")),
         prepared.train.len(),
         languages(&prepared.train),
         prepared.held_out.len(),
@@ -183,6 +183,9 @@ fn describe(prepared: &Prepared, peak: u64, available: Option<u64>) -> Result<St
         prepared.description.model_type,
         prepared.n_parameters
     )?;
+    if let Some(adapter) = of_adapter(prepared) {
+        writeln!(text, "Adapter    {adapter}")?;
+    }
     let reference = prepared.config.reference.path.as_deref().unwrap_or("the model itself");
     writeln!(text, "Reference  {reference}")?;
     writeln!(
@@ -209,6 +212,13 @@ fn describe(prepared: &Prepared, peak: u64, available: Option<u64>) -> Result<St
     }
     writeln!(text, "Nothing was trained or written (--dry-run).")?;
     Ok(text)
+}
+
+/// `4884480 in low-rank terms of 210 projections (rank 16, alpha 32)`
+fn of_adapter(prepared: &Prepared) -> Option<String> {
+    let adapter = prepared.adapter.as_ref()?;
+    let (n, n_projections) = (adapter.n_parameters(&prepared.description), adapter.projections.len());
+    Some(format!("{n} in low-rank terms of {n_projections} projections (rank {}, alpha {})", adapter.rank, adapter.alpha))
 }
 
 /// `zh 8, sw 8`

@@ -211,6 +211,7 @@ impl Draft<'_> {
         if self.find("retention.kind").is_none() {
             config.retention.kind = config.objective.kind.default_retention();
         }
+        config.adapter.settle();
         Ok(config)
     }
 

@@ -1,11 +1,13 @@
 //! The whole typed configuration of a run: what a TOML recipe may say, with every default in one place.
 //!
-//! Reading order: the tree (here), its choices (`variants`), and what each loss reads (`objective`); `load` turns text and `--set a.b=c` into a [`RunConfig`] in the steps
+//! Reading order: the tree (here), its choices (`variants`), and the sections with rules of their own (`objective`, `adapter`); `load` turns text
+//! and `--set a.b=c` into a [`RunConfig`] in the steps
 //! `document` (assignments and where each stands) -> `keys` (unknown keys, wrong types) -> `rules` (what spans keys) and collects every
 //! problem on the way; `recipes` are the files inside the binary; `resume` says what may change between two starts of one run.
 //!
 //! A key is written down once, as a field of a section below: its name, its type, its default and its documentation.
 
+mod adapter;
 mod document;
 mod keys;
 mod load;
@@ -17,6 +19,7 @@ mod resume;
 mod rules;
 mod variants;
 
+pub use adapter::{AdapterConfig, AdapterKind, LayerRange, TargetModule, Targets};
 pub use load::{Argument, load, load_for_scoring, parse};
 pub use objective::{ObjectiveConfig, ObjectiveKind};
 pub use paths::is_hub_id;
@@ -34,6 +37,8 @@ use std::path::PathBuf;
 pub struct RunConfig {
     /// What is trained.
     pub model: ModelConfig,
+    /// What of it is trained: everything, or low-rank terms beside it.
+    pub adapter: AdapterConfig,
     /// What it is compared with.
     pub reference: ReferenceConfig,
     /// What it is trained on.

@@ -41,6 +41,9 @@ pub(crate) fn make_absolute(config: &mut RunConfig) -> Result<()> {
             *path = absolute(path)?;
         }
     }
+    if let Some(path) = config.adapter.path.as_mut().filter(|path| !path.is_empty()) {
+        *path = absolute(path)?;
+    }
     if is_template_file(&config.data.template) {
         config.data.template = absolute(&config.data.template)?;
     }

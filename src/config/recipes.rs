@@ -15,11 +15,12 @@ pub struct Recipe {
 }
 
 /// All of them, the first to try first.
-pub const RECIPES: [Recipe; 16] = [
+pub const RECIPES: [Recipe; 17] = [
     Recipe { name: "smoke.toml", text: include_str!("../../configs/smoke.toml") },
     Recipe { name: "llama31.toml", text: include_str!("../../configs/llama31.toml") },
     Recipe { name: "gemma2.toml", text: include_str!("../../configs/gemma2.toml") },
     Recipe { name: "qwen25.toml", text: include_str!("../../configs/qwen25.toml") },
+    Recipe { name: "lora.toml", text: include_str!("../../configs/lora.toml") },
     Recipe { name: "official/llama31.toml", text: include_str!("../../configs/official/llama31.toml") },
     Recipe { name: "official/gemma2.toml", text: include_str!("../../configs/official/gemma2.toml") },
     Recipe { name: "official/qwen25.toml", text: include_str!("../../configs/official/qwen25.toml") },

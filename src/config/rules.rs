@@ -71,6 +71,17 @@ pub(crate) fn without_effect(config: &RunConfig) -> Vec<WithoutEffect> {
     );
     note(retention == RetentionKind::None, &states, "retention.kind", "`retention.kind` is \"none\"; remove it, or choose \"hidden\"");
     note(retention == RetentionKind::Kl, &states, "retention.kind", "`retention.kind` is \"kl\"; remove it, or choose \"hidden\"");
+    let shape = ["adapter.rank", "adapter.alpha", "adapter.rslora", "adapter.targets", "adapter.layers"];
+    let trained = ["adapter.path", "adapter.dropout"];
+    note(!config.adapter.is_lora(), &shape, "adapter.kind", "`adapter.kind` is \"none\"; remove it, or choose \"lora\"");
+    note(!config.adapter.is_lora(), &trained, "adapter.kind", "`adapter.kind` is \"none\"; remove it, or choose \"lora\"");
+    let goes_on = config.adapter.is_lora() && config.adapter.path.is_some();
+    note(
+        goes_on,
+        &shape,
+        "adapter.path",
+        "the adapter in `adapter.path` has its own; remove it, or start a new adapter without `adapter.path`",
+    );
     let constant = config.schedule.kind == ScheduleKind::Constant;
     note(
         constant,
@@ -103,6 +114,7 @@ pub(crate) fn check(config: &RunConfig, purpose: Purpose) -> Vec<Finding> {
     sources(config, &mut findings);
     data(config, &mut findings);
     objective(config, &mut findings);
+    adapter(config, &mut findings);
     if purpose == Purpose::Train {
         length(config, &mut findings);
     }
@@ -124,6 +136,7 @@ fn sources(config: &RunConfig, findings: &mut Findings) {
     });
     let paths = [
         ("model.path", Some(config.model.path.as_str())),
+        ("adapter.path", config.adapter.path.as_deref()),
         ("reference.path", config.reference.path.as_deref()),
         ("data.path", Some(config.data.path.as_str())),
         ("data.template", Some(config.data.template.as_str())),
@@ -211,6 +224,20 @@ fn objective(config: &RunConfig, findings: &mut Findings) {
     });
     findings.require(!padded || !config.train.group_by_dominant, &["train.group_by_dominant", "retention.pooling"], || {
         format!("{why} `train.group_by_dominant` = false")
+    });
+}
+
+fn adapter(config: &RunConfig, findings: &mut Findings) {
+    let adapter = &config.adapter;
+    findings.at_least("adapter.rank", Some(adapter.rank), 1);
+    if let Some(alpha) = adapter.alpha.filter(|_| adapter.rank > 0) {
+        findings.positive("adapter.alpha", alpha);
+    }
+    findings.require((0.0..1.0).contains(&adapter.dropout), &["adapter.dropout"], || {
+        format!("`adapter.dropout` is {}: it must be at least 0 and below 1", adapter.dropout)
+    });
+    findings.require(!adapter.targets.modules().is_empty(), &["adapter.targets"], || {
+        "`adapter.targets` is empty: leave it out for all projections, or name some, such as [\"q_proj\", \"v_proj\"]".into()
     });
 }
 

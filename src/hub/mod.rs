@@ -62,6 +62,12 @@ pub fn resolve_model_in(environment: &Environment, path: &str, revision: Option<
         Source::Local(folder) => {
             refuse_revision(path, revision)?;
             ensure!(folder.is_dir(), "`{path}` is a file; a model is a folder with config.json, weights and tokenizer");
+            let is_adapter = folder.join("adapter_config.json").is_file();
+            ensure!(
+                !is_adapter || folder.join("config.json").is_file(),
+                "the folder `{path}` holds a LoRA adapter, not a model: name its base model here, and the folder as the adapter \
+                 (`adapter.path` with `adapter.kind` = \"lora\", or `--adapter`)"
+            );
             ensure!(folder.join("config.json").is_file(), "the folder `{path}` has no config.json; is it a model folder?");
             let dir = std::path::absolute(folder).with_context(|| format!("cannot make `{path}` absolute"))?;
             Ok(ModelFiles { id: dir.display().to_string(), dir, revision: None, commit: None })

@@ -19,11 +19,13 @@ use crate::ops::{Buffer, Scratch, activation, read, update};
 use anyhow::Result;
 use candle_core::Tensor;
 
-/// What attention needs to know of a packed batch: where sequences lie, and the angles of every token.
+/// What the ops need to know of a packed batch: where sequences lie, the angles of every token, and what is dropped of it.
 pub(super) struct Layout<'a> {
     pub segments: &'a [Segment],
     /// One per rotary embedding of the description.
     pub ropes: &'a [RopeTable],
+    /// Keys of the dropout masks, one a token; `None` where nothing is dropped.
+    pub row_keys: Option<&'a [u64]>,
 }
 
 #[derive(Debug)]
@@ -111,7 +113,7 @@ impl Block {
     pub fn forward(&self, x: Buffer, layout: &Layout) -> Result<(Buffer, SavedBlock)> {
         let mut saved = self.forward_to_gate(x, layout)?;
         let activated = activation::forward(&saved.gate_up, self.activation)?;
-        let (y, mlp_out) = after(&self.after_mlp_norm, self.down.forward(&activated)?)?;
+        let (y, mlp_out) = after(&self.after_mlp_norm, self.down.forward(&activated, layout.row_keys)?)?;
         accumulate(&y, &saved.middle)?;
         saved.mlp_out = mlp_out;
         Ok((y, saved))
@@ -128,42 +130,67 @@ impl Block {
     /// The forward as far as the MLP's gate.
     fn forward_to_gate(&self, x: Buffer, layout: &Layout) -> Result<SavedBlock> {
         let (normed, x_r) = self.attention_norm.forward(&x)?;
-        let qkv = self.qkv.forward(&normed)?;
+        let qkv = self.qkv.forward(&normed, layout.row_keys)?;
         drop(normed);
         let unnormed = self.norm_query_key(&qkv)?;
         self.turn(&qkv, layout, Turn::Forward)?;
         let (attended, log_sum_exp) = attention::forward(&qkv, layout.segments, &self.attention)?;
-        let (middle, attention_out) = after(&self.after_attention_norm, self.output.forward(&attended)?)?;
+        let (middle, attention_out) = after(&self.after_attention_norm, self.output.forward(&attended, layout.row_keys)?)?;
         let (normed, middle_r) = self.mlp_norm.forward_sum(&middle, &x)?;
-        let gate_up = self.gate_up.forward(&normed)?;
+        let gate_up = self.gate_up.forward(&normed, layout.row_keys)?;
         Ok(SavedBlock { x, x_r, unnormed, qkv, attended, log_sum_exp, attention_out, middle, middle_r, gate_up, mlp_out: None })
     }
 
     /// `dy [N, D]` to `dx [N, D]`; adds to the block's gradients.
     pub fn backward(&self, saved: SavedBlock, dy: Buffer, layout: &Layout) -> Result<Buffer> {
-        let d_middle = self.mlp_backward(&saved, &dy)?;
+        let d_middle = self.mlp_backward(&saved, &dy, layout)?;
         drop(dy);
         self.attention_backward(&saved, &d_middle, layout)
     }
 
+    /// As [`Block::backward`], where nothing below is trained: without `dx`, and no further than the lowest gradient of the block.
+    pub fn backward_lowest(&self, saved: SavedBlock, dy: Buffer, layout: &Layout) -> Result<()> {
+        let d_middle = self.mlp_backward(&saved, &dy, layout)?;
+        drop(dy);
+        if self.output.is_trained() || self.qkv.is_trained() {
+            let d_qkv = self.backward_to_qkv(&saved, &d_middle, layout)?;
+            let normed = self.attention_norm.recompute(&saved.x, &saved.x_r)?;
+            self.qkv.backward_weight(&normed, &d_qkv, layout.row_keys)?;
+        }
+        Ok(())
+    }
+
+    /// Whether any of its projections has a gradient.
+    pub fn is_trained(&self) -> bool {
+        [&self.qkv, &self.output, &self.gate_up, &self.down].iter().any(|linear| linear.is_trained())
+    }
+
     /// The gradient of the residual stream between attention and MLP, both ways out of it.
-    fn mlp_backward(&self, saved: &SavedBlock, dy: &Tensor) -> Result<Buffer> {
+    fn mlp_backward(&self, saved: &SavedBlock, dy: &Tensor, layout: &Layout) -> Result<Buffer> {
         let d_down = after_backward(&self.after_mlp_norm, &saved.mlp_out, dy)?;
         let d_down = d_down.as_deref().unwrap_or(dy);
-        let d_activated = self.down.backward_input(d_down)?;
+        let d_activated = self.down.backward_input(d_down, layout.row_keys)?;
         let (activated, d_gate_up) = activation::backward(&saved.gate_up, &d_activated, self.activation)?;
         drop(d_activated);
-        self.down.backward_weight(&activated, d_down)?;
+        self.down.backward_weight(&activated, d_down, layout.row_keys)?;
         drop(activated);
         let normed = self.mlp_norm.recompute(&saved.middle, &saved.middle_r)?;
-        let d_normed = self.gate_up.backward(&normed, &d_gate_up)?;
+        let d_normed = self.gate_up.backward(&normed, &d_gate_up, layout.row_keys)?;
         self.mlp_norm.backward_sum(&saved.middle, &saved.middle_r, &d_normed, dy)
     }
 
     /// The gradient of the block's input, both ways out of it.
     fn attention_backward(&self, saved: &SavedBlock, d_middle: &Tensor, layout: &Layout) -> Result<Buffer> {
+        let d_qkv = self.backward_to_qkv(saved, d_middle, layout)?;
+        let normed = self.attention_norm.recompute(&saved.x, &saved.x_r)?;
+        let d_normed = self.qkv.backward(&normed, &d_qkv, layout.row_keys)?;
+        self.attention_norm.backward_sum(&saved.x, &saved.x_r, &d_normed, d_middle)
+    }
+
+    /// The gradient of the three projections' output.
+    fn backward_to_qkv(&self, saved: &SavedBlock, d_middle: &Tensor, layout: &Layout) -> Result<Buffer> {
         let d_output = after_backward(&self.after_attention_norm, &saved.attention_out, d_middle)?;
-        let d_attended = self.output.backward(&saved.attended, d_output.as_deref().unwrap_or(d_middle))?;
+        let d_attended = self.output.backward(&saved.attended, d_output.as_deref().unwrap_or(d_middle), layout.row_keys)?;
         let d_qkv = attention::backward(&saved.qkv, &saved.attended, &saved.log_sum_exp, &d_attended, layout.segments, &self.attention)?;
         drop(d_attended);
         self.turn(&d_qkv, layout, Turn::Backward)?;
@@ -172,9 +199,7 @@ impl Block {
                 norm.backward_heads(unnormed, r, &d_qkv, heads)?;
             }
         }
-        let normed = self.attention_norm.recompute(&saved.x, &saved.x_r)?;
-        let d_normed = self.qkv.backward(&normed, &d_qkv)?;
-        self.attention_norm.backward_sum(&saved.x, &saved.x_r, &d_normed, d_middle)
+        Ok(d_qkv)
     }
 
     /// Norms queries and keys in place, where the family does, and keeps what they were.

@@ -8,10 +8,12 @@ use super::description::DecoderDescription;
 use super::family;
 pub use super::layers::Purpose;
 use super::layers::{Builder, Norm};
+use super::low_rank::Adaptation;
 use super::parameter::Parameter;
 use super::weights::Checkpoint;
 use crate::config::ComputeDtype;
 use crate::data::batch::{PackedBatch, Segment};
+use crate::ops::dropout::{mix_in, row_keys};
 use crate::ops::log_prob::Head;
 pub use crate::ops::log_prob::{ScoredTargets, TokenTarget};
 use crate::ops::rope::RopeTable;
@@ -21,6 +23,7 @@ use candle_core::Tensor;
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use tracing::debug_span;
 
 /// A Llama-, Gemma- or Qwen-like decoder with its head, in f32 on the CPU.
@@ -34,6 +37,10 @@ pub struct Decoder {
     /// `None` when the head is the embeddings.
     head: Option<Parameter>,
     parameters: Vec<Parameter>,
+    low_rank_parameters: Vec<Parameter>,
+    adaptation: Option<Adaptation>,
+    /// Counts where dropout masks change; see [`Decoder::begin_step`].
+    step: AtomicU64,
 }
 
 /// What a forward keeps for a backward. Results are the same, bit for bit; memory and time are not.
@@ -58,7 +65,8 @@ struct Saved {
     tokens: Vec<u32>,
     segments: Vec<Segment>,
     ropes: Vec<RopeTable>,
-    /// In the order of the blocks.
+    row_keys: Option<Vec<u64>>,
+    /// In the order of the blocks, from the lowest that is trained.
     groups: Vec<SavedGroup>,
     /// Input and r of the final norm.
     last: Buffer,
@@ -78,16 +86,29 @@ enum SavedGroup {
 impl Decoder {
     /// Loads a Hugging Face folder: `config.json` and safetensors, whose names and shapes are checked before anything is read.
     pub fn load(dir: &Path, compute: ComputeDtype, purpose: Purpose) -> Result<Self> {
+        Self::load_with(dir, None, compute, purpose)
+    }
+
+    /// As [`Decoder::load`], with low-rank terms that are all zeros beside frozen weights. Whoever loads it fills the terms' parameters.
+    pub fn load_adapted(dir: &Path, adaptation: &Adaptation, compute: ComputeDtype, purpose: Purpose) -> Result<Self> {
+        Self::load_with(dir, Some(adaptation), compute, purpose)
+    }
+
+    fn load_with(dir: &Path, adaptation: Option<&Adaptation>, compute: ComputeDtype, purpose: Purpose) -> Result<Self> {
         let description = family::describe_folder(dir)?;
         let checkpoint = Checkpoint::open(dir)?;
         family::check_weights(&description, &checkpoint)
             .with_context(|| format!("the weights in `{}` do not fit its config.json", dir.display()))?;
-        Self::build(description, &checkpoint, compute, purpose)
-    }
-
-    fn build(description: DecoderDescription, checkpoint: &Checkpoint, compute: ComputeDtype, purpose: Purpose) -> Result<Self> {
         let d = &description;
-        let mut builder = Builder { checkpoint, description: d, compute, purpose, parameters: Vec::new() };
+        let mut builder = Builder {
+            checkpoint: &checkpoint,
+            description: d,
+            compute,
+            purpose,
+            adaptation,
+            parameters: Vec::new(),
+            low_rank_parameters: Vec::new(),
+        };
         let embeddings = builder.matrix("model.embed_tokens.weight", d.vocab_size, d.hidden_size)?;
         let blocks = (0..d.layers.len()).map(|layer| Block::build(&mut builder, layer)).collect::<Result<_>>()?;
         let final_norm = builder.norm("model.norm", d.hidden_size)?;
@@ -95,22 +116,48 @@ impl Decoder {
             true => None,
             false => Some(builder.matrix("lm_head.weight", d.vocab_size, d.hidden_size)?),
         };
-        let parameters = builder.parameters;
-        Ok(Self { description, compute, embeddings, blocks, final_norm, head, parameters })
+        let Builder { parameters, low_rank_parameters, .. } = builder;
+        let (adaptation, step) = (adaptation.cloned(), AtomicU64::new(0));
+        Ok(Self { description, compute, embeddings, blocks, final_norm, head, parameters, low_rank_parameters, adaptation, step })
     }
 
     pub fn description(&self) -> &DecoderDescription {
         &self.description
     }
 
-    /// Every parameter under its checkpoint name, in the order of the forward pass; tied embeddings stand once.
+    /// What low-rank terms it has.
+    pub fn adaptation(&self) -> Option<&Adaptation> {
+        self.adaptation.as_ref()
+    }
+
+    /// Whether forwards for a backward drop values: then they are not the forwards of an evaluation.
+    pub fn has_dropout(&self) -> bool {
+        self.adaptation.as_ref().is_some_and(|adaptation| adaptation.dropout > 0.0)
+    }
+
+    /// Gives the forwards that follow dropout masks of their own. Those of one step are the same however often its passes are made.
+    pub fn begin_step(&self, step: u64) {
+        self.step.store(step, Ordering::Relaxed);
+    }
+
+    /// A and B of the low-rank terms, in the order of the forward pass: `model.layers.0.self_attn.q_proj.lora_A.weight`.
+    pub fn low_rank_parameters(&self) -> &[Parameter] {
+        &self.low_rank_parameters
+    }
+
+    /// What a training run changes: the low-rank terms where there are any, else every parameter.
+    pub fn trained_parameters(&self) -> &[Parameter] {
+        if self.adaptation.is_some() { &self.low_rank_parameters } else { &self.parameters }
+    }
+
+    /// Every parameter of the checkpoint under its name there, in the order of the forward pass; tied embeddings stand once.
     pub fn parameters(&self) -> &[Parameter] {
         &self.parameters
     }
 
     /// Sets all gradient buffers to zero.
     pub fn zero_gradients(&self) -> Result<()> {
-        self.parameters.iter().filter_map(|p| p.gradient.as_ref()).try_for_each(ops::clear)
+        self.trained_parameters().iter().filter_map(|p| p.gradient.as_ref()).try_for_each(ops::clear)
     }
 
     /// The head's matrix, `[V, D]`.
@@ -128,7 +175,9 @@ impl Decoder {
         ensure!(batch.n_tokens() > 0, "a batch without tokens");
         self.check_padding(batch)?;
         let ropes: Vec<_> = self.description.ropes.iter().map(|rope| RopeTable::new(&rope.inverse_frequencies, &batch.positions)).collect();
-        let layout = Layout { segments: &batch.segments, ropes: &ropes };
+        let row_keys = self.row_keys(batch, keep);
+        let layout = Layout { segments: &batch.segments, ropes: &ropes, row_keys: row_keys.as_deref() };
+        let lowest = self.lowest_trained();
         let mut x = embedding::forward(&self.embeddings.value, &batch.tokens, self.embedding_scale())?;
         let mut groups = Vec::new();
         let group_size = if let Keep::BlockInputs { every } = keep { every.get() } else { self.blocks.len().max(1) };
@@ -140,6 +189,9 @@ impl Decoder {
                 let (y, saved_block) = self.blocks[layer].forward(x, &layout)?;
                 match keep {
                     Keep::Nothing => {}
+                    // No backward comes here.
+                    _ if blocks.end <= lowest => {}
+                    Keep::ForBackward if layer < lowest => {}
                     Keep::ForBackward => saved.push(saved_block),
                     Keep::BlockInputs { .. } if layer > first => {}
                     Keep::BlockInputs { .. } => groups.push(SavedGroup::Input { x_ND: saved_block.into_input(), n_blocks: blocks.len() }),
@@ -155,6 +207,7 @@ impl Decoder {
             tokens: batch.tokens.clone(),
             segments: batch.segments.clone(),
             ropes,
+            row_keys,
             groups,
             last: x,
             last_r,
@@ -178,6 +231,21 @@ impl Decoder {
         Ok(saved)
     }
 
+    /// The lowest block that a backward has to reach: the first where the embeddings are trained.
+    fn lowest_trained(&self) -> usize {
+        match self.embeddings.gradient {
+            Some(_) => 0,
+            None => self.blocks.iter().position(Block::is_trained).unwrap_or(self.blocks.len()),
+        }
+    }
+
+    /// Only a forward for a backward drops anything.
+    fn row_keys(&self, batch: &PackedBatch, keep: Keep) -> Option<Vec<u64>> {
+        let adaptation = self.adaptation.as_ref().filter(|adaptation| adaptation.dropout > 0.0 && keep != Keep::Nothing)?;
+        let start = mix_in(adaptation.seed, self.step.load(Ordering::Relaxed));
+        Some(row_keys(start, &batch.tokens, &batch.segments))
+    }
+
     /// Attention over no key at all has no value: frameworks return zeros, NaN or a mean over everything, depending on the kernel.
     fn check_padding(&self, batch: &PackedBatch) -> Result<()> {
         let Some(window) = self.description.layers.iter().filter_map(|layer| layer.window).min() else { return Ok(()) };
@@ -197,7 +265,8 @@ impl Decoder {
     /// each block's as soon as it is used.
     pub fn backward(&self, forward: Forward, d_hidden_ND: &Tensor) -> Result<()> {
         let saved = forward.saved.context("this forward kept nothing for a backward")?;
-        let layout = Layout { segments: &saved.segments, ropes: &saved.ropes };
+        let layout = Layout { segments: &saved.segments, ropes: &saved.ropes, row_keys: saved.row_keys.as_deref() };
+        let lowest = self.lowest_trained();
         drop(forward.hidden_ND);
         let mut dx = self.final_norm.backward(&saved.last, &saved.last_r, d_hidden_ND)?;
         let mut end = self.blocks.len();
@@ -209,6 +278,9 @@ impl Decoder {
             for saved in blocks.into_iter().rev() {
                 end -= 1;
                 let _span = debug_span!("block backward", layer = end).entered();
+                if end == lowest && self.embeddings.gradient.is_none() {
+                    return self.blocks[end].backward_lowest(saved, dx, &layout);
+                }
                 dx = self.blocks[end].backward(saved, dx, &layout)?;
             }
         }
@@ -223,10 +295,13 @@ impl Decoder {
         Ok(self.score(hidden_ND, targets, 0)?.log_probs)
     }
 
-    /// [`Decoder::log_probs`], to be followed by a backward. Of the logits at most `n_kept` values stay
+    /// [`Decoder::log_probs`], to be followed by a backward. Of the logits, or of what a frozen head makes of them, at most `n_kept` values stay
     /// for [`Decoder::score_backward`]; the others it makes again.
     pub fn score(&self, hidden_ND: &Tensor, targets: &[TokenTarget], n_kept: usize) -> Result<ScoredTargets> {
-        self.head().score(hidden_ND, self.head_weight(), targets, n_kept)
+        match self.head_gradient() {
+            Some(_) => self.head().score(hidden_ND, self.head_weight(), targets, n_kept),
+            None => self.head().score_frozen(hidden_ND, self.head_weight(), targets, n_kept),
+        }
     }
 
     /// Adds to the head's gradient and to that of the hidden states, `d_hidden_ND [N, D]`, from those of the M log-probabilities.
@@ -237,7 +312,11 @@ impl Decoder {
         d_log_probs: &[f32],
         d_hidden_ND: &Tensor,
     ) -> Result<()> {
-        self.head().backward(hidden_ND, self.head_weight(), (targets, scored), d_log_probs, d_hidden_ND, self.head_gradient())
+        let (head, weight, gradient) = (self.head(), self.head_weight(), self.head_gradient());
+        match gradient {
+            Some(_) => head.backward(hidden_ND, weight, (targets, scored), d_log_probs, d_hidden_ND, gradient),
+            None => head.backward_frozen(hidden_ND, weight, (targets, scored), d_log_probs, d_hidden_ND),
+        }
     }
 
     /// Logits `[M, V]` of M hidden states: all of them, so only for a few rows at a time.

@@ -1,8 +1,10 @@
-//! Linear maps and norms: a weight from the checkpoint, its gradient buffer, and the op that they enter.
+//! Linear maps and norms: a weight from the checkpoint, its gradient buffer, and the op that they enter; beside a frozen linear map its
+//! low-rank term, where an adapter has one.
 //!
 //! Projections with the same input are one fused matrix, so that one product computes them all; the checkpoint's tensors are bands of its rows.
 
 use super::description::{DecoderDescription, NormStyle};
+use super::low_rank::{Adaptation, LowRankTerm};
 use super::parameter::Parameter;
 use super::weights::Checkpoint;
 use crate::config::ComputeDtype;
@@ -24,8 +26,12 @@ pub(super) struct Builder<'a> {
     pub description: &'a DecoderDescription,
     pub compute: ComputeDtype,
     pub purpose: Purpose,
+    /// Where there is one, it alone is trained: the checkpoint's parameters are frozen.
+    pub adaptation: Option<&'a Adaptation>,
     /// What was read so far.
     pub parameters: Vec<Parameter>,
+    /// The low-rank terms so far.
+    pub low_rank_parameters: Vec<Parameter>,
 }
 
 impl Builder<'_> {
@@ -42,9 +48,9 @@ impl Builder<'_> {
             rest = after;
         }
         let value = tensor(values, &shape)?;
-        let gradient = match self.purpose {
-            Purpose::Train => Some(tensor(vec![0.0; n_rows * row_size], &shape)?),
-            Purpose::Inference => None,
+        let gradient = match (self.purpose, self.adaptation) {
+            (Purpose::Train, None) => Some(tensor(vec![0.0; n_rows * row_size], &shape)?),
+            _ => None,
         };
         let mut start = 0;
         for (name, rows) in bands {
@@ -68,7 +74,16 @@ impl Builder<'_> {
         let (weight, weight_gradient) = self.fused(&named("weight"), &[n_in])?;
         let bias = has_bias.then(|| self.fused(&named("bias"), &[])).transpose()?;
         let (bias, bias_gradient) = bias.map_or((None, None), |(bias, gradient)| (Some(bias), gradient));
-        Ok(Linear { weight, weight_gradient, bias, bias_gradient, compute: self.compute })
+        let low_rank = self.low_rank(prefix, projections, n_in)?;
+        Ok(Linear { weight, weight_gradient, bias, bias_gradient, low_rank, compute: self.compute })
+    }
+
+    fn low_rank(&mut self, prefix: &str, projections: &[(&str, usize)], n_in: usize) -> Result<Option<LowRankTerm>> {
+        let Some(adaptation) = self.adaptation else { return Ok(None) };
+        let named: Vec<_> = projections.iter().map(|(name, rows)| (format!("{prefix}.{name}"), *rows)).collect();
+        let Some((term, parameters)) = LowRankTerm::build(adaptation, &named, n_in, self.compute, self.purpose)? else { return Ok(None) };
+        self.low_rank_parameters.extend(parameters);
+        Ok(Some(term))
     }
 
     pub fn norm(&mut self, name: &str, width: usize) -> Result<Norm> {
@@ -77,41 +92,51 @@ impl Builder<'_> {
     }
 }
 
-/// `y = x Wᵀ + b`
+/// `y = x Wᵀ + b`, and where an adapter has a term here, `+ s (d(x) Aᵀ) Bᵀ`. Row keys are those of dropout, where a forward has it.
 #[derive(Debug)]
 pub(super) struct Linear {
     weight: Tensor,
     weight_gradient: Option<Tensor>,
     bias: Option<Tensor>,
     bias_gradient: Option<Tensor>,
+    low_rank: Option<LowRankTerm>,
     compute: ComputeDtype,
 }
 
 impl Linear {
     /// `[N, in]` to `[N, out]`.
-    pub fn forward(&self, x: &Tensor) -> Result<Buffer> {
-        linear::forward(x, &self.weight, self.bias.as_ref(), self.compute)
+    pub fn forward(&self, x: &Tensor, row_keys: Option<&[u64]>) -> Result<Buffer> {
+        let y = linear::forward(x, &self.weight, self.bias.as_ref(), self.compute)?;
+        self.low_rank.as_ref().map_or(Ok(()), |term| term.forward(x, &y, row_keys))?;
+        Ok(y)
     }
 
     /// Adds to the gradients and returns `dx`; `x` is what the forward saw.
-    pub fn backward(&self, x: &Tensor, dy: &Tensor) -> Result<Buffer> {
-        self.backward_weight(x, dy)?;
-        self.backward_input(dy)
+    pub fn backward(&self, x: &Tensor, dy: &Tensor, row_keys: Option<&[u64]>) -> Result<Buffer> {
+        self.backward_weight(x, dy, row_keys)?;
+        self.backward_input(dy, row_keys)
     }
 
-    pub fn backward_input(&self, dy: &Tensor) -> Result<Buffer> {
-        linear::backward_input(dy, &self.weight, self.compute)
+    pub fn backward_input(&self, dy: &Tensor, row_keys: Option<&[u64]>) -> Result<Buffer> {
+        let dx = linear::backward_input(dy, &self.weight, self.compute)?;
+        self.low_rank.as_ref().map_or(Ok(()), |term| term.backward_input(dy, &dx, row_keys))?;
+        Ok(dx)
     }
 
-    /// Adds to the gradients of weight and bias.
-    pub fn backward_weight(&self, x: &Tensor, dy: &Tensor) -> Result<()> {
+    /// Adds to the gradients of weight and bias, or of the low-rank term.
+    pub fn backward_weight(&self, x: &Tensor, dy: &Tensor, row_keys: Option<&[u64]>) -> Result<()> {
         if let Some(gradient) = &self.weight_gradient {
             linear::backward_weight(dy, x, gradient, self.compute)?;
         }
         if let Some(gradient) = &self.bias_gradient {
             linear::backward_bias(dy, gradient)?;
         }
-        Ok(())
+        self.low_rank.as_ref().map_or(Ok(()), |term| term.backward_weight(x, dy, row_keys))
+    }
+
+    /// Whether anything of it has a gradient.
+    pub fn is_trained(&self) -> bool {
+        self.weight_gradient.is_some() || self.low_rank.as_ref().is_some_and(LowRankTerm::is_trained)
     }
 }
 

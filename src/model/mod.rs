@@ -5,5 +5,6 @@ pub mod decoder;
 pub mod description;
 pub mod family;
 mod layers;
+pub mod low_rank;
 pub mod parameter;
 pub mod weights;

@@ -3,14 +3,16 @@
 //! A `[rows, V]` tensor of a whole batch never exists: a chunk's logits are made, reduced to one number a row and dropped. What the loss makes
 //! of a row is known only when both of its answers are scored, so the backward, `dlogits = g (onehot - softmax)`, needs the logits a second
 //! time: those of the first chunks are kept, as far as the caller grants memory (6 FLOPs per weight and token), the others made again (8).
-//! Gemma caps logits: `cap * tanh(logit / cap)`.
+//! Gemma caps logits: `cap * tanh(logit / cap)`. A frozen head needs no logits twice (`frozen`).
+
+mod frozen;
 
 use super::gemm::{Matrix, Write, multiply_in};
 use super::linear::product;
 use super::real::{max, sum_exp, vectorized};
 use super::{Real, Scratch, read, update};
 use crate::config::ComputeDtype;
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use candle_core::Tensor;
 use rayon::prelude::*;
 
@@ -37,9 +39,17 @@ pub struct ScoredTargets {
     /// One for each target.
     pub log_probs: Vec<f32>,
     log_sum_exp: Vec<f32>,
-    /// Capped logits of the first chunks.
-    kept: Vec<Scratch>,
+    kept: Kept,
     rows_per_chunk: usize,
+}
+
+/// Of the first chunks.
+#[derive(Debug)]
+enum Kept {
+    /// Capped.
+    Logits(Vec<Scratch>),
+    /// d log-probability / d hidden state, where the head is frozen.
+    StateGradients(Vec<Scratch>),
 }
 
 impl Head {
@@ -60,18 +70,18 @@ impl Head {
         check(targets, hidden.dim(0)?, n_vocab)?;
         let (hidden, weight) = (read(hidden)?, read(weight)?);
         let rows_per_chunk = rows_per_chunk(targets.len(), n_vocab, chunk);
-        let mut scored = ScoredTargets { log_probs: Vec::new(), log_sum_exp: Vec::new(), kept: Vec::new(), rows_per_chunk };
+        let (mut log_probs, mut log_sum_exp, mut kept) = (Vec::new(), Vec::new(), Vec::new());
         for (index, targets) in targets.chunks(rows_per_chunk).enumerate() {
             let mut logits = product(&gather(&hidden, width, targets), &weight, width, self.compute);
             let rows = logits.par_chunks_mut(n_vocab).zip(targets);
             let scores: Vec<(f32, f32)> = rows.map(|(row, target)| vectorized!(log_prob(row, target.token, self.soft_cap))).collect();
-            scored.log_probs.extend(scores.iter().map(|(log_prob, _)| log_prob));
-            scored.log_sum_exp.extend(scores.iter().map(|(_, log_sum_exp)| log_sum_exp));
-            if index == scored.kept.len() && (index + 1) * rows_per_chunk * n_vocab <= n_kept {
-                scored.kept.push(logits);
+            log_probs.extend(scores.iter().map(|(log_prob, _)| log_prob));
+            log_sum_exp.extend(scores.iter().map(|(_, log_sum_exp)| log_sum_exp));
+            if index == kept.len() && (index + 1) * rows_per_chunk * n_vocab <= n_kept {
+                kept.push(logits);
             }
         }
-        Ok(scored)
+        Ok(ScoredTargets { log_probs, log_sum_exp, kept: Kept::Logits(kept), rows_per_chunk })
     }
 
     /// Adds to `d_hidden [N, D]` and, unless frozen, to `weight_gradient [V, D]`, from the gradients of the M log-probabilities.
@@ -90,7 +100,8 @@ impl Head {
         ensure!(n_targets == n_scored && n_targets == n_gradients, "{n_targets} targets, {n_scored} scores, {n_gradients} gradients");
         let hidden = read(hidden)?;
         let rows = scored.rows_per_chunk;
-        let mut kept = scored.kept.into_iter();
+        let Kept::Logits(kept) = scored.kept else { bail!("these targets were scored for a frozen head") };
+        let mut kept = kept.into_iter();
         for ((targets, gradients), log_sum_exp) in targets.chunks(rows).zip(gradients.chunks(rows)).zip(scored.log_sum_exp.chunks(rows)) {
             let x = gather(&hidden, width, targets);
             let mut logits = match kept.next() {
@@ -118,14 +129,21 @@ impl Head {
     /// The gradient of `x [R, D]` from that of its logits before the cap, `[R, V]`; adds to `weight_gradient [V, D]`.
     fn chunk_backward(&self, x: &[f32], weight: &Tensor, d_logits: &[f32], weight_gradient: Option<&Tensor>) -> Result<Scratch> {
         let (n_vocab, width) = (weight.dim(0)?, weight.dim(1)?);
-        let (weight, d_logits) = (read(weight)?, Matrix::new(d_logits, n_vocab));
-        let mut dx = Scratch::new(x.len());
-        multiply_in(self.compute, &mut dx, width, Write::Overwrite, 1.0, d_logits, Matrix::new(&weight, width));
+        let dx = self.chunk_input_gradient(x.len() / width, weight, d_logits)?;
+        let d_logits = Matrix::new(d_logits, n_vocab);
         if let Some(weight_gradient) = weight_gradient {
             update(weight_gradient, |out| {
                 multiply_in(self.compute, out, width, Write::Add, 1.0, d_logits.transposed(), Matrix::new(x, width));
             })?;
         }
+        Ok(dx)
+    }
+
+    fn chunk_input_gradient(&self, n_rows: usize, weight: &Tensor, d_logits: &[f32]) -> Result<Scratch> {
+        let (n_vocab, width) = (weight.dim(0)?, weight.dim(1)?);
+        let mut dx = Scratch::new(n_rows * width);
+        let (d_logits, weight) = (Matrix::new(d_logits, n_vocab), read(weight)?);
+        multiply_in(self.compute, &mut dx, width, Write::Overwrite, 1.0, d_logits, Matrix::new(&weight, width));
         Ok(dx)
     }
 
@@ -166,7 +184,7 @@ pub(crate) fn rows_per_chunk(n_rows: usize, n_vocab: usize, chunk: usize) -> usi
 
 fn check(targets: &[TokenTarget], n_rows: usize, n_vocab: usize) -> Result<()> {
     match targets.iter().find(|t| t.row as usize >= n_rows || t.token as usize >= n_vocab) {
-        Some(t) => anyhow::bail!("token {} at row {} is outside {n_rows} rows and a vocabulary of {n_vocab}", t.token, t.row),
+        Some(t) => bail!("token {} at row {} is outside {n_rows} rows and a vocabulary of {n_vocab}", t.token, t.row),
         None => Ok(()),
     }
 }
@@ -309,7 +327,8 @@ mod tests {
             let head = Head { soft_cap, compute: ComputeDtype::F32 };
             let run = |n_kept: usize, n_chunks_kept: usize| {
                 let scored = head.score_in_chunks(&h, &w, &targets, n_kept, 20 * v).unwrap();
-                assert_eq!((scored.kept.len(), scored.rows_per_chunk), (n_chunks_kept, 18));
+                let Kept::Logits(kept) = &scored.kept else { panic!("of a head that is trained") };
+                assert_eq!((kept.len(), scored.rows_per_chunk), (n_chunks_kept, 18));
                 let (dh, dw) = (tensor(vec![0.0; n * d], &[n, d]).unwrap(), tensor(vec![0.0; v * d], &[v, d]).unwrap());
                 head.backward(&h, &w, (&targets, scored), &gradients, &dh, Some(&dw)).unwrap();
                 (read(&dh).unwrap().to_vec(), read(&dw).unwrap().to_vec())

@@ -14,10 +14,12 @@
 pub mod activation;
 pub mod attention;
 pub mod buffer;
+pub mod dropout;
 pub mod embedding;
 mod gemm;
 pub mod linear;
 pub mod log_prob;
+pub mod low_rank;
 mod real;
 pub mod rms_norm;
 pub mod rope;

@@ -1,6 +1,7 @@
 //! From a run's passes to what it needs: operations, bytes, seconds.
 
 use super::StepMemory;
+use super::low_rank::LowRankTerms;
 use super::memory::{Memory, Setup};
 use super::rates::Rates;
 use super::seconds::Seconds;
@@ -97,14 +98,17 @@ impl Estimate {
 }
 
 fn step_needs(passes: &[Pass], setup: &Setup, rates: &Rates) -> StepNeeds {
-    let flops = flops(passes, setup.description, setup.step);
+    let flops = flops(passes, setup.description, setup.low_rank, setup.step);
     let tokens = passes.iter().map(|pass| pass.n_tokens as f64).sum();
-    StepNeeds { tokens, flops, seconds: Seconds::of_step(passes, &flops, setup.description, setup.n_parameters, rates) }
+    StepNeeds { tokens, flops, seconds: Seconds::of_step(passes, &flops, setup.description, setup.n_trained(), rates) }
 }
 
-/// Operations of some passes.
-pub fn flops(passes: &[Pass], description: &DecoderDescription, memory: StepMemory) -> Flops {
+/// Operations of some passes, with low-rank terms beside frozen weights where there are any.
+pub fn flops(passes: &[Pass], description: &DecoderDescription, low_rank: Option<&LowRankTerms>, memory: StepMemory) -> Flops {
     let mut sum = Flops::default();
-    passes.iter().for_each(|pass| sum += Flops::of(pass, description, memory));
+    for pass in passes {
+        let full = Flops::of(pass, description, memory);
+        sum += low_rank.map_or(full, |terms| terms.flops(full, pass, description, memory));
+    }
     sum
 }

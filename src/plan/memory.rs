@@ -1,12 +1,13 @@
 //! What a run holds at its fullest, in bytes by kind.
 //!
-//! Weights, gradients and both moments are f32 for every parameter (`model::layers`, `train::optimizer`; with bf16, products round their
-//! inputs as they read them). What passes need comes from replaying the run's own passes, from the scoring of the reference to the last step
+//! Weights are f32, and so are gradients and both moments of every parameter that is trained (`model::layers`, `train::optimizer`; with bf16,
+//! products round their inputs as they read them). What passes need comes from replaying the run's own passes, from the scoring of the reference to the last step
 //! (`replay`), and from the pool's rule how much more it may hold. What the process holds before a model is loaded is measured, not guessed.
 
 use super::StepMemory;
 use super::ledger::Kind;
-use super::replay::{self, Replay};
+use super::low_rank::LowRankTerms;
+use super::replay::Replay;
 use super::work::Pass;
 use crate::model::description::DecoderDescription;
 use crate::ops::buffer::HEADROOM;
@@ -24,7 +25,10 @@ const OVERHEAD: u64 = 6 << 20;
 #[derive(Debug, Clone, Copy)]
 pub struct Setup<'a> {
     pub description: &'a DecoderDescription,
+    /// Of the model itself.
     pub n_parameters: usize,
+    /// What is trained in its place.
+    pub low_rank: Option<&'a LowRankTerms>,
     pub step: StepMemory,
     pub threads: usize,
     /// Passes in the order of the run.
@@ -35,6 +39,13 @@ pub struct Setup<'a> {
     pub data: u64,
     /// What the process holds now, with `data` and without a model.
     pub process: u64,
+}
+
+impl Setup<'_> {
+    /// Parameters with a gradient.
+    pub fn n_trained(&self) -> usize {
+        self.low_rank.map_or(self.n_parameters, |terms| terms.n_parameters(self.description))
+    }
 }
 
 /// Bytes by kind at the moment when they are most.
@@ -59,20 +70,21 @@ pub struct Memory {
 
 impl Memory {
     pub fn of(setup: &Setup) -> Self {
-        let mut replay = Replay::new(setup.description);
+        let mut replay = Replay::new(setup.description, setup.low_rank);
         let mut n_unpooled = 0;
         for pass in fullest(setup.passes.iter().copied().flatten()) {
             replay.pass(pass, setup.step);
-            n_unpooled = n_unpooled.max(replay::n_unpooled(pass, setup.description, setup.threads));
+            n_unpooled = n_unpooled.max(replay.n_unpooled(pass, setup.threads));
         }
         let lent = replay.ledger.peak();
         let n_idle = (HEADROOM * lent.total() as f64) as usize;
-        let parameters = VALUE * setup.n_parameters as u64;
+        let trained = VALUE * setup.n_trained() as u64;
+        let frozen = if setup.low_rank.is_some() { VALUE * setup.n_parameters as u64 } else { 0 };
         let bytes = |n_values: usize| VALUE * n_values as u64;
         Self {
-            weights: parameters,
-            gradients: parameters,
-            moments: 2 * parameters,
+            weights: frozen + trained,
+            gradients: trained,
+            moments: 2 * trained,
             activations: bytes(lent.of(Kind::Activation)),
             logits: bytes(lent.of(Kind::Logits)),
             scratch: bytes(lent.of(Kind::Scratch) + n_idle + n_unpooled),
@@ -155,6 +167,7 @@ mod tests {
         let setup = Setup {
             description: &description,
             n_parameters: 1000,
+            low_rank: None,
             step: StepMemory::default(),
             threads: 1,
             passes: &[&passes],

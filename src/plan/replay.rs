@@ -3,17 +3,27 @@
 //! This file changes with those; its test runs both and compares.
 
 use super::ledger::{Kind, Ledger, Piece};
+use super::low_rank::LowRankTerms;
 use super::work::{Gradient, Pass, projections};
 use super::{COMPARED_LOGITS_PER_CHUNK, StepMemory};
 use crate::model::decoder::Keep;
 use crate::model::description::DecoderDescription;
 use crate::ops::attention::{KEYS, QUERIES};
 use crate::ops::log_prob::{LOGITS_PER_CHUNK, rows_per_chunk};
+use std::ops::Range;
+
+/// Places in [`projections`]. The output projection's term is never the fullest moment.
+const QKV: usize = 0;
+const GATE_UP: usize = 2;
+const DOWN: usize = 3;
 
 /// A model at work on a ledger.
 pub struct Replay<'a> {
     pub ledger: Ledger,
     d: &'a DecoderDescription,
+    low_rank: Option<&'a LowRankTerms>,
+    /// The lowest block that a backward reaches.
+    lowest: usize,
     /// Of query|key|value, `(H + 2K) hd`.
     n_qkv: usize,
 }
@@ -31,9 +41,10 @@ enum Group {
 }
 
 impl<'a> Replay<'a> {
-    pub fn new(description: &'a DecoderDescription) -> Self {
+    pub fn new(description: &'a DecoderDescription, low_rank: Option<&'a LowRankTerms>) -> Self {
         let [(n_qkv, _), ..] = projections(description);
-        Self { ledger: Ledger::default(), d: description, n_qkv }
+        let lowest = low_rank.map_or(0, LowRankTerms::lowest);
+        Self { ledger: Ledger::default(), d: description, low_rank, lowest, n_qkv }
     }
 
     /// One pass of the step, of an evaluation, or of scoring.
@@ -74,10 +85,10 @@ impl<'a> Replay<'a> {
             let in_group = group_size.min(n_blocks - first);
             let mut kept = Vec::new();
             for block in 0..in_group {
-                let (y, saved) = self.block_forward(pass, x);
+                let (y, saved) = self.block_forward(pass, first + block, x);
                 match keep {
-                    Keep::ForBackward => kept.push(saved),
-                    Keep::BlockInputs { .. } if block == 0 => {
+                    Keep::ForBackward if first + block >= self.lowest => kept.push(saved),
+                    Keep::BlockInputs { .. } if block == 0 && first + in_group > self.lowest => {
                         self.ledger.give_back_all(saved.rest);
                         groups.push(Group::Input { x: saved.x, n_blocks: in_group });
                     }
@@ -96,11 +107,12 @@ impl<'a> Replay<'a> {
     }
 
     /// `Block::forward`.
-    fn block_forward(&mut self, pass: &Pass, x: Piece) -> (Piece, Saved) {
-        let mut saved = self.block_forward_to_gate(pass, x);
+    fn block_forward(&mut self, pass: &Pass, layer: usize, x: Piece) -> (Piece, Saved) {
+        let mut saved = self.block_forward_to_gate(pass, layer, x);
         let (n, d) = (pass.n_tokens, self.d);
         let activated = self.ledger.take(Kind::Scratch, n * d.intermediate_size);
         let mut y = self.ledger.take(Kind::Activation, n * d.hidden_size);
+        self.low_rank(pass, layer, DOWN, 1);
         if d.norms.after_mlp.is_some() {
             saved.rest.push(y);
             y = self.ledger.take(Kind::Activation, n * d.hidden_size);
@@ -111,10 +123,11 @@ impl<'a> Replay<'a> {
     }
 
     /// `Block::forward_to_gate`.
-    fn block_forward_to_gate(&mut self, pass: &Pass, x: Piece) -> Saved {
+    fn block_forward_to_gate(&mut self, pass: &Pass, layer: usize, x: Piece) -> Saved {
         let (n, d) = (pass.n_tokens, self.d);
         let normed = self.ledger.take(Kind::Scratch, n * d.hidden_size);
         let mut rest = vec![self.ledger.take(Kind::Activation, n), self.ledger.take(Kind::Activation, n * self.n_qkv)];
+        self.low_rank(pass, layer, QKV, 1);
         self.ledger.give_back(normed);
         let mut keep = |ledger: &mut Ledger, length: usize| rest.push(ledger.take(Kind::Activation, length));
         if d.query_key_norm {
@@ -133,63 +146,89 @@ impl<'a> Replay<'a> {
         let normed = self.ledger.take(Kind::Scratch, n * d.hidden_size);
         keep(&mut self.ledger, n);
         keep(&mut self.ledger, n * 2 * d.intermediate_size);
+        self.low_rank(pass, layer, GATE_UP, 1);
         self.ledger.give_back(normed);
         Saved { x, rest }
     }
 
     /// `Decoder::backward`.
     fn backward(&mut self, pass: &Pass, groups: Vec<Group>) {
+        let mut layer = self.d.layers.len();
         let mut dx = self.ledger.take(Kind::Scratch, pass.n_tokens * self.d.hidden_size);
         for group in groups.into_iter().rev() {
             let blocks = match group {
                 Group::Activations(blocks) => blocks,
-                Group::Input { x, n_blocks } => self.activations_again(pass, x, n_blocks),
+                Group::Input { x, n_blocks } => self.activations_again(pass, layer - n_blocks..layer, x),
             };
             for saved in blocks.into_iter().rev() {
-                dx = self.block_backward(pass, saved, dx);
+                layer -= 1;
+                if layer >= self.lowest {
+                    dx = self.block_backward(pass, layer, saved, dx);
+                } else {
+                    self.ledger.give_back(saved.x);
+                    self.ledger.give_back_all(saved.rest);
+                }
             }
         }
         self.ledger.give_back(dx);
     }
 
-    fn activations_again(&mut self, pass: &Pass, mut x: Piece, n_blocks: usize) -> Vec<Saved> {
+    fn activations_again(&mut self, pass: &Pass, layers: Range<usize>, mut x: Piece) -> Vec<Saved> {
         let mut blocks = Vec::new();
-        for _ in 1..n_blocks {
-            let (y, saved) = self.block_forward(pass, x);
+        let last = layers.end - 1;
+        for layer in layers.start..last {
+            let (y, saved) = self.block_forward(pass, layer, x);
             blocks.push(saved);
             x = y;
         }
         if self.d.norms.after_mlp.is_some() {
-            let (y, saved) = self.block_forward(pass, x);
+            let (y, saved) = self.block_forward(pass, last, x);
             self.ledger.give_back(y);
             blocks.push(saved);
         } else {
-            blocks.push(self.block_forward_to_gate(pass, x));
+            blocks.push(self.block_forward_to_gate(pass, last, x));
         }
         blocks
     }
 
     /// `Block::backward`.
-    fn block_backward(&mut self, pass: &Pass, saved: Saved, dy: Piece) -> Piece {
+    fn block_backward(&mut self, pass: &Pass, layer: usize, saved: Saved, dy: Piece) -> Piece {
         let (n, d) = (pass.n_tokens, self.d);
         let rows = n * d.hidden_size;
-        let ledger = &mut self.ledger;
         // mlp_backward
-        let d_down = d.norms.after_mlp.map(|_| ledger.take(Kind::Scratch, rows));
-        let [d_activated, activated] = [(); 2].map(|()| ledger.take(Kind::Scratch, n * d.intermediate_size));
-        let d_gate_up = ledger.take(Kind::Scratch, n * 2 * d.intermediate_size);
-        ledger.give_back_all([d_activated, activated]);
-        let [normed, d_normed, d_middle] = [(); 3].map(|()| ledger.take(Kind::Scratch, rows));
-        ledger.give_back_all([d_normed, normed, d_gate_up].into_iter().chain(d_down).chain([dy]));
+        let d_down = d.norms.after_mlp.map(|_| self.ledger.take(Kind::Scratch, rows));
+        let [d_activated, activated] = [(); 2].map(|()| self.ledger.take(Kind::Scratch, n * d.intermediate_size));
+        let d_gate_up = self.ledger.take(Kind::Scratch, n * 2 * d.intermediate_size);
+        self.ledger.give_back(d_activated);
+        self.low_rank(pass, layer, DOWN, 2);
+        self.ledger.give_back(activated);
+        let [normed, d_normed] = [(); 2].map(|()| self.ledger.take(Kind::Scratch, rows));
+        self.low_rank(pass, layer, GATE_UP, 2);
+        let d_middle = self.ledger.take(Kind::Scratch, rows);
+        self.ledger.give_back_all([d_normed, normed, d_gate_up].into_iter().chain(d_down).chain([dy]));
         // attention_backward
-        let d_output = d.norms.after_attention.map(|_| ledger.take(Kind::Scratch, rows));
-        let d_attended = ledger.take(Kind::Scratch, n * d.n_heads * d.head_dim);
-        let d_qkv = ledger.take(Kind::Scratch, n * self.n_qkv);
-        ledger.give_back(d_attended);
-        let [normed, d_normed, dx] = [(); 3].map(|()| ledger.take(Kind::Scratch, rows));
-        ledger.give_back_all([d_normed, normed, d_qkv].into_iter().chain(d_output));
-        ledger.give_back_all([d_middle, saved.x].into_iter().chain(saved.rest));
+        let d_output = d.norms.after_attention.map(|_| self.ledger.take(Kind::Scratch, rows));
+        let d_attended = self.ledger.take(Kind::Scratch, n * d.n_heads * d.head_dim);
+        let d_qkv = self.ledger.take(Kind::Scratch, n * self.n_qkv);
+        self.ledger.give_back(d_attended);
+        let [normed, d_normed] = [(); 2].map(|()| self.ledger.take(Kind::Scratch, rows));
+        self.low_rank(pass, layer, QKV, 2);
+        let dx = self.ledger.take(Kind::Scratch, rows);
+        self.ledger.give_back_all([d_normed, normed, d_qkv].into_iter().chain(d_output));
+        self.ledger.give_back_all([d_middle, saved.x].into_iter().chain(saved.rest));
         dx
+    }
+
+    /// A term in passing: `n_inner` arrays as wide as its inner dimension, and with dropout its input or that input's gradient.
+    fn low_rank(&mut self, pass: &Pass, layer: usize, fused: usize, n_inner: usize) {
+        let Some(terms) = self.low_rank else { return };
+        let (term, (_, n_in)) = (terms.terms(layer)[fused], projections(self.d)[fused]);
+        if term.n_inner > 0 {
+            let drops = terms.has_dropout && pass.gradient != Gradient::None;
+            let masked = drops.then(|| self.ledger.take(Kind::Scratch, pass.n_tokens * n_in));
+            let inner: Vec<_> = (0..n_inner).map(|_| self.ledger.take(Kind::Scratch, pass.n_tokens * term.n_inner)).collect();
+            self.ledger.give_back_all(inner.into_iter().chain(masked));
+        }
     }
 
     /// `Head::score`; the logits that it keeps.
@@ -202,11 +241,15 @@ impl<'a> Replay<'a> {
             let x = self.ledger.take(Kind::Scratch, n_rows * d.hidden_size);
             let logits = self.ledger.take(Kind::Logits, n_rows * d.vocab_size);
             self.ledger.give_back(x);
-            if index == kept.len() && (index + 1) * rows * d.vocab_size <= n_kept {
+            // Logits; of a frozen head the gradients of states in their place.
+            let width = if self.low_rank.is_some() { d.hidden_size } else { d.vocab_size };
+            let is_kept = index == kept.len() && (index + 1) * rows * width <= n_kept;
+            if is_kept && self.low_rank.is_none() {
                 kept.push(logits);
-            } else {
-                self.ledger.give_back(logits);
+                continue;
             }
+            kept.extend(is_kept.then(|| self.ledger.take(Kind::Logits, n_rows * d.hidden_size)));
+            self.ledger.give_back(logits);
         }
         kept
     }
@@ -218,11 +261,35 @@ impl<'a> Replay<'a> {
         let mut kept = kept.into_iter();
         for first in (0..n_scored).step_by(rows) {
             let n_rows = rows.min(n_scored - first);
+            let kept = match (kept.next(), self.low_rank) {
+                (Some(state_gradients), Some(_)) => {
+                    self.ledger.give_back(state_gradients);
+                    continue;
+                }
+                (kept, _) => kept,
+            };
             let x = self.ledger.take(Kind::Scratch, n_rows * d.hidden_size);
-            let logits = kept.next().unwrap_or_else(|| self.ledger.take(Kind::Logits, n_rows * d.vocab_size));
+            let logits = kept.unwrap_or_else(|| self.ledger.take(Kind::Logits, n_rows * d.vocab_size));
             let dx = self.ledger.take(Kind::Scratch, n_rows * d.hidden_size);
             self.ledger.give_back_all([dx, logits, x]);
         }
+    }
+
+    /// Values beside the pool at the fullest moment of a pass: what ops and the `gemm` crate take from the system for the time of one call.
+    pub fn n_unpooled(&self, pass: &Pass, n_threads: usize) -> usize {
+        let d = self.d;
+        if pass.gradient == Gradient::None {
+            return 0;
+        }
+        // attention::backward: dq of every query head, dk and dv of every key head for each sequence, and two tiles of scores a thread.
+        let attention =
+            pass.n_tokens * (d.n_heads + 4 * d.n_kv_heads) * d.head_dim + n_threads * 2 * QUERIES * KEYS.min(pass.n_largest_tree);
+        // gemm packs the wider input of a weight gradient: a chunk's logits, or the gradient of gate and up; of a low-rank term, that of one of them.
+        let chunk = rows_per_chunk(pass.n_scored, d.vocab_size, LOGITS_PER_CHUNK);
+        let has_head_gradient = pass.gradient == Gradient::OfScores && self.low_rank.is_none();
+        let head = if has_head_gradient { chunk.min(ROWS_PER_PACK) * d.vocab_size } else { 0 };
+        let n_wide = if self.low_rank.is_some() { 1 } else { 2 };
+        attention.max(head).max(pass.n_tokens.min(ROWS_PER_PACK) * n_wide * d.intermediate_size)
     }
 
     /// `kl::mean_divergence`: logits of both models and their gradient, a chunk at a time.
@@ -242,20 +309,6 @@ impl<'a> Replay<'a> {
     }
 }
 
-/// Values beside the pool at the fullest moment of a pass: what ops and the `gemm` crate take from the system for the time of one call.
-pub fn n_unpooled(pass: &Pass, d: &DecoderDescription, n_threads: usize) -> usize {
-    if pass.gradient == Gradient::None {
-        return 0;
-    }
-    // attention::backward: dq of every query head, dk and dv of every key head for each sequence, and two tiles of scores a thread.
-    let attention = pass.n_tokens * (d.n_heads + 4 * d.n_kv_heads) * d.head_dim + n_threads * 2 * QUERIES * KEYS.min(pass.n_largest_tree);
-    // gemm packs the wider input of a weight gradient: a chunk's logits, or the gradient of gate and up.
-    let chunk = rows_per_chunk(pass.n_scored, d.vocab_size, LOGITS_PER_CHUNK);
-    let head = if pass.gradient == Gradient::OfScores { chunk.min(ROWS_PER_PACK) * d.vocab_size } else { 0 };
-    let gate_up = pass.n_tokens.min(ROWS_PER_PACK) * 2 * d.intermediate_size;
-    attention.max(head).max(gate_up)
-}
-
 /// Length of the inner dimension that `gemm` packs at a time.
 const ROWS_PER_PACK: usize = 512;
 
@@ -266,6 +319,7 @@ mod tests {
     use crate::data::batch::{PackedBatch, PromptSharing};
     use crate::model::decoder::{Decoder, Purpose, TokenTarget};
     use crate::model::family;
+    use crate::model::low_rank::Adaptation;
     use crate::model::weights::{SavedDtype, TensorToSave, save};
     use crate::ops::buffer::{Buffer, most_lent};
     use serde_json::{Value, json};
@@ -290,7 +344,7 @@ mod tests {
         config
     }
 
-    fn load(config: &Value) -> Decoder {
+    fn load(config: &Value, adaptation: Option<&Adaptation>) -> Decoder {
         let dir = tempfile::tempdir().unwrap();
         let tensors: Vec<_> = family::expected_tensors(&family::describe(config).unwrap())
             .into_iter()
@@ -303,7 +357,10 @@ mod tests {
             tensors.iter().map(|(name, shape, values)| TensorToSave { name, shape, values, dtype: SavedDtype::F32 }).collect();
         std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
         save(dir.path(), &to_save, u64::MAX).unwrap();
-        Decoder::load(dir.path(), ComputeDtype::F32, Purpose::Train).unwrap()
+        match adaptation {
+            Some(adaptation) => Decoder::load_adapted(dir.path(), adaptation, ComputeDtype::F32, Purpose::Train).unwrap(),
+            None => Decoder::load(dir.path(), ComputeDtype::F32, Purpose::Train).unwrap(),
+        }
     }
 
     /// A pass as the step makes it.
@@ -333,8 +390,12 @@ mod tests {
     #[ignore = "run by the test below, in a process of its own"]
     fn alone() {
         let every = |n: usize| Keep::BlockInputs { every: NonZeroUsize::new(n).unwrap() };
-        let config = if std::env::var("MPO_TEST_MODEL").unwrap() == "gemma3" { gemma3() } else { llama() };
-        let decoder = load(&config);
+        let model = std::env::var("MPO_TEST_MODEL").unwrap();
+        let config = if model == "gemma3" { gemma3() } else { llama() };
+        let adapted = ["1.self_attn.q_proj", "1.mlp.down_proj", "2.mlp.up_proj"].map(|name| format!("model.layers.{name}"));
+        let adaptation = Adaptation { rank: 24, scale: 1.0, dropout: 0.1, seed: 0, projections: adapted.into() };
+        let decoder = load(&config, (model == "adapter").then_some(&adaptation));
+        let terms = decoder.adaptation().map(|adaptation| LowRankTerms::new(adaptation, decoder.description()));
         let everything = StepMemory { keep: Keep::ForBackward, kept_logits: 0 };
         for (n, gradient, memory) in [
             (300, Gradient::None, everything),
@@ -344,7 +405,7 @@ mod tests {
             (900, Gradient::OfScores, StepMemory { kept_logits: 1 << 20, ..everything }),
         ] {
             let pass = run(&decoder, &batch(n), gradient, memory);
-            let mut replay = Replay::new(decoder.description());
+            let mut replay = Replay::new(decoder.description(), terms.as_ref());
             replay.pass(&pass, memory);
             // A piece may be somewhat larger than what was asked for.
             let (predicted, seen) = (replay.ledger.peak().total() as f64, most_lent() as f64);
@@ -354,7 +415,7 @@ mod tests {
 
     #[test]
     fn a_pass_takes_from_the_pool_what_its_replay_says() {
-        for model in ["llama", "gemma3"] {
+        for model in ["llama", "gemma3", "adapter"] {
             let mut test = Command::new(std::env::current_exe().unwrap());
             test.args(["--exact", "plan::replay::tests::alone", "--ignored", "--test-threads=1"]).env("MPO_TEST_MODEL", model);
             let output = test.output().unwrap();
@@ -366,11 +427,11 @@ mod tests {
     /// One block and no head, by hand, in values a token. The fullest moment is when the gradient of gate and up is made.
     #[test]
     fn a_small_model_by_hand() {
-        let mut description = load(&llama()).description().clone();
+        let mut description = load(&llama(), None).description().clone();
         description.layers.truncate(1);
         let (n, d, qkv, i) = (1 << 15, 64, 128, 160);
         let pass = Pass { n_tokens: n, n_visible: 0, n_largest_tree: n, n_scored: 0, n_compared: 0, gradient: Gradient::OfStates };
-        let mut replay = Replay::new(&description);
+        let mut replay = Replay::new(&description, None);
         replay.pass(&pass, StepMemory { keep: Keep::ForBackward, kept_logits: 0 });
         let r = 1;
         let saved = d + r + qkv + d + 4 + d + r + 2 * i;

@@ -28,14 +28,14 @@ impl AddAssign for Seconds {
 }
 
 impl Seconds {
-    /// `flops` are those of `passes`, and of whatever is run again.
-    pub fn of_step(passes: &[Pass], flops: &Flops, description: &DecoderDescription, n_parameters: usize, rates: &Rates) -> Self {
+    /// `flops` are those of `passes`, and of whatever is run again; `n_trained` parameters are updated.
+    pub fn of_step(passes: &[Pass], flops: &Flops, description: &DecoderDescription, n_trained: usize, rates: &Rates) -> Self {
         let elementwise: f64 = passes.iter().map(|pass| elementwise_bytes(pass, description)).sum();
         Self {
             products: flops.of_products() / rates.products,
             attention: flops.attention / rates.attention,
             elementwise: elementwise / rates.bytes,
-            optimizer: optimizer_bytes(n_parameters) / rates.bytes,
+            optimizer: optimizer_bytes(n_trained) / rates.bytes,
         }
     }
 

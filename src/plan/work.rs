@@ -115,7 +115,7 @@ impl Flops {
         };
         // Logits; then those that were not kept again, and the gradients of states and weight.
         let n_scored = match pass.gradient {
-            Gradient::OfScores => 4 * pass.n_scored - kept_rows(pass.n_scored, d.vocab_size, memory.kept_logits),
+            Gradient::OfScores => 4 * pass.n_scored - kept_rows(pass.n_scored, d.vocab_size, d.vocab_size, memory.kept_logits),
             Gradient::OfStates | Gradient::None => pass.n_scored,
         };
         // Both models' logits, then the gradients of the policy's states and weight.
@@ -160,10 +160,10 @@ impl AddAssign for Flops {
     }
 }
 
-/// Rows of whole chunks whose logits fit into `n_kept` values (`ops::log_prob`).
-fn kept_rows(n_scored: usize, n_vocab: usize, n_kept: usize) -> usize {
+/// Rows of whole chunks of which `n_kept` values can hold `width` each: logits, or what a frozen head keeps (`ops::log_prob`).
+pub(super) fn kept_rows(n_scored: usize, width: usize, n_vocab: usize, n_kept: usize) -> usize {
     let rows = rows_per_chunk(n_scored, n_vocab, LOGITS_PER_CHUNK);
-    (n_kept / (rows * n_vocab) * rows).min(n_scored)
+    (n_kept / (rows * width) * rows).min(n_scored)
 }
 
 /// Values in the four projections of a block.

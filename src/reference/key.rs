@@ -5,6 +5,8 @@ use crate::data::batch::padded_length;
 use crate::data::encode::{EncodedPreference, Response};
 use crate::digest::hex;
 use crate::model::decoder::Decoder;
+use crate::model::low_rank;
+use crate::model::parameter::Parameter;
 use crate::ops;
 use crate::scoring::KeptStates;
 use anyhow::Result;
@@ -83,14 +85,28 @@ struct SequenceKey<'a> {
 }
 
 /// sha256 over what the model is and the f32 values of its parameters, in their order. Independent of how many files held them.
+///
+/// An adapter counts where it has an effect: a new one changes no bit, so that its runs share scores with those that train the whole model.
 pub fn weights_digest(model: &Decoder) -> Result<String> {
-    let digests: Result<Vec<_>> = model
-        .parameters()
-        .par_iter()
-        .map(|parameter| Ok((&parameter.name, parameter.value.dims(), tensor_digest(&parameter.value)?)))
-        .collect();
+    let base = base_digest(model)?;
+    match model.adaptation() {
+        Some(adaptation) if low_rank::has_effect(model.low_rank_parameters())? => {
+            digest_of(&format!("{base} scale {:?}", adaptation.scale), model.low_rank_parameters())
+        }
+        _ => Ok(base),
+    }
+}
+
+/// [`weights_digest`] of the model that an adapter is for; of a model without one, its own.
+pub fn base_digest(model: &Decoder) -> Result<String> {
+    digest_of(&format!("{:?}", model.description()), model.parameters())
+}
+
+fn digest_of(what: &str, parameters: &[Parameter]) -> Result<String> {
+    let digests: Result<Vec<_>> =
+        parameters.par_iter().map(|parameter| Ok((&parameter.name, parameter.value.dims(), tensor_digest(&parameter.value)?))).collect();
     let mut hasher = Sha256::new();
-    hasher.update(format!("{:?}", model.description()));
+    hasher.update(what);
     for (name, shape, digest) in digests? {
         hasher.update(format!("{name} {shape:?} {digest}\n"));
     }

@@ -11,7 +11,7 @@ mod key;
 
 pub use columns::Columns;
 pub use head::FrozenHead;
-pub use key::{Provenance, weights_digest};
+pub use key::{Provenance, base_digest, weights_digest};
 
 use crate::data::encode::EncodedPreference;
 use crate::files::write_atomically;

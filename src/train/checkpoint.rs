@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! checkpoint-000100/
-//!     config.json, tokenizer files, …, model.safetensors     what transformers loads, in the checkpoint's own element type
+//!     config.json, tokenizer files, …, model.safetensors     what transformers loads, in the checkpoint's own element type; of an adapter, what PEFT loads
 //!     trainer/state.json                                     step, data cursor, signs: everything that is small
 //!     trainer/config.toml                                    the configuration that made it
 //!     trainer/master/, trainer/moments/                      weights and optimizer moments, f32
@@ -17,6 +17,7 @@ use super::folder::{self, FolderWriter, Manifest};
 use super::measure::Measured;
 use super::optimizer::AdamW;
 use super::signs::Signs;
+use crate::adapter::peft;
 use crate::config::OutputDtype;
 use crate::data::loader::LoaderState;
 use crate::model::parameter::Parameter;
@@ -90,18 +91,22 @@ pub struct SourceFiles {
     dtypes: BTreeMap<String, SavedDtype>,
     /// For parameters that the source does not hold.
     dtype: SavedDtype,
+    weights: WeightsFile,
+}
+
+/// Where a folder's weights are, and under which names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum WeightsFile {
+    /// `model.safetensors`, or shards.
+    Model,
+    /// PEFT's.
+    Adapter,
 }
 
 impl SourceFiles {
     /// Reads the model folder `source`; weights will be saved in its element types, or all in the one that `dtype` names.
     pub fn read(source: &Path, dtype: OutputDtype) -> Result<Self> {
-        let mut files = Vec::new();
-        for name in MODEL_FILES {
-            let path = source.join(name);
-            if path.is_file() {
-                files.push((name, fs::read(&path).with_context(|| format!("cannot read `{}`", path.display()))?));
-            }
-        }
+        let mut files = read_files(source, |_| true)?;
         let one_dtype = match dtype {
             OutputDtype::F32 => Some(SavedDtype::F32),
             OutputDtype::Bf16 => Some(SavedDtype::Bf16),
@@ -111,11 +116,19 @@ impl SourceFiles {
             for (_, contents) in files.iter_mut().filter(|(name, _)| *name == "config.json") {
                 *contents = with_dtype(contents, dtype).with_context(|| format!("in `{}`", source.join("config.json").display()))?;
             }
-            return Ok(Self { files, dtypes: BTreeMap::new(), dtype });
+            return Ok(Self { files, dtypes: BTreeMap::new(), dtype, weights: WeightsFile::Model });
         }
         let weights = weights::Checkpoint::open(source)?;
         let dtypes = weights.names().map(|name| Ok((name.to_owned(), weights.tensor_dtype(name)?))).collect::<Result<_>>()?;
-        Ok(Self { files, dtypes, dtype: weights.dtype() })
+        Ok(Self { files, dtypes, dtype: weights.dtype(), weights: WeightsFile::Model })
+    }
+
+    /// Of an adapter's folder: its own `files` and the tokenizer's of the `base`. Its weights are f32 unless `dtype` is bf16.
+    pub fn of_adapter(base: &Path, files: Vec<(&'static str, Vec<u8>)>, dtype: OutputDtype) -> Result<Self> {
+        let dtype = if dtype == OutputDtype::Bf16 { SavedDtype::Bf16 } else { SavedDtype::F32 };
+        let of_model = |name: &str| name == "config.json" || name == "generation_config.json";
+        let of_base = read_files(base, |name| !of_model(name))?;
+        Ok(Self { files: [files, of_base].concat(), dtypes: BTreeMap::new(), dtype, weights: WeightsFile::Adapter })
     }
 
     fn write(&self, folder: &mut FolderWriter, parameters: &[Parameter]) -> Result<()> {
@@ -123,9 +136,16 @@ impl SourceFiles {
             folder.write(name, contents)?;
         }
         let dtype = |name: &str| self.dtypes.get(name).copied().unwrap_or(self.dtype);
-        let tensors: Vec<_> = parameters.iter().map(|p| (p.name.clone(), &p.value, dtype(&p.name))).collect();
-        write_tensors(folder, "", &tensors)
+        let prefix = if self.weights == WeightsFile::Adapter { peft::PREFIX } else { "" };
+        let tensors: Vec<_> = parameters.iter().map(|p| (format!("{prefix}{}", p.name), &p.value, dtype(&p.name))).collect();
+        write_tensors(folder, "", self.weights, &tensors)
     }
+}
+
+fn read_files(dir: &Path, is_wanted: impl Fn(&str) -> bool) -> Result<Vec<(&'static str, Vec<u8>)>> {
+    let there =
+        MODEL_FILES.into_iter().filter(|name| is_wanted(name)).map(|name| (name, dir.join(name))).filter(|(_, path)| path.is_file());
+    there.map(|(name, path)| Ok((name, fs::read(&path).with_context(|| format!("cannot read `{}`", path.display()))?))).collect()
 }
 
 /// `config.json` with the element type that the weights now have, under the key it already uses.
@@ -144,6 +164,7 @@ pub struct Snapshot<'a> {
     /// The resolved configuration as TOML.
     pub config: &'a str,
     pub files: &'a SourceFiles,
+    /// Those that are trained.
     pub parameters: &'a [Parameter],
     pub optimizer: &'a AdamW,
 }
@@ -165,17 +186,22 @@ pub fn save(run: &Path, snapshot: &Snapshot<'_>, keep: usize) -> Result<PathBuf>
 /// Writes `OUT/final`, the trained model alone.
 pub fn save_final(run: &Path, files: &SourceFiles, parameters: &[Parameter]) -> Result<PathBuf> {
     let dir = run.join("final");
-    folder::publish(&dir, |folder| files.write(folder, parameters))?;
+    save_model(&dir, files, parameters)?;
     Ok(dir)
+}
+
+/// Writes `parameters` and the files beside them as the folder `dir`, whole or not at all.
+pub fn save_model(dir: &Path, files: &SourceFiles, parameters: &[Parameter]) -> Result<()> {
+    folder::publish(dir, |folder| files.write(folder, parameters))
 }
 
 fn write(folder: &mut FolderWriter, snapshot: &Snapshot<'_>) -> Result<()> {
     let Snapshot { state, config, files, parameters, optimizer } = snapshot;
     files.write(folder, parameters)?;
     let master: Vec<_> = parameters.iter().map(|p| (p.name.clone(), &p.value, SavedDtype::F32)).collect();
-    write_tensors(folder, MASTER, &master)?;
+    write_tensors(folder, MASTER, WeightsFile::Model, &master)?;
     let moments: Vec<_> = moments(parameters, optimizer).map(|(name, tensor)| (name, tensor, SavedDtype::F32)).collect();
-    write_tensors(folder, MOMENTS, &moments)?;
+    write_tensors(folder, MOMENTS, WeightsFile::Model, &moments)?;
     folder.write(CONFIG, config.as_bytes())?;
     folder.write(STATE, &serde_json::to_vec_pretty(state)?)?;
     folder.write_manifest(MANIFEST)
@@ -188,7 +214,7 @@ fn moments<'a>(parameters: &'a [Parameter], optimizer: &'a AdamW) -> impl Iterat
 }
 
 /// Writes tensors into the folder `sub` of `folder` (`""`: the folder itself).
-fn write_tensors(folder: &mut FolderWriter, sub: &str, tensors: &[(String, &Tensor, SavedDtype)]) -> Result<()> {
+fn write_tensors(folder: &mut FolderWriter, sub: &str, file: WeightsFile, tensors: &[(String, &Tensor, SavedDtype)]) -> Result<()> {
     let dir = folder.dir().join(sub);
     fs::create_dir_all(&dir).with_context(|| format!("cannot create the folder `{}`", dir.display()))?;
     let lent = tensors.iter().map(|(_, tensor, _)| ops::read(tensor)).collect::<Result<Vec<_>>>()?;
@@ -197,7 +223,11 @@ fn write_tensors(folder: &mut FolderWriter, sub: &str, tensors: &[(String, &Tens
         .zip(&lent)
         .map(|((name, tensor, dtype), values)| TensorToSave { name, shape: tensor.dims(), values, dtype: *dtype })
         .collect();
-    for file in weights::save(&dir, &to_save, MAX_SHARD_BYTES)? {
+    let files = match file {
+        WeightsFile::Model => weights::save(&dir, &to_save, MAX_SHARD_BYTES)?,
+        WeightsFile::Adapter => vec![weights::save_file(&dir, peft::WEIGHTS_FILE, &to_save)?],
+    };
+    for file in files {
         let path = if sub.is_empty() { file.name } else { format!("{sub}/{}", file.name) };
         folder.add(&path, file.contents);
     }

@@ -1,5 +1,6 @@
 //! The reference's part of a run: which pairs it scores, and where the scores come from.
 
+use super::adapter;
 use super::evaluate::distinct_dominant;
 use super::interrupt;
 use crate::config::{RetentionKind, RunConfig};
@@ -84,7 +85,11 @@ impl Scorer<'_> {
                     Some(path) => (path, &reference.revision),
                     None => (&model.path, &model.revision),
                 };
-                self.score_folder(&hub::resolve_model(path, revision.as_deref())?.dir, wanted)
+                let folder = hub::resolve_model(path, revision.as_deref())?.dir;
+                match &reference.path {
+                    Some(_) => self.score_folder(&folder, wanted),
+                    None => self.score(&adapter::load_at_the_start(self.config, &folder)?, wanted),
+                }
             }
         }
     }

@@ -75,7 +75,7 @@ pub fn term_norms(policy: &Decoder, rows: &[&EncodedRow], reference: &Columns, s
     let norm = |gradients| {
         policy.zero_gradients()?;
         evaluate_batch(policy, rows, reference, settings, gradients)?;
-        gradient_norm(policy.parameters())
+        gradient_norm(policy.trained_parameters())
     };
     Ok([norm(Gradients::ObjectiveOnly)?, norm(Gradients::RetentionOnly)?])
 }

@@ -12,6 +12,7 @@ use crate::device::{self, gib};
 use crate::model::decoder::Keep;
 use crate::plan::StepMemory;
 use crate::plan::estimate::{Estimate, Workload};
+use crate::plan::low_rank::LowRankTerms;
 use crate::plan::memory::{Memory, Setup};
 use crate::plan::rates::{self, Rates};
 use crate::plan::work::{Gradient, Pass};
@@ -35,6 +36,8 @@ pub struct Forecast<'a> {
     threads: usize,
     /// What the process held before a model was loaded.
     process: u64,
+    /// Of the run's adapter.
+    pub low_rank: Option<LowRankTerms>,
 }
 
 impl<'a> Forecast<'a> {
@@ -42,7 +45,8 @@ impl<'a> Forecast<'a> {
     pub fn new(prepared: &'a Prepared, config: &'a RunConfig, n_taken: Option<usize>, process: u64) -> Result<Self> {
         let workload = workload(prepared, config, n_taken)?;
         let threads = config.hardware.threads.unwrap_or_else(rayon::current_num_threads);
-        Ok(Self { prepared, config, workload, threads, process })
+        let low_rank = prepared.adapter.as_ref().map(|adapter| LowRankTerms::new(&adapter.adaptation(), &prepared.description));
+        Ok(Self { prepared, config, workload, threads, process, low_rank })
     }
 
     /// How fast this machine is at this run, measured on the surrounding threads.
@@ -101,6 +105,7 @@ impl<'a> Forecast<'a> {
         Setup {
             description,
             n_parameters: *n_parameters,
+            low_rank: self.low_rank.as_ref(),
             step,
             threads: self.threads,
             passes,

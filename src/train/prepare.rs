@@ -5,6 +5,7 @@
 
 use super::checkpoint::Found;
 use super::columns::Reads;
+use crate::adapter::{Adapter, Base};
 use crate::config::{
     ActivationCheckpointing, ConfigError, DataConfig, DataFormat, EvalConfig, OutputDtype, Pooling, RetentionConfig, RetentionKind,
     RunConfig,
@@ -14,7 +15,7 @@ use crate::data::loader::{Loader, dominant_numbers, hold_out};
 use crate::data::mismatch;
 use crate::device;
 use crate::digest::hex;
-use crate::hub;
+use crate::hub::{self, ModelFiles};
 use crate::model::description::DecoderDescription;
 use crate::model::family;
 use crate::model::weights::{self, SavedDtype};
@@ -27,8 +28,12 @@ use std::path::{Path, PathBuf};
 /// A run that may start.
 pub struct Prepared {
     pub config: RunConfig,
-    /// The folder that the policy, its tokenizer and its template are read from.
+    /// The folder that the policy (of an adapter's run: its base), its tokenizer and its template are read from.
     pub model_dir: PathBuf,
+    /// What is trained in the place of the model.
+    pub adapter: Option<Adapter>,
+    /// The model, as an adapter names its base.
+    pub base: Base,
     /// The folder of the reference, where it is not the model itself; a run that goes on has kept the scores and needs none.
     pub reference_dir: Option<PathBuf>,
     pub description: DecoderDescription,
@@ -48,19 +53,27 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// Prepares the run of `config`; one that goes on from a checkpoint needs nothing of the original model.
+    /// Prepares the run of `config`; one that goes on from a checkpoint needs nothing of the original model, unless that is an adapter's base.
     pub fn new(config: RunConfig, checkpoint: Option<&Found>) -> Result<Self> {
         device::select(&config.hardware)?;
         check_eval(&config)?;
         check_reference_is_read(&config)?;
-        let model_dir = match checkpoint {
-            Some(found) => found.dir.clone(),
-            None => hub::resolve_model(&config.model.path, config.model.revision.as_deref())?.dir,
+        let model = match checkpoint {
+            Some(found) if !config.adapter.is_lora() => {
+                ModelFiles { dir: found.dir.clone(), id: config.model.path.clone(), revision: None, commit: None }
+            }
+            _ => hub::resolve_model(&config.model.path, config.model.revision.as_deref())?,
         };
+        let ModelFiles { dir: model_dir, id: name, commit: revision, .. } = model;
+        let base = Base { name, revision, weights_sha256: None };
         let (description, weights) = inspect_model(&model_dir)?;
         check_checkpointing(&config, &description)?;
         let n_parameters = n_parameters(&description);
-        let disk = checkpoint_bytes(&config, weights.dtype(), n_parameters);
+        let adapter = Adapter::of_run(&config.adapter, config.train.seed, checkpoint.map(|found| &*found.dir), &description)?;
+        let disk = match &adapter {
+            Some(adapter) => checkpoint_bytes(&config, SavedDtype::F32, adapter.n_parameters(&description)),
+            None => checkpoint_bytes(&config, weights.dtype(), n_parameters),
+        };
         let reference_dir = match (&config.reference.path, checkpoint) {
             (Some(path), None) => Some(hub::resolve_model(path, config.reference.revision.as_deref())?.dir),
             (None, _) | (_, Some(_)) => None,
@@ -89,6 +102,8 @@ impl Prepared {
             pad_token,
             config,
             model_dir,
+            adapter,
+            base,
             reference_dir,
             description,
             n_parameters,
@@ -102,8 +117,8 @@ impl Prepared {
     }
 }
 
-/// Size of what is on disk when a new checkpoint was written and the oldest is not yet removed: of each, the model, master weights and two
-/// moments.
+/// Size of what is on disk when a new checkpoint was written and the oldest is not yet removed: of each, the model or adapter, master weights
+/// and two moments.
 fn checkpoint_bytes(config: &RunConfig, dtype: SavedDtype, n_parameters: usize) -> u64 {
     let saved = match config.output.dtype {
         OutputDtype::Checkpoint => dtype,

@@ -23,6 +23,7 @@ use crate::device::peak_rss_bytes;
 use crate::model::decoder::Decoder;
 use crate::plan::StepMemory;
 use crate::plan::estimate::flops;
+use crate::plan::low_rank::LowRankTerms;
 use crate::plan::rates::Rates;
 use crate::reference::Columns;
 use anyhow::{Result, bail};
@@ -74,6 +75,8 @@ pub struct Run {
 pub struct Machine {
     /// What a forward keeps.
     pub memory: StepMemory,
+    /// Of the adapter that is trained, if one is.
+    pub low_rank: Option<LowRankTerms>,
     /// Measured before the start.
     pub rates: Rates,
     /// Where the time goes; only counts within [`Phases::observe`].
@@ -145,6 +148,7 @@ impl Run {
         let lr = self.schedule.lr(self.state.step);
         let batch = info_span!("data").in_scope(|| self.loader.next_batch());
         let rows: Vec<&EncodedRow> = batch.into_iter().map(|row| &self.train[row]).collect();
+        self.policy.begin_step(self.state.step as u64);
         if let Some(look) = self.look_at_terms() {
             let [objective, retention] = term_norms(&self.policy, &rows, &self.reference, &self.settings)?;
             more.extend([("grad_norm_objective".into(), objective.into()), ("grad_norm_retention".into(), retention.into())]);
@@ -156,14 +160,15 @@ impl Run {
         // Looking and measuring are not the step.
         self.machine.phases.take();
         let started = Instant::now();
-        let still_reference = self.state.step == 0 && self.starts_as_reference;
+        // With dropout the policy's states are not the reference's, though its weights are.
+        let still_reference = self.state.step == 0 && self.starts_as_reference && !self.policy.has_dropout();
         let is = if still_reference { PolicyIs::TheReference(&mut self.reference) } else { PolicyIs::Trained(&self.reference) };
         info_span!("optimizer").in_scope(|| self.policy.zero_gradients())?;
         let outcome = evaluate(&self.policy, &rows, is, &self.settings, Gradients::Both)?;
         let optimizer = info_span!("optimizer").entered();
-        let grad_norm = gradient_norm(self.policy.parameters())?;
+        let grad_norm = gradient_norm(self.policy.trained_parameters())?;
         if outcome.loss.is_finite() && grad_norm.is_finite() {
-            self.optimizer.step(self.policy.parameters(), lr, clip_factor(grad_norm, self.config.optimizer.clip_norm))?;
+            self.optimizer.step(self.policy.trained_parameters(), lr, clip_factor(grad_norm, self.config.optimizer.clip_norm))?;
             self.state.n_skipped_in_row = 0;
         } else {
             self.state.n_skipped_in_row += 1;
@@ -184,7 +189,7 @@ impl Run {
             more.insert("kl".into(), outcome.totals.mismatched_log_ratio.max(0.0).into());
         }
         let passes = passes(&rows, &self.settings, Gradients::Both, self.policy.description());
-        let flops = flops(&passes, self.policy.description(), self.settings.memory).total();
+        let flops = flops(&passes, self.policy.description(), self.machine.low_rank.as_ref(), self.settings.memory).total();
         add_use(&mut more, &Use { flops, seconds, phase_seconds, peak: self.machine.rates.products });
         let Measurement { losses, all, .. } = measured;
         let position = self.position();
@@ -257,7 +262,7 @@ impl Run {
             state: &self.state,
             config: &self.config_text,
             files: &self.files,
-            parameters: self.policy.parameters(),
+            parameters: self.policy.trained_parameters(),
             optimizer: &self.optimizer,
         };
         let dir = checkpoint::save(&self.dir, &snapshot, self.config.checkpoint.keep)?;
@@ -280,7 +285,7 @@ impl Run {
         self.announce_signs();
         let dominant = dominant_gaps(&self.policy, &self.probe_rows(), &self.settings)?;
         let after = Measured { train, held_out, dominant };
-        let model = checkpoint::save_final(&self.dir, &self.files, self.policy.parameters())?;
+        let model = checkpoint::save_final(&self.dir, &self.files, self.policy.trained_parameters())?;
         let best = self.publish_best()?;
         let summary = Summary::new(&self, after, model, best)?;
         summary.write()?;

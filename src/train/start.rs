@@ -1,7 +1,8 @@
 //! From a prepared run to one that stands at its first step, or at the step of a checkpoint.
 
+use super::adapter;
 use super::best::Contest;
-use super::checkpoint::{self, Found, SourceFiles, TrainerState};
+use super::checkpoint::{self, Found, TrainerState};
 use super::claim::Claim;
 use super::columns::{Reads, Scorer, Wanted};
 use super::console::Console;
@@ -18,7 +19,7 @@ use crate::config::RunConfig;
 use crate::data::encode::EncodedRow;
 use crate::data::loader::{Loader, LoaderState, dominant_numbers};
 use crate::files::write_atomically;
-use crate::model::decoder::{Decoder, Purpose};
+use crate::model::decoder::Purpose;
 use crate::objective::Objective;
 use crate::progress::say;
 use crate::reference::Columns;
@@ -30,7 +31,7 @@ use tracing::info_span;
 /// `None` where Ctrl-C was pressed while the reference was being scored: the run can go on from the scores that it has.
 pub fn start(prepared: Prepared, found: Option<Found>, mut claim: Claim, machine: Machine) -> Result<Option<Run>> {
     let _span = info_span!("start").entered();
-    let Prepared { config, model_dir, reference_dir, pad_token, train, held_out, data_sha256, .. } = prepared;
+    let Prepared { config, model_dir, adapter, base, reference_dir, pad_token, train, held_out, data_sha256, .. } = prepared;
     if let Some(found) = &found {
         let same = found.state.data_sha256 == data_sha256;
         ensure!(same, "the rows are not those that `{}` was trained on: did `{}` change?", found.dir.display(), config.data.path);
@@ -48,7 +49,8 @@ pub fn start(prepared: Prepared, found: Option<Found>, mut claim: Claim, machine
         (None, Some(reference_dir)) => Some(scorer.score_folder(reference_dir, &wanted)?),
         (None, None) => None,
     };
-    let policy = Decoder::load(&model_dir, config.model.dtype, Purpose::Train)?;
+    let policy = adapter::load(&model_dir, adapter.as_ref(), config.model.dtype, Purpose::Train)?;
+    let files = adapter::source_files(&model_dir, adapter.as_ref().zip(Some(base)), &policy, config.output.dtype)?;
     let (mut reference, report) = match early {
         Some(reference) => reference,
         None => scorer.score(&policy, &wanted)?,
@@ -66,12 +68,12 @@ pub fn start(prepared: Prepared, found: Option<Found>, mut claim: Claim, machine
     let mut loader = Loader::new(&dominant_numbers(&train), &config.train)?;
     let n_steps = loader.n_steps(&config.train)?;
     ensure!(n_steps > 0, "`train.epochs` and `train.max_steps` leave no step to take");
-    let mut optimizer = AdamW::new(&config.optimizer, policy.parameters())?;
+    let mut optimizer = AdamW::new(&config.optimizer, policy.trained_parameters())?;
     let settings = StepSettings { memory: machine.memory, ..StepSettings::new(&config, pad_token) };
     let probe = probe_rows(&train);
     let state = match found {
         Some(found) => {
-            checkpoint::restore(&found, policy.parameters(), &mut optimizer)?;
+            checkpoint::restore(&found, policy.trained_parameters(), &mut optimizer)?;
             loader.restore(&found.state.loader)?;
             found.state
         }
@@ -94,7 +96,7 @@ pub fn start(prepared: Prepared, found: Option<Found>, mut claim: Claim, machine
         contest: Contest::new(&config.checkpoint, state.start.held_out.as_ref())?,
         saved,
         schedule: Schedule::new(&config.schedule, config.optimizer.lr, n_steps),
-        files: SourceFiles::read(&model_dir, config.output.dtype)?,
+        files,
         log: MetricsLog::open(&dir.join("metrics.jsonl"), state.step)?,
         console: Console::new(n_steps, state.step),
         n_signs_said: if state.step == 0 { 0 } else { state.signs.found.len() },

@@ -45,6 +45,9 @@ pub struct Summary {
     pub objective: ObjectiveKind,
     #[serde(skip)]
     has_retention: bool,
+    /// What the trained weights are called.
+    #[serde(skip)]
+    trained: &'static str,
 }
 
 #[derive(Debug, Serialize)]
@@ -59,7 +62,7 @@ pub struct Rows {
 #[derive(Debug, Serialize)]
 pub struct Written {
     pub run: PathBuf,
-    /// The trained model: a Hugging Face folder.
+    /// The trained model: a Hugging Face folder; of an adapter's run, the adapter in PEFT's format.
     pub model: PathBuf,
     /// The same of the best checkpoint.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -81,7 +84,12 @@ impl Summary {
             best,
         };
         let reference = run.config.reference.path.as_deref().unwrap_or(&run.config.model.path);
-        let next = format!("mpo gaps --config {} --model {} --reference {reference}", written.config.display(), written.model.display());
+        let model = match run.config.adapter.is_lora() {
+            // The base is the configuration's model.
+            true => format!("--adapter {}", written.model.display()),
+            false => format!("--model {}", written.model.display()),
+        };
+        let next = format!("mpo gaps --config {} {model} --reference {reference}", written.config.display());
         Ok(Self {
             note: run.config.model.path.starts_with("builtin:").then_some(DEMONSTRATION),
             steps: run.state.step,
@@ -98,6 +106,7 @@ impl Summary {
             next,
             objective: run.config.objective.kind,
             has_retention: run.config.retention.kind != RetentionKind::None,
+            trained: if run.config.adapter.is_lora() { "Adapter" } else { "Model" },
         })
     }
 
@@ -140,7 +149,7 @@ impl Summary {
                 signs.iter().try_for_each(|sign| writeln!(out, "  {}", sign.message))?;
             }
         }
-        writeln!(out, "\nModel    {}", self.written.model.display())?;
+        writeln!(out, "\n{:<8} {}", self.trained, self.written.model.display())?;
         if let (Some(best), Some(dir)) = (&self.best, &self.written.best) {
             let Best { metric, step, value } = best;
             writeln!(out, "Best     {} (step {step} of {}, {metric} {value:.4})", dir.display(), self.steps)?;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 /// Which other modules of the crate each module may use, tests aside. What is absent is the point: losses see no model, ops know no
 /// model either, a model knows nothing of training, and nothing but the command line knows the command line. `data::batch` is where tokens
 /// lie in a packed row: plain index ranges.
-const MAY_USE: [(&str, &[&str]); 18] = [
+const MAY_USE: [(&str, &[&str]); 19] = [
     ("digest", &[]),
     ("files", &[]),
     ("progress", &[]),
@@ -16,6 +16,7 @@ const MAY_USE: [(&str, &[&str]); 18] = [
     ("objective", &["config"]),
     ("ops", &["config", "data::batch"]),
     ("model", &["config", "data::batch", "digest", "ops"]),
+    ("adapter", &["config", "model", "ops"]),
     ("device", &["config"]),
     ("plan", &["config", "data::batch", "model", "ops"]),
     ("hub", &["config", "digest", "model::weights", "progress"]),
@@ -24,9 +25,42 @@ const MAY_USE: [(&str, &[&str]); 18] = [
     ("gaps", &["config", "data", "objective", "reference"]),
     (
         "train",
-        &["config", "data", "device", "digest", "files", "hub", "model", "objective", "ops", "plan", "progress", "reference", "scoring"],
+        &[
+            "adapter",
+            "config",
+            "data",
+            "device",
+            "digest",
+            "files",
+            "hub",
+            "model",
+            "objective",
+            "ops",
+            "plan",
+            "progress",
+            "reference",
+            "scoring",
+        ],
     ),
-    ("command", &["cli", "config", "data", "device", "files", "gaps", "hub", "model", "plan", "progress", "reference", "scoring", "train"]),
+    (
+        "command",
+        &[
+            "adapter",
+            "cli",
+            "config",
+            "data",
+            "device",
+            "files",
+            "gaps",
+            "hub",
+            "model",
+            "plan",
+            "progress",
+            "reference",
+            "scoring",
+            "train",
+        ],
+    ),
     ("main", &["command"]),
 ];
 

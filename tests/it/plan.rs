@@ -131,7 +131,8 @@ fn peak_of(mut child: Child) -> f64 {
 fn the_peak_of_memory_is_within_a_tenth_of_the_plan() {
     let work = Sandbox::new();
     let smoke = ["--config", "smoke.toml", "--set", "train.max_steps=12"];
-    for (out, set) in [("off", "train.activation_checkpointing=off"), ("on", "train.activation_checkpointing=on")] {
+    let sets = [("off", "train.activation_checkpointing=off"), ("on", "train.activation_checkpointing=on"), ("lora", "adapter.kind=lora")];
+    for (out, set) in sets {
         let arguments = [&smoke[..], &["--set", set]].concat();
         let planned = number(&plan(&work, &arguments), "peak_bytes");
         let out = format!("output.dir={out}");

@@ -78,6 +78,17 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
+    /// Maps the one file `name`.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn open_file(dir: &Path, name: &str) -> Result<Checkpoint> {
+        let mut checkpoint = Checkpoint { dir: dir.to_path_buf(), shards: Vec::new(), tensors: BTreeMap::new() };
+        checkpoint.add_shard(name)?;
+        ensure!(!checkpoint.tensors.is_empty(), "`{}` holds no tensors", dir.join(name).display());
+        Ok(checkpoint)
+    }
+
     fn add_indexed_shards(&mut self) -> Result<()> {
         let index_path = self.dir.join(INDEX_FILE);
         let placement = read_index(&index_path)?;
@@ -333,7 +344,7 @@ fn describe_missing_weights(dir: &Path) -> String {
     let hint = if !dir.is_dir() {
         "there is no such folder"
     } else if has("adapter_model.safetensors") || has("adapter_config.json") {
-        "it holds a LoRA adapter: merge it into its base model first"
+        "it holds a LoRA adapter: name its base model here and this folder as the adapter, or merge it (`mpo merge`)"
     } else if has("pytorch_model.bin") || has("pytorch_model.bin.index.json") {
         "only safetensors are read, never pickles: load the model in transformers and `save_pretrained` it"
     } else {

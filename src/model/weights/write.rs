@@ -79,6 +79,14 @@ pub fn save(dir: &Path, tensors: &[TensorToSave<'_>], max_shard_bytes: u64) -> R
     Ok(files)
 }
 
+/// Writes `tensors` into the one new file `name` in `dir`.
+///
+/// # Errors
+/// As [`save`].
+pub fn save_file(dir: &Path, name: &str, tensors: &[TensorToSave<'_>]) -> Result<SavedFile> {
+    write_shard(dir, name.into(), tensors, &mut Vec::new())
+}
+
 /// In the order given, a new shard whenever the next tensor would exceed the limit.
 fn split_into_shards<'a>(tensors: &[TensorToSave<'a>], max_shard_bytes: u64) -> Vec<Vec<TensorToSave<'a>>> {
     let mut shards = vec![Vec::new()];
