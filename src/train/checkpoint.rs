@@ -12,50 +12,33 @@
 //! A checkpoint appears whole or not at all (see [`folder`]); older ones are removed only after the new one was read back and verified.
 //! Tensors are streamed from where they are: saving needs no second copy of the model.
 
+mod source;
+
+pub use source::SourceFiles;
+
 use super::best::Best;
 use super::folder::{self, FolderWriter, Manifest};
 use super::measure::Measured;
 use super::optimizer::AdamW;
 use super::signs::Signs;
-use crate::adapter::peft;
-use crate::config::OutputDtype;
 use crate::data::loader::LoaderState;
 use crate::model::parameter::Parameter;
-use crate::model::weights::{self, SavedDtype, TensorToSave};
+use crate::model::weights::{self, SavedDtype};
 use crate::ops;
 use anyhow::{Context, Result, ensure};
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use source::{WeightsFile, write_tensors};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Version of `trainer/`: a run goes on from its own version only.
 const VERSION: u32 = 2;
-/// Larger models are sharded, as `save_pretrained` does by default.
-const MAX_SHARD_BYTES: u64 = 5_000_000_000;
 const MANIFEST: &str = "trainer/manifest.json";
 const STATE: &str = "trainer/state.json";
 const CONFIG: &str = "trainer/config.toml";
 const MASTER: &str = "trainer/master";
 const MOMENTS: &str = "trainer/moments";
-
-/// The files of a model folder, besides weights, that transformers or a later `mpo` reads.
-const MODEL_FILES: [&str; 13] = [
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-    "LICENSE",
-    "NOTICE",
-];
 
 /// Everything small that a run needs to go on as if it had never stopped.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -82,79 +65,6 @@ pub struct TrainerState {
 
 impl TrainerState {
     pub const VERSION: u32 = VERSION;
-}
-
-/// What a saved model folder holds besides the weights; read once, so that the source may move or vanish during the run.
-#[derive(Debug, Clone)]
-pub struct SourceFiles {
-    files: Vec<(&'static str, Vec<u8>)>,
-    dtypes: BTreeMap<String, SavedDtype>,
-    /// For parameters that the source does not hold.
-    dtype: SavedDtype,
-    weights: WeightsFile,
-}
-
-/// Where a folder's weights are, and under which names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum WeightsFile {
-    /// `model.safetensors`, or shards.
-    Model,
-    /// PEFT's.
-    Adapter,
-}
-
-impl SourceFiles {
-    /// Reads the model folder `source`; weights will be saved in its element types, or all in the one that `dtype` names.
-    pub fn read(source: &Path, dtype: OutputDtype) -> Result<Self> {
-        let mut files = read_files(source, |_| true)?;
-        let one_dtype = match dtype {
-            OutputDtype::F32 => Some(SavedDtype::F32),
-            OutputDtype::Bf16 => Some(SavedDtype::Bf16),
-            OutputDtype::Checkpoint => None,
-        };
-        if let Some(dtype) = one_dtype {
-            for (_, contents) in files.iter_mut().filter(|(name, _)| *name == "config.json") {
-                *contents = with_dtype(contents, dtype).with_context(|| format!("in `{}`", source.join("config.json").display()))?;
-            }
-            return Ok(Self { files, dtypes: BTreeMap::new(), dtype, weights: WeightsFile::Model });
-        }
-        let weights = weights::Checkpoint::open(source)?;
-        let dtypes = weights.names().map(|name| Ok((name.to_owned(), weights.tensor_dtype(name)?))).collect::<Result<_>>()?;
-        Ok(Self { files, dtypes, dtype: weights.dtype(), weights: WeightsFile::Model })
-    }
-
-    /// Of an adapter's folder: its own `files` and the tokenizer's of the `base`. Its weights are f32 unless `dtype` is bf16.
-    pub fn of_adapter(base: &Path, files: Vec<(&'static str, Vec<u8>)>, dtype: OutputDtype) -> Result<Self> {
-        let dtype = if dtype == OutputDtype::Bf16 { SavedDtype::Bf16 } else { SavedDtype::F32 };
-        let of_model = |name: &str| name == "config.json" || name == "generation_config.json";
-        let of_base = read_files(base, |name| !of_model(name))?;
-        Ok(Self { files: [files, of_base].concat(), dtypes: BTreeMap::new(), dtype, weights: WeightsFile::Adapter })
-    }
-
-    fn write(&self, folder: &mut FolderWriter, parameters: &[Parameter]) -> Result<()> {
-        for (name, contents) in &self.files {
-            folder.write(name, contents)?;
-        }
-        let dtype = |name: &str| self.dtypes.get(name).copied().unwrap_or(self.dtype);
-        let prefix = if self.weights == WeightsFile::Adapter { peft::PREFIX } else { "" };
-        let tensors: Vec<_> = parameters.iter().map(|p| (format!("{prefix}{}", p.name), &p.value, dtype(&p.name))).collect();
-        write_tensors(folder, "", self.weights, &tensors)
-    }
-}
-
-fn read_files(dir: &Path, is_wanted: impl Fn(&str) -> bool) -> Result<Vec<(&'static str, Vec<u8>)>> {
-    let there =
-        MODEL_FILES.into_iter().filter(|name| is_wanted(name)).map(|name| (name, dir.join(name))).filter(|(_, path)| path.is_file());
-    there.map(|(name, path)| Ok((name, fs::read(&path).with_context(|| format!("cannot read `{}`", path.display()))?))).collect()
-}
-
-/// `config.json` with the element type that the weights now have, under the key it already uses.
-fn with_dtype(config: &[u8], dtype: SavedDtype) -> Result<Vec<u8>> {
-    let mut config: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(config)?;
-    // transformers 5 writes `dtype`, version 4 wrote `torch_dtype`; both versions read the latter.
-    let key = if config.contains_key("dtype") { "dtype" } else { "torch_dtype" };
-    config.insert(key.into(), dtype.torch_name().into());
-    Ok(format!("{:#}\n", serde_json::Value::Object(config)).into_bytes())
 }
 
 /// All that a checkpoint is made of.
@@ -211,27 +121,6 @@ fn write(folder: &mut FolderWriter, snapshot: &Snapshot<'_>) -> Result<()> {
 fn moments<'a>(parameters: &'a [Parameter], optimizer: &'a AdamW) -> impl Iterator<Item = (String, &'a Tensor)> {
     let trainable = parameters.iter().zip(&optimizer.moments).filter_map(|(p, moments)| Some((p, moments.as_ref()?)));
     trainable.flat_map(|(p, moments)| [(format!("first.{}", p.name), &moments.first), (format!("second.{}", p.name), &moments.second)])
-}
-
-/// Writes tensors into the folder `sub` of `folder` (`""`: the folder itself).
-fn write_tensors(folder: &mut FolderWriter, sub: &str, file: WeightsFile, tensors: &[(String, &Tensor, SavedDtype)]) -> Result<()> {
-    let dir = folder.dir().join(sub);
-    fs::create_dir_all(&dir).with_context(|| format!("cannot create the folder `{}`", dir.display()))?;
-    let lent = tensors.iter().map(|(_, tensor, _)| ops::read(tensor)).collect::<Result<Vec<_>>>()?;
-    let to_save: Vec<_> = tensors
-        .iter()
-        .zip(&lent)
-        .map(|((name, tensor, dtype), values)| TensorToSave { name, shape: tensor.dims(), values, dtype: *dtype })
-        .collect();
-    let files = match file {
-        WeightsFile::Model => weights::save(&dir, &to_save, MAX_SHARD_BYTES)?,
-        WeightsFile::Adapter => vec![weights::save_file(&dir, peft::WEIGHTS_FILE, &to_save)?],
-    };
-    for file in files {
-        let path = if sub.is_empty() { file.name } else { format!("{sub}/{}", file.name) };
-        folder.add(&path, file.contents);
-    }
-    Ok(())
 }
 
 /// A checkpoint that verifies.
@@ -336,9 +225,13 @@ fn remove_old(run: &Path, state: &TrainerState, keep: usize) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use super::source::MAX_SHARD_BYTES;
     use super::*;
     use crate::config::OptimizerConfig;
+    use crate::config::OutputDtype;
+    use crate::model::weights::TensorToSave;
     use crate::train::measure::{Losses, Measurement, RowMeasure};
+    use std::collections::BTreeMap;
 
     fn parameter(name: &str, shape: &[usize], seed: u32) -> Parameter {
         let values = |seed: u32| {
@@ -453,7 +346,7 @@ mod tests {
         assert_eq!(config["torch_dtype"], "float32");
         assert_eq!(weights::Checkpoint::open(&dir).unwrap().tensor_dtype("a.weight").unwrap(), SavedDtype::F32);
         assert!(!dir.join("trainer").exists());
-        let version_5 = with_dtype(br#"{"dtype": "bfloat16"}"#, SavedDtype::F32).unwrap();
+        let version_5 = source::with_dtype(br#"{"dtype": "bfloat16"}"#, SavedDtype::F32).unwrap();
         assert_eq!(String::from_utf8(version_5).unwrap(), "{\n  \"dtype\": \"float32\"\n}\n");
     }
 
