@@ -18,6 +18,8 @@ use rayon::prelude::*;
 
 /// Logits that are made at a time (96 MiB of f32).
 pub const LOGITS_PER_CHUNK: usize = 24 * 1024 * 1024;
+/// The same where the head is frozen: nothing is added up over a chunk then, so that fewer rows cost no more.
+pub const FROZEN_LOGITS_PER_CHUNK: usize = LOGITS_PER_CHUNK / 2;
 
 /// A token whose log-probability is wanted, and the row of the hidden states that predicts it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -94,7 +94,7 @@ impl LowRankTerms {
         let per_row = 2.0 * (d.hidden_size * d.vocab_size) as f64;
         // Logits and gradients of states, both again where they were not kept; of compared logits all but the weight's gradient.
         let n_scored = match pass.gradient {
-            Gradient::OfScores => 4 * pass.n_scored - 2 * kept_rows(pass.n_scored, d.hidden_size, d.vocab_size, memory.kept_logits),
+            Gradient::OfScores => 4 * pass.n_scored - 2 * kept_rows(pass.n_scored, d.vocab_size, Some(d.hidden_size), memory.kept_logits),
             Gradient::OfStates | Gradient::None => pass.n_scored,
         };
         let head = per_row * (n_scored + 3 * pass.n_compared) as f64;

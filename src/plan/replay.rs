@@ -4,7 +4,7 @@
 
 use super::ledger::{Kind, Ledger, Piece};
 use super::low_rank::LowRankTerms;
-use super::work::{Gradient, Pass, projections};
+use super::work::{Gradient, Pass, logits_per_chunk, projections};
 use super::{COMPARED_LOGITS_PER_CHUNK, StepMemory};
 use crate::model::decoder::Keep;
 use crate::model::description::DecoderDescription;
@@ -234,7 +234,7 @@ impl<'a> Replay<'a> {
     /// `Head::score`; the logits that it keeps.
     fn score(&mut self, n_scored: usize, n_kept: usize) -> Vec<Piece> {
         let d = self.d;
-        let rows = rows_per_chunk(n_scored, d.vocab_size, LOGITS_PER_CHUNK);
+        let rows = rows_per_chunk(n_scored, d.vocab_size, logits_per_chunk(self.low_rank.is_some()));
         let mut kept: Vec<Piece> = Vec::new();
         for first in (0..n_scored).step_by(rows) {
             let (index, n_rows) = (first / rows, rows.min(n_scored - first));
@@ -257,7 +257,7 @@ impl<'a> Replay<'a> {
     /// `Head::backward`.
     fn score_backward(&mut self, n_scored: usize, kept: Vec<Piece>) {
         let d = self.d;
-        let rows = rows_per_chunk(n_scored, d.vocab_size, LOGITS_PER_CHUNK);
+        let rows = rows_per_chunk(n_scored, d.vocab_size, logits_per_chunk(self.low_rank.is_some()));
         let mut kept = kept.into_iter();
         for first in (0..n_scored).step_by(rows) {
             let n_rows = rows.min(n_scored - first);

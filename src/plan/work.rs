@@ -12,7 +12,7 @@ use super::StepMemory;
 use crate::data::batch::{PackedBatch, Segment};
 use crate::model::decoder::Keep;
 use crate::model::description::DecoderDescription;
-use crate::ops::log_prob::{LOGITS_PER_CHUNK, rows_per_chunk};
+use crate::ops::log_prob::{FROZEN_LOGITS_PER_CHUNK, LOGITS_PER_CHUNK, rows_per_chunk};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::ops::AddAssign;
@@ -115,7 +115,7 @@ impl Flops {
         };
         // Logits; then those that were not kept again, and the gradients of states and weight.
         let n_scored = match pass.gradient {
-            Gradient::OfScores => 4 * pass.n_scored - kept_rows(pass.n_scored, d.vocab_size, d.vocab_size, memory.kept_logits),
+            Gradient::OfScores => 4 * pass.n_scored - kept_rows(pass.n_scored, d.vocab_size, None, memory.kept_logits),
             Gradient::OfStates | Gradient::None => pass.n_scored,
         };
         // Both models' logits, then the gradients of the policy's states and weight.
@@ -160,10 +160,15 @@ impl AddAssign for Flops {
     }
 }
 
-/// Rows of whole chunks of which `n_kept` values can hold `width` each: logits, or what a frozen head keeps (`ops::log_prob`).
-pub(super) fn kept_rows(n_scored: usize, width: usize, n_vocab: usize, n_kept: usize) -> usize {
-    let rows = rows_per_chunk(n_scored, n_vocab, LOGITS_PER_CHUNK);
-    (n_kept / (rows * width) * rows).min(n_scored)
+/// Rows of whole chunks that fit `n_kept` values: logits, or the `frozen_width` values a row that a frozen head keeps (`ops::log_prob`).
+pub(super) fn kept_rows(n_scored: usize, n_vocab: usize, frozen_width: Option<usize>, n_kept: usize) -> usize {
+    let rows = rows_per_chunk(n_scored, n_vocab, logits_per_chunk(frozen_width.is_some()));
+    (n_kept / (rows * frozen_width.unwrap_or(n_vocab)) * rows).min(n_scored)
+}
+
+/// Logits that the head makes at a time.
+pub(super) fn logits_per_chunk(is_frozen: bool) -> usize {
+    if is_frozen { FROZEN_LOGITS_PER_CHUNK } else { LOGITS_PER_CHUNK }
 }
 
 /// Values in the four projections of a block.

@@ -58,6 +58,36 @@ fn retention_combines_with_every_loss() {
 }
 
 #[test]
+fn every_loss_trains_an_adapter() {
+    let work = Sandbox::new();
+    for kind in ObjectiveKind::ALL {
+        let name = kind.name();
+        smoke(&work, name, &[&format!("objective.kind={name}"), "adapter.kind=lora", "adapter.rank=8", "optimizer.lr=3e-3"]);
+        let summary = summary(&work.path(name));
+        let loss = |when: &str| summary[when]["train"]["loss"].as_f64().unwrap();
+        assert!(loss("after") < loss("before"), "{name}: {} -> {}", loss("before"), loss("after"));
+        assert!(work.path(name).join("final/adapter_model.safetensors").is_file(), "{name}");
+    }
+}
+
+#[test]
+fn other_pairs_than_the_target_ones_train() {
+    let work = Sandbox::new();
+    let rows: Vec<String> = crate::train::rows(&work).iter().map(|row| row["target"].to_string()).collect();
+    std::fs::write(work.path("plain.jsonl"), rows.join("\n")).unwrap();
+    // 48 target pairs, which share 8 dominant ones.
+    for (name, set, n_rows) in
+        [("dominant", "data.sides=dominant", 8), ("both", "data.sides=both", 56), ("plain", "data.path=plain.jsonl", rows.len())]
+    {
+        smoke(&work, name, &["objective.kind=dpo", set]);
+        let summary = summary(&work.path(name));
+        assert_eq!(summary["rows"]["train"], n_rows, "{name}");
+        let loss = |when: &str| summary[when]["train"]["loss"].as_f64().unwrap();
+        assert!(loss("after") < loss("before"), "{name}: {} -> {}", loss("before"), loss("after"));
+    }
+}
+
+#[test]
 fn a_run_that_was_stopped_goes_on_exactly() {
     for kind in ["kto", "dpo"] {
         let work = Sandbox::new();
