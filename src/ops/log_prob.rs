@@ -54,6 +54,14 @@ enum Kept {
     StateGradients(Vec<Scratch>),
 }
 
+impl ScoredTargets {
+    fn check(&self, targets: &[TokenTarget], gradients: &[f32]) -> Result<()> {
+        let (n_targets, n_scored, n_gradients) = (targets.len(), self.log_probs.len(), gradients.len());
+        ensure!(n_targets == n_scored && n_targets == n_gradients, "{n_targets} targets, {n_scored} scores, {n_gradients} gradients");
+        Ok(())
+    }
+}
+
 impl Head {
     /// `hidden [N, D]`, `weight [V, D]`, M targets to M log-probabilities. Keeps at most `n_kept` logits for the backward.
     pub fn score(&self, hidden: &Tensor, weight: &Tensor, targets: &[TokenTarget], n_kept: usize) -> Result<ScoredTargets> {
@@ -68,15 +76,13 @@ impl Head {
         n_kept: usize,
         chunk: usize,
     ) -> Result<ScoredTargets> {
-        let (n_vocab, width) = (weight.dim(0)?, weight.dim(1)?);
+        let n_vocab = weight.dim(0)?;
         check(targets, hidden.dim(0)?, n_vocab)?;
-        let (hidden, weight) = (read(hidden)?, read(weight)?);
+        let hidden = read(hidden)?;
         let rows_per_chunk = rows_per_chunk(targets.len(), n_vocab, chunk);
         let (mut log_probs, mut log_sum_exp, mut kept) = (Vec::new(), Vec::new(), Vec::new());
         for (index, targets) in targets.chunks(rows_per_chunk).enumerate() {
-            let mut logits = product(&gather(&hidden, width, targets), &weight, width, self.compute);
-            let rows = logits.par_chunks_mut(n_vocab).zip(targets);
-            let scores: Vec<(f32, f32)> = rows.map(|(row, target)| vectorized!(log_prob(row, target.token, self.soft_cap))).collect();
+            let (scores, logits) = self.chunk_scores(&hidden, weight, targets)?;
             log_probs.extend(scores.iter().map(|(log_prob, _)| log_prob));
             log_sum_exp.extend(scores.iter().map(|(_, log_sum_exp)| log_sum_exp));
             if index == kept.len() && (index + 1) * rows_per_chunk * n_vocab <= n_kept {
@@ -84,6 +90,15 @@ impl Head {
             }
         }
         Ok(ScoredTargets { log_probs, log_sum_exp, kept: Kept::Logits(kept), rows_per_chunk })
+    }
+
+    /// Log-probability and log-sum-exp of each target, and the capped logits of its row.
+    fn chunk_scores(&self, hidden: &[f32], weight: &Tensor, targets: &[TokenTarget]) -> Result<(Vec<(f32, f32)>, Scratch)> {
+        let (n_vocab, width) = (weight.dim(0)?, weight.dim(1)?);
+        let mut logits = product(&gather(hidden, width, targets), &read(weight)?, width, self.compute);
+        let rows = logits.par_chunks_mut(n_vocab).zip(targets);
+        let scores = rows.map(|(row, target)| vectorized!(log_prob(row, target.token, self.soft_cap))).collect();
+        Ok((scores, logits))
     }
 
     /// Adds to `d_hidden [N, D]` and, unless frozen, to `weight_gradient [V, D]`, from the gradients of the M log-probabilities.
@@ -98,8 +113,7 @@ impl Head {
     ) -> Result<()> {
         let (n_vocab, width) = (weight.dim(0)?, weight.dim(1)?);
         check(targets, hidden.dim(0)?, n_vocab)?;
-        let (n_targets, n_scored, n_gradients) = (targets.len(), scored.log_probs.len(), gradients.len());
-        ensure!(n_targets == n_scored && n_targets == n_gradients, "{n_targets} targets, {n_scored} scores, {n_gradients} gradients");
+        scored.check(targets, gradients)?;
         let hidden = read(hidden)?;
         let rows = scored.rows_per_chunk;
         let Kept::Logits(kept) = scored.kept else { bail!("these targets were scored for a frozen head") };

@@ -1,11 +1,10 @@
 //! The head where its weight is frozen: a log-probability's gradient by its hidden state is known, but for the loss's factor, as soon as the token is
 //! scored. It is made then and the logits are gone, D values a token in the place of V: 4 FLOPs per weight and token, and never a second time.
 
-use super::{FROZEN_LOGITS_PER_CHUNK, Head, Kept, ScoredTargets, TokenTarget, check, gather, log_prob, log_prob_backward, rows_per_chunk};
-use crate::ops::linear::product;
+use super::{FROZEN_LOGITS_PER_CHUNK, Head, Kept, ScoredTargets, TokenTarget, check, log_prob_backward, rows_per_chunk};
 use crate::ops::real::vectorized;
 use crate::ops::{Scratch, read, update};
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, bail};
 use candle_core::Tensor;
 use rayon::prelude::*;
 
@@ -48,8 +47,7 @@ impl Head {
         gradients: &[f32],
         d_hidden: &Tensor,
     ) -> Result<()> {
-        let (n_targets, n_scored, n_gradients) = (targets.len(), scored.log_probs.len(), gradients.len());
-        ensure!(n_targets == n_scored && n_targets == n_gradients, "{n_targets} targets, {n_scored} scores, {n_gradients} gradients");
+        scored.check(targets, gradients)?;
         let Kept::StateGradients(kept) = scored.kept else { bail!("these targets were scored for a head that is trained") };
         let (hidden, width) = (read(hidden)?, weight.dim(1)?);
         let mut kept = kept.into_iter();
@@ -68,15 +66,6 @@ impl Head {
             })?;
         }
         Ok(())
-    }
-
-    /// Log-probability and log-sum-exp of each target, and the capped logits of its row.
-    fn chunk_scores(&self, hidden: &[f32], weight: &Tensor, targets: &[TokenTarget]) -> Result<(Vec<(f32, f32)>, Scratch)> {
-        let (n_vocab, width) = (weight.dim(0)?, weight.dim(1)?);
-        let mut logits = product(&gather(hidden, width, targets), &read(weight)?, width, self.compute);
-        let rows = logits.par_chunks_mut(n_vocab).zip(targets);
-        let scores = rows.map(|(row, target)| vectorized!(log_prob(row, target.token, self.soft_cap))).collect();
-        Ok((scores, logits))
     }
 
     /// d log-probability / d hidden state of each target, `[M, D]`; overwrites the logits.
