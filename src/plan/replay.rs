@@ -275,7 +275,7 @@ impl<'a> Replay<'a> {
         }
     }
 
-    /// Values beside the pool at the fullest moment of a pass: what ops and the `gemm` crate take from the system for the time of one call.
+    /// Values beside the pool at the fullest moment of a pass: what ops and products take from the system for the time of one call.
     pub fn n_unpooled(&self, pass: &Pass, n_threads: usize) -> usize {
         let d = self.d;
         if pass.gradient == Gradient::None {
@@ -284,7 +284,8 @@ impl<'a> Replay<'a> {
         // attention::backward: dq of every query head, dk and dv of every key head for each sequence, and two tiles of scores a thread.
         let attention =
             pass.n_tokens * (d.n_heads + 4 * d.n_kv_heads) * d.head_dim + n_threads * 2 * QUERIES * KEYS.min(pass.n_largest_tree);
-        // gemm packs the wider input of a weight gradient: a chunk's logits, or the gradient of gate and up; of a low-rank term, that of one of them.
+        // A product packs at most the wider input of a weight gradient: a chunk's logits, or the gradient of gate and up; of a low-rank term,
+        // that of one of them. In f32 it is less: 3 MiB a thread.
         let chunk = rows_per_chunk(pass.n_scored, d.vocab_size, LOGITS_PER_CHUNK);
         let has_head_gradient = pass.gradient == Gradient::OfScores && self.low_rank.is_none();
         let head = if has_head_gradient { chunk.min(ROWS_PER_PACK) * d.vocab_size } else { 0 };
@@ -309,7 +310,7 @@ impl<'a> Replay<'a> {
     }
 }
 
-/// Length of the inner dimension that `gemm` packs at a time.
+/// Length of the inner dimension that a product packs at a time.
 const ROWS_PER_PACK: usize = 512;
 
 #[cfg(test)]
