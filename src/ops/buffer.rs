@@ -8,7 +8,7 @@
 use super::tensor;
 use anyhow::Result;
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, InplaceOp1, Layout, Tensor};
+use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Tensor};
 use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -90,6 +90,11 @@ impl Buffer {
     pub fn zeros(shape: &[usize]) -> Result<Self> {
         Self::new(Scratch::zeros(shape.iter().product()), shape)
     }
+
+    /// A tensor that nothing else holds: where it is on a GPU, its memory goes back to that GPU's pool when it is dropped.
+    pub(super) fn of(tensor: Tensor) -> Self {
+        Self(tensor)
+    }
 }
 
 impl Deref for Buffer {
@@ -102,8 +107,10 @@ impl Deref for Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        // Where the values cannot be taken out (they are on another device), that device's allocator has them.
-        let _ = self.0.inplace_op1(&TakeOut);
+        // What is on a GPU goes back to the driver's pool, bf16 values to the system's allocator.
+        if self.0.device().is_cpu() && self.0.dtype() == DType::F32 {
+            let _ = self.0.inplace_op1(&TakeOut);
+        }
     }
 }
 

@@ -17,6 +17,9 @@ pub mod buffer;
 pub mod dropout;
 pub mod embedding;
 mod gemm;
+// Where neither runs kernels, what starts them is compiled all the same, for its lints.
+#[cfg_attr(not(any(feature = "cuda", feature = "emulator")), allow(dead_code))]
+pub mod gpu;
 pub mod linear;
 pub mod log_prob;
 pub mod logits;
@@ -32,42 +35,58 @@ pub(crate) use real::{Once, vectorized};
 
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Storage, StorageRef, Tensor};
+use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Storage, StorageRef, Tensor};
+use half::bf16;
 use rayon::prelude::*;
 use std::cell::Cell;
 use std::ops::{Deref, Range};
 
-/// The f32 values of a contiguous CPU tensor, lent for reading.
-pub struct Values<'a> {
-    storage: StorageRef<'a>,
-    range: Range<usize>,
+/// The values of a contiguous tensor as f32: lent where they are f32 on the CPU, copied where they are bf16 or on a GPU.
+pub enum Values<'a> {
+    Lent { storage: StorageRef<'a>, range: Range<usize> },
+    Copied(Vec<f32>),
 }
 
 impl Deref for Values<'_> {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
-        match &*self.storage {
-            Storage::Cpu(CpuStorage::F32(values)) => &values[self.range.clone()],
-            _ => unreachable!("`read` lends f32 values on the CPU only"),
+        match self {
+            Values::Copied(values) => values,
+            Values::Lent { storage, range } => match &**storage {
+                Storage::Cpu(CpuStorage::F32(values)) => &values[range.clone()],
+                _ => unreachable!("`read` lends f32 values on the CPU only"),
+            },
         }
     }
 }
 
-/// Lends the values of a contiguous f32 tensor, or band of one, that lies on the CPU.
+/// The values of a contiguous f32 or bf16 tensor, or band of one. Of a tensor on a GPU it waits until they are there, and copies them.
 pub fn read(tensor: &Tensor) -> Result<Values<'_>> {
     let (storage, layout) = tensor.storage_and_layout();
-    let n_values = match &*storage {
-        Storage::Cpu(CpuStorage::F32(values)) => values.len(),
-        _ => bail!("expected f32 values on the CPU, found {:?} on {:?}", tensor.dtype(), tensor.device().location()),
-    };
     let range = contiguous(layout)?;
-    ensure!(range.end <= n_values, "the values of this activation went back to the pool");
-    Ok(Values { storage, range })
+    match &*storage {
+        Storage::Cpu(CpuStorage::F32(values)) => {
+            ensure!(range.end <= values.len(), "the values of this activation went back to the pool");
+            Ok(Values::Lent { storage, range })
+        }
+        Storage::Cpu(CpuStorage::BF16(values)) => Ok(Values::Copied(values[range].iter().map(|value| value.to_f32()).collect())),
+        Storage::Cpu(_) => bail!("expected f32 or bf16 values, found {:?}", tensor.dtype()),
+        _ => {
+            drop(storage);
+            Ok(Values::Copied(tensor.flatten_all()?.to_dtype(DType::F32)?.to_vec1()?))
+        }
+    }
 }
 
-/// Changes the values of a contiguous f32 CPU tensor, or band of one, in place.
+/// Changes the values of a contiguous f32 or bf16 tensor, or band of one, in place; bf16 is rounded to nearest. Those of a GPU go to the CPU and back.
 pub fn update<R>(tensor: &Tensor, change: impl FnOnce(&mut [f32]) -> R) -> Result<R> {
+    if !tensor.device().is_cpu() {
+        let mut values = read(tensor)?.to_vec();
+        let result = change(&mut values);
+        gpu::overwrite(tensor, &values)?;
+        return Ok(result);
+    }
     let update = Update { change: Cell::new(Some(change)), result: Cell::new(None) };
     tensor.inplace_op1(&update)?;
     update.result.into_inner().context("candle did not run an update")
@@ -85,8 +104,16 @@ impl<R, F: FnOnce(&mut [f32]) -> R> InplaceOp1 for Update<F, R> {
 
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
         let range = contiguous(layout).map_err(candle_core::Error::msg)?;
-        let CpuStorage::F32(values) = storage else { candle_core::bail!("expected f32 values, found {:?}", storage.dtype()) };
-        self.result.set(self.change.take().map(|change| change(&mut values[range])));
+        let change = self.change.take();
+        match storage {
+            CpuStorage::F32(values) => self.result.set(change.map(|change| change(&mut values[range]))),
+            CpuStorage::BF16(values) => {
+                let mut wide: Vec<f32> = values[range.clone()].iter().map(|value| value.to_f32()).collect();
+                self.result.set(change.map(|change| change(&mut wide)));
+                values[range].iter_mut().zip(wide).for_each(|(value, wide)| *value = bf16::from_f32(wide));
+            }
+            _ => candle_core::bail!("expected f32 or bf16 values, found {:?}", storage.dtype()),
+        }
         Ok(())
     }
 }
@@ -103,8 +130,11 @@ pub fn tensor(values: Vec<f32>, shape: &[usize]) -> Result<Tensor> {
     Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
 }
 
-/// Sets all values of a contiguous f32 CPU tensor, or band of one, to zero. One thread alone does not reach the memory's rate.
+/// Sets all values of a contiguous tensor, or band of one, to zero. One thread alone does not reach the memory's rate.
 pub fn clear(tensor: &Tensor) -> Result<()> {
+    if gpu::has(tensor) {
+        return gpu::clear(tensor);
+    }
     update(tensor, |values| values.par_chunks_mut(1 << 16).for_each(|values| values.fill(0.0)))
 }
 

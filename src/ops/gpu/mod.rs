@@ -1,0 +1,247 @@
+//! The GPU's side of the ops: kernels of our own, started by name, and products by cuBLAS.
+//!
+//! An op asks [`has`] whether its tensors lie on a GPU and hands over to the `gpu` part of its folder, which starts kernels through [`Kernel`]
+//! and products through [`multiply`]. This side is plain Rust and always compiled; what differs is who runs a kernel:
+//!
+//! - the CUDA driver (feature `cuda`), from PTX that the build made of `kernels/`;
+//! - the emulator (feature `emulator`), which is the same sources compiled for the CPU: it runs a block's threads in turns, so that every kernel and
+//!   every line that starts one is tested on machines without a GPU.
+//!
+//! Values are f32 or bf16, sums are formed in f32 and in an order that depends on shapes alone, nothing waits for the GPU but [`super::read`].
+
+#[cfg(feature = "cuda")]
+mod cuda;
+#[cfg(feature = "emulator")]
+mod emulated;
+mod multiply;
+
+pub(crate) use multiply::{Operand, multiply};
+
+use super::{Buffer, Scratch};
+use anyhow::{Context, Result, bail, ensure};
+use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
+use std::ffi::c_void;
+
+/// Whether a GPU, or who plays one, computes on this tensor.
+pub(crate) fn has(tensor: &Tensor) -> bool {
+    tensor.device().is_cuda() || emulated()
+}
+
+/// Whether this thread's CPU tensors are taken for those of a GPU.
+fn emulated() -> bool {
+    #[cfg(feature = "emulator")]
+    return emulated::is_on();
+    #[cfg(not(feature = "emulator"))]
+    false
+}
+
+/// Runs `work` with this thread's CPU tensors on the emulated GPU.
+#[cfg(feature = "emulator")]
+pub use emulated::on_emulated_gpu;
+
+/// A kernel's argument, as it is copied to the GPU.
+#[derive(Debug, Clone, Copy)]
+enum Argument {
+    Address(u64),
+    Integer(i32),
+    Long(u64),
+    Float(f32),
+}
+
+impl Argument {
+    /// Where its bytes are.
+    fn pointer(&self) -> *mut c_void {
+        match self {
+            Argument::Address(value) | Argument::Long(value) => std::ptr::from_ref(value) as *mut c_void,
+            Argument::Integer(value) => std::ptr::from_ref(value) as *mut c_void,
+            Argument::Float(value) => std::ptr::from_ref(value) as *mut c_void,
+        }
+    }
+}
+
+/// A kernel about to start: its name, its values' type, and its arguments in order.
+pub(crate) struct Kernel {
+    name: String,
+    dtype: DType,
+    device: Device,
+    arguments: Vec<Argument>,
+    shared_bytes: usize,
+}
+
+impl Kernel {
+    /// The kernel `name` for values of the type, and on the device, of `values`.
+    pub fn new(name: &str, values: &Tensor) -> Result<Self> {
+        let suffix = match values.dtype() {
+            DType::F32 => "f32",
+            DType::BF16 => "bf16",
+            other => bail!("no kernel `{name}` for values of type {other:?}"),
+        };
+        let (dtype, device) = (values.dtype(), values.device().clone());
+        Ok(Self { name: format!("{name}_{suffix}"), dtype, device, arguments: Vec::with_capacity(16), shared_bytes: 0 })
+    }
+
+    /// A tensor of the kernel's type.
+    pub fn values(self, tensor: &Tensor) -> Result<Self> {
+        let dtype = self.dtype;
+        self.tensor(tensor, dtype)
+    }
+
+    pub fn floats(self, tensor: &Tensor) -> Result<Self> {
+        self.tensor(tensor, DType::F32)
+    }
+
+    pub fn indices(self, tensor: &Tensor) -> Result<Self> {
+        self.tensor(tensor, DType::U32)
+    }
+
+    /// A tensor of the kernel's type, or none.
+    pub fn maybe_values(self, tensor: Option<&Tensor>) -> Result<Self> {
+        match tensor {
+            Some(tensor) => self.values(tensor),
+            None => Ok(self.argument(Argument::Address(0))),
+        }
+    }
+
+    pub fn maybe_floats(self, tensor: Option<&Tensor>) -> Result<Self> {
+        match tensor {
+            Some(tensor) => self.floats(tensor),
+            None => Ok(self.argument(Argument::Address(0))),
+        }
+    }
+
+    pub fn integer(self, value: usize) -> Result<Self> {
+        let value = i32::try_from(value).with_context(|| format!("`{}`: {value} is too large for a kernel", self.name))?;
+        Ok(self.argument(Argument::Integer(value)))
+    }
+
+    pub fn long(self, value: u64) -> Self {
+        self.argument(Argument::Long(value))
+    }
+
+    pub fn float(self, value: f64) -> Self {
+        self.argument(Argument::Float(value as f32))
+    }
+
+    pub fn flag(self, value: bool) -> Self {
+        self.argument(Argument::Integer(i32::from(value)))
+    }
+
+    /// Bytes of shared memory beside what the kernel declares.
+    pub fn shared(mut self, bytes: usize) -> Self {
+        self.shared_bytes = bytes;
+        self
+    }
+
+    fn tensor(self, tensor: &Tensor, dtype: DType) -> Result<Self> {
+        ensure!(tensor.dtype() == dtype, "`{}` takes {dtype:?}, not {:?}", self.name, tensor.dtype());
+        ensure!(tensor.device().same_device(&self.device), "`{}`: tensors on several devices", self.name);
+        let address = address(tensor).with_context(|| format!("`{}`", self.name))?;
+        Ok(self.argument(Argument::Address(address)))
+    }
+
+    fn argument(mut self, argument: Argument) -> Self {
+        self.arguments.push(argument);
+        self
+    }
+
+    /// Starts it on `blocks` (x, y, z) blocks of `threads` threads, a multiple of 32. The addresses of its tensors stay valid: memory that a tensor gives
+    /// back is used again by later work of the same stream only.
+    pub fn run(self, blocks: [usize; 3], threads: usize) -> Result<()> {
+        if blocks.contains(&0) {
+            return Ok(());
+        }
+        ensure!(threads.is_multiple_of(32) && (32..=1024).contains(&threads), "`{}`: blocks of {threads} threads", self.name);
+        ensure!(blocks[1].max(blocks[2]) <= 65_535, "`{}`: {blocks:?} blocks", self.name);
+        match &self.device {
+            #[cfg(feature = "cuda")]
+            Device::Cuda(device) => cuda::launch(device, &self, blocks, threads),
+            #[cfg(feature = "emulator")]
+            Device::Cpu => emulated::launch(&self, blocks, threads),
+            device => bail!("`{}` cannot run on {:?}", self.name, device.location()),
+        }
+    }
+}
+
+/// Threads for a block that walks rows of `width` values, `per_thread` at a time: whole warps, `most` at most.
+pub(crate) fn threads_for(width: usize, per_thread: usize, most: usize) -> usize {
+    width.div_ceil(per_thread).next_multiple_of(32).clamp(32, most)
+}
+
+/// Where the values of a contiguous tensor, or band of one, begin on its device.
+fn address(tensor: &Tensor) -> Result<u64> {
+    let (storage, layout) = tensor.storage_and_layout();
+    let start = super::contiguous(layout)?.start;
+    match &*storage {
+        Storage::Cpu(CpuStorage::F32(values)) => Ok(values.as_ptr().wrapping_add(start) as u64),
+        Storage::Cpu(CpuStorage::BF16(values)) => Ok(values.as_ptr().wrapping_add(start) as u64),
+        Storage::Cpu(CpuStorage::U32(values)) => Ok(values.as_ptr().wrapping_add(start) as u64),
+        Storage::Cpu(CpuStorage::U8(values)) => Ok(values.as_ptr().wrapping_add(start) as u64),
+        #[cfg(feature = "cuda")]
+        Storage::Cuda(values) => cuda::address(values, start),
+        _ => bail!("no kernel takes {:?} on {:?}", tensor.dtype(), tensor.device().location()),
+    }
+}
+
+/// Values of any content on `device`, for a kernel that writes them all.
+pub(crate) fn empty(shape: &[usize], dtype: DType, device: &Device) -> Result<Buffer> {
+    let n_values = shape.iter().product();
+    match (device, dtype) {
+        (Device::Cpu, DType::F32) => Buffer::new(Scratch::new(n_values), shape),
+        // What is read before it is written is not a number.
+        (Device::Cpu, _) => Ok(Buffer::of(Tensor::full(f32::NAN, shape, device)?.to_dtype(dtype)?)),
+        // SAFETY: every value is written by the kernel that this is made for, before anything reads it.
+        _ => Ok(Buffer::of(unsafe { Tensor::empty(shape, dtype, device)? })),
+    }
+}
+
+/// [`empty`] of the type and on the device of `like`.
+pub(crate) fn empty_like(shape: &[usize], like: &Tensor) -> Result<Buffer> {
+    empty(shape, like.dtype(), like.device())
+}
+
+/// Indices on the device of `like`.
+pub(crate) fn indices(values: Vec<u32>, like: &Tensor) -> Result<Tensor> {
+    let n = values.len();
+    Ok(Tensor::from_vec(values, n, like.device())?)
+}
+
+/// f32 values on the device of `like`.
+pub(crate) fn floats(values: &[f32], like: &Tensor) -> Result<Tensor> {
+    Ok(Tensor::from_slice(values, values.len(), like.device())?)
+}
+
+/// Copies `values` over those of `tensor`, rounded to its type.
+pub(crate) fn overwrite(tensor: &Tensor, values: &[f32]) -> Result<()> {
+    let source = floats(values, tensor)?;
+    let n_values = values.len();
+    Kernel::new("overwrite", tensor)?.values(tensor)?.floats(&source)?.long(n_values as u64).run(packs(n_values, tensor), 256)
+}
+
+/// Sets all values to zero.
+pub(crate) fn clear(tensor: &Tensor) -> Result<()> {
+    let n_values = tensor.elem_count();
+    Kernel::new("clear", tensor)?.values(tensor)?.long(n_values as u64).run(packs(n_values, tensor), 256)
+}
+
+/// `sum += other`, of one type and shape.
+pub(crate) fn accumulate(sum: &Tensor, other: &Tensor) -> Result<()> {
+    let n_values = sum.elem_count();
+    Kernel::new("accumulate", sum)?.values(sum)?.values(other)?.long(n_values as u64).run(packs(n_values, sum), 256)
+}
+
+/// Blocks of 256 threads of which each takes 16 bytes of `n_values` values.
+fn packs(n_values: usize, like: &Tensor) -> [usize; 3] {
+    [n_values.div_ceil(256 * per_pack(like)), 1, 1]
+}
+
+/// Values in 16 bytes.
+pub(crate) fn per_pack(like: &Tensor) -> usize {
+    16 / like.dtype().size_in_bytes()
+}
+
+/// Adds the rows of `partial [P, W]`, in order, to `sum [W]`, both f32.
+pub(crate) fn add_partial_sums(sum: &Tensor, partial: &Tensor) -> Result<()> {
+    let (n_partial, width) = partial.dims2()?;
+    let kernel = Kernel::new("add_partial_sums", sum)?.floats(sum)?.floats(partial)?.integer(n_partial)?.integer(width)?;
+    kernel.run([width.div_ceil(128), 1, 1], 128)
+}
