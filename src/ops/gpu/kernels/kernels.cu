@@ -6,3 +6,4 @@
 #include "rope.cuh"
 #include "activation.cuh"
 #include "rows.cuh"
+#include "log_prob.cuh"
