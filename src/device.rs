@@ -1,17 +1,19 @@
 //! The one place that knows CPU and CUDA: which device computes, how many threads, and how much memory there is.
 
-use crate::config::HardwareConfig;
+use crate::config::{HardwareConfig, RunConfig};
+use crate::ops::{Place, gpu};
 use anyhow::{Context, Result, bail};
 use candle_core::Device;
 use std::ffi::CString;
 use std::fs;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 /// The device that `hardware.device` names: `auto` is the first GPU that this build can use, else the CPU.
 pub fn select(config: &HardwareConfig) -> Result<Device> {
     match config.device.as_str() {
         "cpu" => Ok(Device::Cpu),
-        "auto" if candle_core::utils::cuda_is_available() => Ok(gpu(0).unwrap_or(Device::Cpu)),
+        "auto" if candle_core::utils::cuda_is_available() => Ok(gpu_at(0).unwrap_or(Device::Cpu)),
         "auto" => Ok(Device::Cpu),
         name => cuda(name),
     }
@@ -24,12 +26,25 @@ fn cuda(name: &str) -> Result<Device> {
     if !candle_core::utils::cuda_is_available() {
         bail!("`hardware.device` is `{name}`, but this `mpo` was built without CUDA: use `cpu` or `auto`");
     }
-    gpu(index).with_context(|| format!("cannot use the GPU `{name}`"))
+    gpu_at(index).with_context(|| format!("cannot use the GPU `{name}`"))
 }
 
-/// The GPU with this number.
-pub(crate) fn gpu(index: usize) -> Result<Device> {
-    Ok(Device::new_cuda(index)?)
+/// Where the run of `config` computes.
+pub fn place(config: &RunConfig) -> Result<Place> {
+    Ok(Place { device: select(&config.hardware)?, compute: config.model.dtype })
+}
+
+/// The GPU with this number, the same whenever it is asked for: its tensors belong together.
+pub fn gpu_at(index: usize) -> Result<Device> {
+    static GPUS: Mutex<Vec<(usize, Device)>> = Mutex::new(Vec::new());
+    let mut gpus = GPUS.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, device)) = gpus.iter().find(|(known, _)| *known == index) {
+        return Ok(device.clone());
+    }
+    let device = Device::new_cuda(index)?;
+    gpu::prepare(&device)?;
+    gpus.push((index, device.clone()));
+    Ok(device)
 }
 
 /// The threads that everything computes on; all cores unless `hardware.threads` says otherwise. Results do not depend on their number.

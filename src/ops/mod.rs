@@ -24,12 +24,14 @@ pub mod linear;
 pub mod log_prob;
 pub mod logits;
 pub mod low_rank;
+mod place;
 mod real;
 pub mod rms_norm;
 pub mod rope;
 
 pub use buffer::{Buffer, Scratch};
 pub use gemm::has_bf16_instructions;
+pub use place::Place;
 pub use real::Real;
 pub(crate) use real::{Once, vectorized};
 
@@ -130,12 +132,56 @@ pub fn tensor(values: Vec<f32>, shape: &[usize]) -> Result<Tensor> {
     Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
 }
 
+/// A new tensor at `place`, in the type of its weights.
+pub fn on_device(values: Vec<f32>, shape: &[usize], place: &Place) -> Result<Tensor> {
+    Ok(tensor(values, shape)?.to_dtype(place.storage())?.to_device(&place.device)?)
+}
+
 /// The values of a contiguous tensor once more.
 pub fn copy(tensor: &Tensor) -> Result<Buffer> {
     if gpu::has(tensor) {
         return Ok(Buffer::of(tensor.copy()?));
     }
     Buffer::new(Scratch::copy_of(&read(tensor)?), tensor.dims())
+}
+
+/// Zeros of the shape and type, and on the device, of `like`.
+pub fn zeros_like(like: &Tensor) -> Result<Buffer> {
+    if gpu::has(like) {
+        return Ok(Buffer::of(like.zeros_like()?));
+    }
+    Buffer::zeros(like.dims())
+}
+
+/// Some rows of `source [N, W]`, one behind the other.
+pub fn read_rows(source: &Tensor, rows: &[usize]) -> Result<Vec<f32>> {
+    if gpu::has(source) {
+        let rows = gpu::rows::gather(source, rows.iter().map(|&row| row as u32).collect(), 1.0)?;
+        return Ok(read(&rows)?.to_vec());
+    }
+    let (width, source) = (source.dim(1)?, read(source)?);
+    Ok(rows.iter().flat_map(|row| &source[row * width..][..width]).copied().collect())
+}
+
+/// Adds `values`, a row of W behind the other, to the rows `rows` of `sums [N, W]`.
+pub fn add_to_rows(sums: &Tensor, rows: &[usize], values: &[f32]) -> Result<()> {
+    let width = sums.dim(1)?;
+    ensure!(values.len() == rows.len() * width, "{} values for {} rows of {width}", values.len(), rows.len());
+    if gpu::has(sums) {
+        let source = on_device_of(sums, values, &[rows.len(), width])?;
+        let into: Vec<_> = rows.iter().map(|&row| Some(row as u32)).collect();
+        return gpu::rows::scatter_add(&source, &into, sums, 1.0);
+    }
+    update(sums, |sums| {
+        for (row, values) in rows.iter().zip(values.chunks(width)) {
+            sums[row * width..][..width].iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
+        }
+    })
+}
+
+/// `values` in the type and on the device of `like`.
+fn on_device_of(like: &Tensor, values: &[f32], shape: &[usize]) -> Result<Tensor> {
+    Ok(Tensor::from_slice(values, shape, &Device::Cpu)?.to_dtype(like.dtype())?.to_device(like.device())?)
 }
 
 /// Sets all values of a contiguous tensor, or band of one, to zero. One thread alone does not reach the memory's rate.

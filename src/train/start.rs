@@ -18,6 +18,7 @@ use super::step::StepSettings;
 use crate::config::RunConfig;
 use crate::data::encode::EncodedRow;
 use crate::data::loader::{Loader, LoaderState, dominant_numbers};
+use crate::device;
 use crate::files::write_atomically;
 use crate::model::decoder::Purpose;
 use crate::objective::Objective;
@@ -49,7 +50,7 @@ pub fn start(prepared: Prepared, found: Option<Found>, mut claim: Claim, machine
         (None, Some(reference_dir)) => Some(scorer.score_folder(reference_dir, &wanted)?),
         (None, None) => None,
     };
-    let policy = adapter::load(&model_dir, adapter.as_ref(), config.model.dtype, Purpose::Train)?;
+    let policy = adapter::load(&model_dir, adapter.as_ref(), device::place(&config)?, Purpose::Train)?;
     let files = adapter::source_files(&model_dir, adapter.as_ref().zip(Some(base)), &policy, config.output.dtype)?;
     let (mut reference, report) = match early {
         Some(reference) => reference,

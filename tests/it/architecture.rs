@@ -20,7 +20,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("ops", &["config", "data::batch"]),
     ("model", &["config", "data::batch", "digest", "ops"]),
     ("adapter", &["config", "hub", "model", "ops", "reference"]),
-    ("device", &["config"]),
+    ("device", &["config", "ops"]),
     ("plan", &["config", "data::batch", "model", "ops"]),
     ("hub", &["config", "digest", "model::weights", "progress"]),
     ("scoring", &["config", "data", "model", "objective", "ops"]),

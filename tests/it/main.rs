@@ -15,6 +15,8 @@ mod gaps;
 mod generate;
 mod generate_cli;
 mod golden;
+#[cfg(any(feature = "cuda", feature = "emulator"))]
+mod gpu;
 mod hub;
 mod judges;
 mod lora;

@@ -32,7 +32,7 @@ pub(crate) fn has(tensor: &Tensor) -> bool {
 }
 
 /// Whether this thread's CPU tensors are taken for those of a GPU.
-fn emulated() -> bool {
+pub(super) fn emulated() -> bool {
     #[cfg(feature = "emulator")]
     return emulated::is_on();
     #[cfg(not(feature = "emulator"))]
@@ -42,6 +42,15 @@ fn emulated() -> bool {
 /// Runs `work` with this thread's CPU tensors on the emulated GPU.
 #[cfg(feature = "emulator")]
 pub use emulated::on_emulated_gpu;
+
+/// What a GPU needs to know once: memory that was given back stays with this process, and one stream needs no events.
+pub(crate) fn prepare(device: &Device) -> Result<()> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => cuda::prepare(device),
+        _ => Ok(()),
+    }
+}
 
 /// A kernel's argument, as it is copied to the GPU.
 #[derive(Debug, Clone, Copy)]
@@ -116,6 +125,11 @@ impl<'a> Kernel<'a> {
         }
     }
 
+    /// What [`hashes`] gave.
+    pub fn hashes(self, tensor: &'a Tensor) -> Result<Self> {
+        self.tensor(tensor, DType::I64)
+    }
+
     pub fn maybe_floats(self, tensor: Option<&'a Tensor>) -> Result<Self> {
         match tensor {
             Some(tensor) => self.floats(tensor),
@@ -188,6 +202,7 @@ fn address(tensor: &Tensor) -> Result<u64> {
         Storage::Cpu(CpuStorage::F32(values)) => Ok(values.as_ptr().wrapping_add(start) as u64),
         Storage::Cpu(CpuStorage::BF16(values)) => Ok(values.as_ptr().wrapping_add(start) as u64),
         Storage::Cpu(CpuStorage::U32(values)) => Ok(values.as_ptr().wrapping_add(start) as u64),
+        Storage::Cpu(CpuStorage::I64(values)) => Ok(values.as_ptr().wrapping_add(start) as u64),
         Storage::Cpu(CpuStorage::U8(values)) => Ok(values.as_ptr().wrapping_add(start) as u64),
         #[cfg(feature = "cuda")]
         Storage::Cuda(values) => cuda::address(values, start),
@@ -214,6 +229,13 @@ pub(crate) fn empty_like(shape: &[usize], like: &Tensor) -> Result<Buffer> {
 
 /// Indices on the device of `like`.
 pub(crate) fn indices(values: Vec<u32>, like: &Tensor) -> Result<Tensor> {
+    let n = values.len();
+    Ok(Tensor::from_vec(values, n, like.device())?)
+}
+
+/// Hashes of 64 bits on the device of `like`, as the signed integers of the same bits.
+pub(crate) fn hashes(values: &[u64], like: &Tensor) -> Result<Tensor> {
+    let values: Vec<i64> = values.iter().map(|value| value.cast_signed()).collect();
     let n = values.len();
     Ok(Tensor::from_vec(values, n, like.device())?)
 }

@@ -52,7 +52,7 @@ impl Head {
         let mut chunks = Vec::new();
         for (index, targets) in targets.chunks(rows_per_chunk).enumerate() {
             let (first, n_rows) = (index * rows_per_chunk, targets.len());
-            let (logits, tokens) = (self.raw_logits(&gather(hidden, targets)?, weight)?, tokens(targets, hidden)?);
+            let (logits, tokens) = (self.raw_logits(&*gather(hidden, targets)?, weight)?, tokens(targets, hidden)?);
             let (log_probs, log_sum_exp) = (log_probs.narrow(0, first, n_rows)?, log_sum_exp.narrow(0, first, n_rows)?);
             let kernel = Kernel::new("log_prob_forward", &logits)?.floats(&logits)?.indices(&tokens)?;
             kernel.floats(&log_probs)?.floats(&log_sum_exp)?.integer(n_vocab)?.float(self.cap_or_0()).run([n_rows, 1, 1], THREADS)?;
@@ -88,7 +88,7 @@ impl Head {
                 let state_gradients = match chunks.next() {
                     Some(kept) => kept,
                     None => {
-                        let logits = self.raw_logits(&gather(hidden, targets)?, weight)?;
+                        let logits = self.raw_logits(&*gather(hidden, targets)?, weight)?;
                         self.state_gradients_on_gpu(weight, hidden, &logits, &tokens(targets, hidden)?, &log_sum_exp)?
                     }
                 };

@@ -6,4 +6,5 @@
 #include "rope.cuh"
 #include "activation.cuh"
 #include "rows.cuh"
+#include "dropout.cuh"
 #include "log_prob.cuh"
