@@ -9,6 +9,7 @@ use candle_core::cuda_backend::cudarc::cublas::sys::{
     cublasComputeType_t, cublasGemmAlgo_t, cublasOperation_t, cublasPointerMode_t, cudaDataType_t,
 };
 use candle_core::cuda_backend::cudarc::cublas::{result, sys};
+use candle_core::cuda_backend::cudarc::driver::sys::CUfunction_attribute;
 use candle_core::cuda_backend::cudarc::driver::{DevicePtr, LaunchConfig, PushKernelArg};
 use candle_core::cuda_backend::{CudaDevice, CudaStorage, CudaStorageSlice};
 use candle_core::{DType, Storage, Tensor};
@@ -16,6 +17,9 @@ use std::ffi::c_void;
 
 /// For compute capability 8.0, which the driver translates for whatever GPU is there: Ampere and later.
 const PTX: &str = include_str!(concat!(env!("OUT_DIR"), "/kernels.ptx"));
+
+/// Bytes of shared memory that a block has if its kernel asks for no more.
+const SHARED_WITHOUT_ASKING: usize = 48 * 1024;
 
 /// Where value `start` lies.
 pub(super) fn address(storage: &CudaStorage, start: usize) -> Result<u64> {
@@ -32,6 +36,13 @@ pub(super) fn address(storage: &CudaStorage, start: usize) -> Result<u64> {
 
 pub(super) fn launch(device: &CudaDevice, kernel: &Kernel, blocks: [usize; 3], threads: usize) -> Result<()> {
     let function = device.get_or_load_custom_func(&kernel.name, "mpo", PTX).with_context(|| format!("loading `{}`", kernel.name))?;
+    if kernel.shared_bytes > SHARED_WITHOUT_ASKING {
+        function
+            .set_attribute(CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, kernel.shared_bytes as i32)
+            .with_context(|| {
+                format!("`{}` needs {} bytes of shared memory a block, more than this GPU has", kernel.name, kernel.shared_bytes)
+            })?;
+    }
     let mut launch = function.builder();
     for argument in &kernel.arguments {
         match argument {

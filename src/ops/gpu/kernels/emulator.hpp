@@ -18,7 +18,9 @@
   static void name(__VA_ARGS__);                                 \
   static emulator::Registered registered_##name(#name, name);    \
   static void name(__VA_ARGS__)
+#define BOUNDED_KERNEL(threads, blocks, ...) KERNEL(__VA_ARGS__)
 #define DEVICE static inline __attribute__((unused))
+#define UNROLL
 #define SHARED(type, name, count) static thread_local type name[count]
 #define DYNAMIC_SHARED(name) unsigned char* name = emulator::block().shared.data()
 #define __launch_bounds__(...)
@@ -31,8 +33,13 @@ struct uint3 { unsigned x, y, z; };
 namespace emulator {
 struct Barrier { int arrived = 0, generation = 0; };
 
+// Copies are made as late as a kernel allows: what does not wait for them shows.
+struct Copy { void* to; const void* from; size_t n_bytes; bool there; int group; };
+
 struct Fiber {
   ucontext_t context;
+  std::vector<Copy> copies;
+  int n_groups = 0;
   std::vector<unsigned char> stack;
   bool done = true;
   const Barrier* barrier = nullptr;  // what it waits at, and of which generation
@@ -95,6 +102,8 @@ inline void run_block() {
     makecontext(&fiber.context, start, 0);
     fiber.done = false;
     fiber.barrier = nullptr;
+    fiber.copies.clear();
+    fiber.n_groups = 0;
   }
   bool backwards = b.n_launches % 2;
   while (b.n_done < b.n_threads) {
@@ -230,3 +239,48 @@ DEVICE void multiply_add_tile(float (&d)[4], const uint32_t (&a)[4], const uint3
   }
   sync_warp();
 }
+
+struct TileRow { const bf16* values; };
+
+DEVICE void load_tiles(uint32_t& t0, uint32_t& t1, uint32_t& t2, uint32_t& t3, const bf16* row) {
+  emulator::slot<TileRow>(emulator::lane()) = TileRow{row};
+  sync_warp();
+  int lane = emulator::lane();
+  uint32_t* tiles[4] = {&t0, &t1, &t2, &t3};
+  for (int i = 0; i < 4; i++) memcpy(tiles[i], emulator::slot<TileRow>(8 * i + lane / 4).values + 2 * (lane % 4), 4);
+  sync_warp();
+}
+
+DEVICE void load_tiles_transposed(uint32_t& t0, uint32_t& t1, uint32_t& t2, uint32_t& t3, const bf16* row) {
+  emulator::slot<TileRow>(emulator::lane()) = TileRow{row};
+  sync_warp();
+  int lane = emulator::lane();
+  uint32_t* tiles[4] = {&t0, &t1, &t2, &t3};
+  for (int i = 0; i < 4; i++) {
+    const bf16* rows[2] = {emulator::slot<TileRow>(8 * i + lane % 4 * 2).values, emulator::slot<TileRow>(8 * i + lane % 4 * 2 + 1).values};
+    *tiles[i] = rows[0][lane / 4].bits | uint32_t(rows[1][lane / 4].bits) << 16;
+  }
+  sync_warp();
+}
+
+namespace emulator {
+inline Fiber& fiber() { return block().fibers[block().current]; }
+}
+
+template <int BYTES> DEVICE void copy_async(void* shared, const void* global, bool there) {
+  emulator::Fiber& fiber = emulator::fiber();
+  fiber.copies.push_back({shared, global, BYTES, there, fiber.n_groups});
+}
+DEVICE void commit_copies() { emulator::fiber().n_groups++; }
+template <int N> DEVICE void wait_for_copies() {
+  emulator::Fiber& fiber = emulator::fiber();
+  size_t kept = 0;
+  for (const emulator::Copy& copy : fiber.copies) {
+    if (copy.group >= fiber.n_groups - N) fiber.copies[kept++] = copy;
+    else if (copy.there) memcpy(copy.to, copy.from, copy.n_bytes);
+    else memset(copy.to, 0, copy.n_bytes);
+  }
+  fiber.copies.resize(kept);
+}
+
+DEVICE float power_of_two(float x) { return exp2f(x); }
