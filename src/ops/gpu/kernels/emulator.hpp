@@ -65,9 +65,11 @@ inline Block& block() {
   return block;
 }
 
-inline void wait_at(Barrier& barrier, int n_threads) {
+// The last to arrive does `together` before all go on.
+template <class F> void wait_at(Barrier& barrier, int n_threads, F together) {
   Block& b = block();
   if (++barrier.arrived == n_threads) {
+    together();
     barrier.arrived = 0;
     barrier.generation++;
     return;
@@ -79,6 +81,8 @@ inline void wait_at(Barrier& barrier, int n_threads) {
   swapcontext(&fiber.context, &b.scheduler);
   b.current = current;
 }
+
+inline void wait_at(Barrier& barrier, int n_threads) { wait_at(barrier, n_threads, [] {}); }
 
 inline void start() {
   Block& b = block();
@@ -219,48 +223,47 @@ template <class T> T shuffle_xor(T value, int mask) {
 
 DEVICE float half_of(uint32_t pair, int which) { return to_float(bf16{uint16_t(pair >> (16 * which))}); }
 
-struct TileOperands { uint32_t a[4], b[2]; };
+struct TileFactors { const uint32_t *a, *b; float* d; };
 
 DEVICE void multiply_add_tile(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  TileOperands& own = emulator::slot<TileOperands>(emulator::lane());
-  memcpy(own.a, a, sizeof a);
-  memcpy(own.b, b, sizeof b);
-  sync_warp();
-  int group = emulator::lane() / 4, pair = emulator::lane() % 4;
-  for (int i = 0; i < 4; i++) {
-    int row = group + 8 * (i / 2), column = 2 * pair + i % 2;
-    float sum = 0;
-    for (int k = 0; k < 16; k++) {
-      const TileOperands& of_a = emulator::slot<TileOperands>(row % 8 * 4 + k % 8 / 2);
-      const TileOperands& of_b = emulator::slot<TileOperands>(column * 4 + k % 8 / 2);
-      sum += half_of(of_a.a[row / 8 + 2 * (k / 8)], k % 2) * half_of(of_b.b[k / 8], k % 2);
+  emulator::slot<TileFactors>(emulator::lane()) = {a, b, d};
+  emulator::wait_at(emulator::warp_barrier(), emulator::warp_size(), [] {
+    float left[16][16], right[8][16];  // Row by row, and column by column.
+    for (int lane = 0; lane < 32; lane++) {
+      const TileFactors& own = emulator::slot<TileFactors>(lane);
+      for (int i = 0; i < 8; i++) left[lane / 4 + i / 2 % 2 * 8][lane % 4 * 2 + i % 2 + i / 4 * 8] = half_of(own.a[i / 2], i % 2);
+      for (int i = 0; i < 4; i++) right[lane / 4][lane % 4 * 2 + i % 2 + i / 2 * 8] = half_of(own.b[i / 2], i % 2);
     }
-    d[i] += sum;
-  }
-  sync_warp();
+    for (int lane = 0; lane < 32; lane++)
+      for (int i = 0; i < 4; i++) {
+        const float *row = left[lane / 4 + i / 2 * 8], *column = right[lane % 4 * 2 + i % 2];
+        float sum = 0;
+        for (int k = 0; k < 16; k++) sum += row[k] * column[k];
+        emulator::slot<TileFactors>(lane).d[i] += sum;
+      }
+  });
 }
 
-struct TileRow { const bf16* values; };
+struct TileRow { const bf16* values; uint32_t* tiles[4]; };
 
 DEVICE void load_tiles(uint32_t& t0, uint32_t& t1, uint32_t& t2, uint32_t& t3, const bf16* row) {
-  emulator::slot<TileRow>(emulator::lane()) = TileRow{row};
-  sync_warp();
-  int lane = emulator::lane();
-  uint32_t* tiles[4] = {&t0, &t1, &t2, &t3};
-  for (int i = 0; i < 4; i++) memcpy(tiles[i], emulator::slot<TileRow>(8 * i + lane / 4).values + 2 * (lane % 4), 4);
-  sync_warp();
+  emulator::slot<TileRow>(emulator::lane()) = {row, {&t0, &t1, &t2, &t3}};
+  emulator::wait_at(emulator::warp_barrier(), emulator::warp_size(), [] {
+    for (int lane = 0; lane < 32; lane++)
+      for (int i = 0; i < 4; i++)
+        memcpy(emulator::slot<TileRow>(lane).tiles[i], emulator::slot<TileRow>(8 * i + lane / 4).values + lane % 4 * 2, 4);
+  });
 }
 
 DEVICE void load_tiles_transposed(uint32_t& t0, uint32_t& t1, uint32_t& t2, uint32_t& t3, const bf16* row) {
-  emulator::slot<TileRow>(emulator::lane()) = TileRow{row};
-  sync_warp();
-  int lane = emulator::lane();
-  uint32_t* tiles[4] = {&t0, &t1, &t2, &t3};
-  for (int i = 0; i < 4; i++) {
-    const bf16* rows[2] = {emulator::slot<TileRow>(8 * i + lane % 4 * 2).values, emulator::slot<TileRow>(8 * i + lane % 4 * 2 + 1).values};
-    *tiles[i] = rows[0][lane / 4].bits | uint32_t(rows[1][lane / 4].bits) << 16;
-  }
-  sync_warp();
+  emulator::slot<TileRow>(emulator::lane()) = {row, {&t0, &t1, &t2, &t3}};
+  emulator::wait_at(emulator::warp_barrier(), emulator::warp_size(), [] {
+    for (int lane = 0; lane < 32; lane++)
+      for (int i = 0; i < 4; i++) {
+        const TileRow* rows[2] = {&emulator::slot<TileRow>(8 * i + lane % 4 * 2), &emulator::slot<TileRow>(8 * i + lane % 4 * 2 + 1)};
+        *emulator::slot<TileRow>(lane).tiles[i] = rows[0]->values[lane / 4].bits | uint32_t(rows[1]->values[lane / 4].bits) << 16;
+      }
+  });
 }
 
 namespace emulator {
