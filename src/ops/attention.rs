@@ -12,6 +12,7 @@
 
 mod blocks;
 pub mod cached;
+mod gpu;
 
 use super::gemm::{Matrix, Threads, Write, multiply};
 use super::real::{dot, max, sum, vectorized};
@@ -44,6 +45,9 @@ pub struct Attention {
 
 /// `qkv [N, (H + 2K) hd]` to the output `[N, H hd]` and the log-sum-exp of every query's scores `[N, H]`.
 pub fn forward(qkv: &Tensor, segments: &[Segment], attention: &Attention) -> Result<(Buffer, Buffer)> {
+    if super::gpu::has(qkv) {
+        return gpu::forward(qkv, segments, attention);
+    }
     let (n_rows, n_heads, width) = (qkv.dim(0)?, attention.n_heads, attention.n_heads * attention.head_dim);
     let (mut out, mut lse) = (Scratch::new(n_rows * width), Scratch::new(n_rows * n_heads));
     attention.forward(&read(qkv)?, segments, &mut out, &mut lse);
@@ -52,6 +56,9 @@ pub fn forward(qkv: &Tensor, segments: &[Segment], attention: &Attention) -> Res
 
 /// The gradient of `qkv` from that of the output.
 pub fn backward(qkv: &Tensor, out: &Tensor, lse: &Tensor, d_out: &Tensor, segments: &[Segment], attention: &Attention) -> Result<Buffer> {
+    if super::gpu::has(qkv) {
+        return gpu::backward(qkv, out, lse, d_out, segments, attention);
+    }
     let mut d_qkv = Scratch::new(qkv.elem_count());
     let known = Known { qkv: &read(qkv)?, out: &read(out)?, lse: &read(lse)?, d_out: &read(d_out)? };
     attention.backward(&known, segments, &mut d_qkv);

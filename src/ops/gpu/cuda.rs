@@ -17,6 +17,9 @@ use std::ffi::c_void;
 /// For compute capability 8.0, which the driver translates for whatever GPU is there: Ampere and later.
 const PTX: &str = include_str!(concat!(env!("OUT_DIR"), "/kernels.ptx"));
 
+/// Bytes of shared memory that a block has if its kernel asks for no more.
+const SHARED_WITHOUT_ASKING: usize = 48 * 1024;
+
 /// Memory that is given back stays in the driver's pool, where the next request of the stream finds it without a system call; and since all work goes
 /// to one stream, whose order frees and uses memory, no events are recorded.
 pub(super) fn prepare(device: &CudaDevice) -> Result<()> {
@@ -50,6 +53,13 @@ pub(super) fn address(storage: &CudaStorage, start: usize) -> Result<u64> {
 
 pub(super) fn launch(device: &CudaDevice, kernel: &Kernel, blocks: [usize; 3], threads: usize) -> Result<()> {
     let function = device.get_or_load_custom_func(&kernel.name, "mpo", PTX).with_context(|| format!("loading `{}`", kernel.name))?;
+    if kernel.shared_bytes > SHARED_WITHOUT_ASKING {
+        function
+            .set_attribute(driver::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, kernel.shared_bytes as i32)
+            .with_context(|| {
+            format!("`{}` needs {} bytes of shared memory a block, more than this GPU has", kernel.name, kernel.shared_bytes)
+        })?;
+    }
     let mut launch = function.builder();
     for argument in &kernel.arguments {
         match argument {

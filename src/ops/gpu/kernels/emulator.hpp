@@ -18,7 +18,9 @@
   static void name(__VA_ARGS__);                                 \
   static emulator::Registered registered_##name(#name, name);    \
   static void name(__VA_ARGS__)
+#define BOUNDED_KERNEL(threads, blocks, ...) KERNEL(__VA_ARGS__)
 #define DEVICE static inline __attribute__((unused))
+#define UNROLL
 #define SHARED(type, name, count) static thread_local type name[count]
 #define DYNAMIC_SHARED(name) unsigned char* name = emulator::block().shared.data()
 #define __launch_bounds__(...)
@@ -31,8 +33,13 @@ struct uint3 { unsigned x, y, z; };
 namespace emulator {
 struct Barrier { int arrived = 0, generation = 0; };
 
+// Copies are made as late as a kernel allows: what does not wait for them shows.
+struct Copy { void* to; const void* from; size_t n_bytes; bool there; int group; };
+
 struct Fiber {
   ucontext_t context;
+  std::vector<Copy> copies;
+  int n_groups = 0;
   std::vector<unsigned char> stack;
   bool done = true;
   const Barrier* barrier = nullptr;  // what it waits at, and of which generation
@@ -58,9 +65,11 @@ inline Block& block() {
   return block;
 }
 
-inline void wait_at(Barrier& barrier, int n_threads) {
+// The last to arrive does `together` before all go on.
+template <class F> void wait_at(Barrier& barrier, int n_threads, F together) {
   Block& b = block();
   if (++barrier.arrived == n_threads) {
+    together();
     barrier.arrived = 0;
     barrier.generation++;
     return;
@@ -72,6 +81,8 @@ inline void wait_at(Barrier& barrier, int n_threads) {
   swapcontext(&fiber.context, &b.scheduler);
   b.current = current;
 }
+
+inline void wait_at(Barrier& barrier, int n_threads) { wait_at(barrier, n_threads, [] {}); }
 
 inline void start() {
   Block& b = block();
@@ -95,6 +106,8 @@ inline void run_block() {
     makecontext(&fiber.context, start, 0);
     fiber.done = false;
     fiber.barrier = nullptr;
+    fiber.copies.clear();
+    fiber.n_groups = 0;
   }
   bool backwards = b.n_launches % 2;
   while (b.n_done < b.n_threads) {
@@ -210,23 +223,67 @@ template <class T> T shuffle_xor(T value, int mask) {
 
 DEVICE float half_of(uint32_t pair, int which) { return to_float(bf16{uint16_t(pair >> (16 * which))}); }
 
-struct TileOperands { uint32_t a[4], b[2]; };
+struct TileFactors { const uint32_t *a, *b; float* d; };
 
 DEVICE void multiply_add_tile(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  TileOperands& own = emulator::slot<TileOperands>(emulator::lane());
-  memcpy(own.a, a, sizeof a);
-  memcpy(own.b, b, sizeof b);
-  sync_warp();
-  int group = emulator::lane() / 4, pair = emulator::lane() % 4;
-  for (int i = 0; i < 4; i++) {
-    int row = group + 8 * (i / 2), column = 2 * pair + i % 2;
-    float sum = 0;
-    for (int k = 0; k < 16; k++) {
-      const TileOperands& of_a = emulator::slot<TileOperands>(row % 8 * 4 + k % 8 / 2);
-      const TileOperands& of_b = emulator::slot<TileOperands>(column * 4 + k % 8 / 2);
-      sum += half_of(of_a.a[row / 8 + 2 * (k / 8)], k % 2) * half_of(of_b.b[k / 8], k % 2);
+  emulator::slot<TileFactors>(emulator::lane()) = {a, b, d};
+  emulator::wait_at(emulator::warp_barrier(), emulator::warp_size(), [] {
+    float left[16][16], right[8][16];  // Row by row, and column by column.
+    for (int lane = 0; lane < 32; lane++) {
+      const TileFactors& own = emulator::slot<TileFactors>(lane);
+      for (int i = 0; i < 8; i++) left[lane / 4 + i / 2 % 2 * 8][lane % 4 * 2 + i % 2 + i / 4 * 8] = half_of(own.a[i / 2], i % 2);
+      for (int i = 0; i < 4; i++) right[lane / 4][lane % 4 * 2 + i % 2 + i / 2 * 8] = half_of(own.b[i / 2], i % 2);
     }
-    d[i] += sum;
-  }
-  sync_warp();
+    for (int lane = 0; lane < 32; lane++)
+      for (int i = 0; i < 4; i++) {
+        const float *row = left[lane / 4 + i / 2 * 8], *column = right[lane % 4 * 2 + i % 2];
+        float sum = 0;
+        for (int k = 0; k < 16; k++) sum += row[k] * column[k];
+        emulator::slot<TileFactors>(lane).d[i] += sum;
+      }
+  });
 }
+
+struct TileRow { const bf16* values; uint32_t* tiles[4]; };
+
+DEVICE void load_tiles(uint32_t& t0, uint32_t& t1, uint32_t& t2, uint32_t& t3, const bf16* row) {
+  emulator::slot<TileRow>(emulator::lane()) = {row, {&t0, &t1, &t2, &t3}};
+  emulator::wait_at(emulator::warp_barrier(), emulator::warp_size(), [] {
+    for (int lane = 0; lane < 32; lane++)
+      for (int i = 0; i < 4; i++)
+        memcpy(emulator::slot<TileRow>(lane).tiles[i], emulator::slot<TileRow>(8 * i + lane / 4).values + lane % 4 * 2, 4);
+  });
+}
+
+DEVICE void load_tiles_transposed(uint32_t& t0, uint32_t& t1, uint32_t& t2, uint32_t& t3, const bf16* row) {
+  emulator::slot<TileRow>(emulator::lane()) = {row, {&t0, &t1, &t2, &t3}};
+  emulator::wait_at(emulator::warp_barrier(), emulator::warp_size(), [] {
+    for (int lane = 0; lane < 32; lane++)
+      for (int i = 0; i < 4; i++) {
+        const TileRow* rows[2] = {&emulator::slot<TileRow>(8 * i + lane % 4 * 2), &emulator::slot<TileRow>(8 * i + lane % 4 * 2 + 1)};
+        *emulator::slot<TileRow>(lane).tiles[i] = rows[0]->values[lane / 4].bits | uint32_t(rows[1]->values[lane / 4].bits) << 16;
+      }
+  });
+}
+
+namespace emulator {
+inline Fiber& fiber() { return block().fibers[block().current]; }
+}
+
+template <int BYTES> DEVICE void copy_async(void* shared, const void* global, bool there) {
+  emulator::Fiber& fiber = emulator::fiber();
+  fiber.copies.push_back({shared, global, BYTES, there, fiber.n_groups});
+}
+DEVICE void commit_copies() { emulator::fiber().n_groups++; }
+template <int N> DEVICE void wait_for_copies() {
+  emulator::Fiber& fiber = emulator::fiber();
+  size_t kept = 0;
+  for (const emulator::Copy& copy : fiber.copies) {
+    if (copy.group >= fiber.n_groups - N) fiber.copies[kept++] = copy;
+    else if (copy.there) memcpy(copy.to, copy.from, copy.n_bytes);
+    else memset(copy.to, 0, copy.n_bytes);
+  }
+  fiber.copies.resize(kept);
+}
+
+DEVICE float power_of_two(float x) { return exp2f(x); }

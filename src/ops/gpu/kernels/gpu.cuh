@@ -11,7 +11,10 @@
 typedef __nv_bfloat16 bf16;
 
 #define KERNEL(name, ...) extern "C" __global__ void name(__VA_ARGS__)
+// With the block's threads, and how many blocks shall fit a multiprocessor: what the registers of a thread are counted by.
+#define BOUNDED_KERNEL(threads, blocks, name, ...) extern "C" __global__ void __launch_bounds__(threads, blocks) name(__VA_ARGS__)
 #define DEVICE __device__ __forceinline__
+#define UNROLL _Pragma("unroll")
 #define SHARED(type, name, count) __shared__ type name[count]
 // Dynamic shared memory, 16-byte aligned; its size is given at launch.
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
@@ -34,6 +37,34 @@ DEVICE void multiply_add_tile(float (&d)[4], const uint32_t (&a)[4], const uint3
   asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// Four 8 x 8 tiles of bf16 from shared memory: lane l names the row l % 8 of tile l / 8, 16 bytes of it. A lane gets of each tile the columns
+// 2 (l % 4), 2 (l % 4) + 1 of row l / 4; transposed, these rows of column l / 4.
+DEVICE void load_tiles(uint32_t& t0, uint32_t& t1, uint32_t& t2, uint32_t& t3, const bf16* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(t0), "=r"(t1), "=r"(t2), "=r"(t3) : "r"(uint32_t(__cvta_generic_to_shared(row))));
+}
+DEVICE void load_tiles_transposed(uint32_t& t0, uint32_t& t1, uint32_t& t2, uint32_t& t3, const bf16* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(t0), "=r"(t1), "=r"(t2), "=r"(t3) : "r"(uint32_t(__cvta_generic_to_shared(row))));
+}
+
+// Starts a copy of 8 or 16 bytes to shared memory; zeros where there is nothing to copy. Copies belong to the group that `commit_copies` closes, and
+// are there for the thread that started them after `wait_for_copies<N>`, which leaves the newest N groups on their way.
+template <int BYTES> DEVICE void copy_async(void* shared, const void* global, bool there) {
+  uint32_t to = uint32_t(__cvta_generic_to_shared(shared)), size = there ? BYTES : 0;
+  if constexpr (BYTES == 16) asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(size) : "memory");
+  else asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(to), "l"(global), "r"(size) : "memory");
+}
+DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int N> DEVICE void wait_for_copies() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
+
+// 2^x by the special function unit, within 2 units in the last place; 0 of minus infinity.
+DEVICE float power_of_two(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
 }
 #else
 #include "emulator.hpp"

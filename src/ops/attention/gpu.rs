@@ -1,0 +1,511 @@
+//! Packed attention on the GPU: which kernel takes which tensors, and the tables that tell its blocks who sees whom.
+//!
+//! bf16 values go to the tensor cores, in kernels for heads of up to 64, 128 and 256 values; f32 values, and heads of other widths, to a plain
+//! kernel. Scores exist in registers and shared memory alone. What a row's result is made of, and in which order, follows from its own tree.
+
+use super::Attention;
+use super::blocks::{ancestors, blocks, first_position};
+use crate::data::batch::Segment;
+use crate::ops::Buffer;
+use crate::ops::gpu::{Kernel, empty, empty_like, indices};
+use anyhow::{Result, ensure};
+use candle_core::{DType, Tensor};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+const THREADS: usize = 128;
+
+/// A family of kernels, and the sizes that they are written with: `kernels/attention*.cuh` says what shared memory holds.
+#[derive(Debug, Clone, Copy)]
+enum Family {
+    /// Tensor cores, for heads of at most so many values.
+    TensorCores(usize),
+    Any,
+}
+
+impl Family {
+    fn of(values: &Tensor, head_dim: usize) -> Self {
+        match [64, 128, 256].into_iter().find(|&size| head_dim <= size) {
+            Some(size) if values.dtype() == DType::BF16 && head_dim.is_multiple_of(16) => Self::TensorCores(size),
+            _ => Self::Any,
+        }
+    }
+
+    fn kernel(self, name: &str, values: &Tensor) -> Result<Kernel> {
+        match self {
+            Self::TensorCores(size) => Kernel::new(&format!("attention_{name}_{size}"), values),
+            Self::Any => Kernel::new(&format!("attention_{name}_any"), values),
+        }
+    }
+
+    /// Rows of a block.
+    fn tile_rows(self) -> usize {
+        match self {
+            Self::TensorCores(_) => 64,
+            Self::Any => 16,
+        }
+    }
+
+    /// Bytes of `n_rows` rows of a head in shared memory.
+    fn bytes(self, n_rows: usize, head_dim: usize) -> usize {
+        match self {
+            Self::TensorCores(size) => n_rows * (size + 8) * 2,
+            Self::Any => n_rows * (head_dim + 1) * 4,
+        }
+    }
+
+    /// Two stages of keys and values, and room for queries where registers have none.
+    fn forward_bytes(self, head_dim: usize) -> usize {
+        match self {
+            Self::TensorCores(size) => self.bytes(if size > 128 { 4 * 32 + 64 } else { 4 * 64 }, head_dim),
+            Self::Any => self.bytes(4 * 16, head_dim) + SMALL_SCORES,
+        }
+    }
+
+    fn queries_bytes(self, head_dim: usize) -> usize {
+        match self {
+            Self::TensorCores(_) => self.bytes(2 * 64 + 4 * 32, head_dim),
+            Self::Any => self.bytes(5 * 16, head_dim) + SMALL_SCORES,
+        }
+    }
+
+    fn keys_bytes(self, head_dim: usize) -> usize {
+        match self {
+            // With two stages of what is known of 32 queries.
+            Self::TensorCores(_) => self.bytes(2 * 64 + 4 * 32, head_dim) + 2 * 32 * 8,
+            Self::Any => self.bytes(6 * 16, head_dim) + 2 * SMALL_SCORES,
+        }
+    }
+}
+
+/// Bytes of the plain kernel's scores: 16 rows of 16, and one to keep rows in different banks.
+const SMALL_SCORES: usize = 16 * 17 * 4;
+
+/// [`super::forward`]; the output is of the type of `qkv`.
+pub(super) fn forward(qkv: &Tensor, segments: &[Segment], attention: &Attention) -> Result<(Buffer, Buffer)> {
+    let (n_rows, family) = (qkv.dim(0)?, Family::of(qkv, attention.head_dim));
+    ensure!(qkv.dim(1)? == attention.width(), "attention over rows of {} values takes not {:?}", attention.width(), qkv.dims());
+    let out = empty_like(&[n_rows, attention.n_heads * attention.head_dim], qkv)?;
+    let lse = empty(&[n_rows, attention.n_heads], DType::F32, qkv.device())?;
+    let tiles = &Tiles::of(segments, attention.window, family.tile_rows(), qkv)?.queries;
+    let kernel = family.kernel("forward", qkv)?.values(qkv)?.values(&out)?.floats(&lse)?;
+    tiles.run(kernel, attention, attention.n_heads, family.forward_bytes(attention.head_dim))?;
+    Ok((out, lse))
+}
+
+/// [`super::backward`]; the gradient is of the type of `qkv`.
+pub(super) fn backward(
+    qkv: &Tensor,
+    out: &Tensor,
+    lse: &Tensor,
+    d_out: &Tensor,
+    segments: &[Segment],
+    attention: &Attention,
+) -> Result<Buffer> {
+    let (n_heads, head_dim, n_rows) = (attention.n_heads, attention.head_dim, qkv.dim(0)?);
+    let family = Family::of(qkv, head_dim);
+    let facts = empty(&[n_rows, n_heads, 2], DType::F32, qkv.device())?;
+    let kernel = Kernel::new("attention_facts", qkv)?.values(out)?.values(d_out)?.floats(lse)?.floats(&facts)?;
+    let n_units = n_rows * n_heads;
+    kernel.integer(n_units)?.integer(head_dim)?.run([n_units.div_ceil(THREADS / 32), 1, 1], THREADS)?;
+
+    let d_qkv = empty_like(qkv.dims(), qkv)?;
+    let tiles = Tiles::of(segments, attention.window, family.tile_rows(), qkv)?;
+    let start = |name: &str| family.kernel(name, qkv)?.values(qkv)?.values(d_out)?.floats(&facts)?.values(&d_qkv);
+    tiles.queries.run(start("backward_queries")?, attention, n_heads, family.queries_bytes(head_dim))?;
+    let keys_bytes = family.keys_bytes(head_dim);
+    tiles.keys.run(start("backward_keys")?, attention, attention.n_kv_heads, keys_bytes)?;
+    if matches!(family, Family::TensorCores(256)) {
+        tiles.keys.run(start("backward_values")?, attention, attention.n_kv_heads, keys_bytes)?;
+    }
+    Ok(d_qkv)
+}
+
+/// Consecutive rows of one segment, and the runs of rows on the other side that they meet.
+#[derive(Debug, Clone, PartialEq)]
+struct Tile {
+    rows: Range<usize>,
+    /// Of the first row in its sequence.
+    position: usize,
+    runs: Vec<Run>,
+}
+
+/// Rows at consecutive positions of a sequence.
+#[derive(Debug, Clone, PartialEq)]
+struct Run {
+    rows: Range<usize>,
+    position: usize,
+}
+
+/// The queries of a segment, with the keys that some of them see.
+fn query_tiles(segments: &[Segment], index: usize, tile_rows: usize, window: Option<usize>) -> Vec<Tile> {
+    let segment_position = first_position(segments, index);
+    let tile = |block: super::Block| {
+        let mut position = block.first_key;
+        let run = |rows: Range<usize>| {
+            position += rows.len();
+            Run { position: position - rows.len(), rows }
+        };
+        let runs = block.keys.into_iter().map(run).collect();
+        Tile { position: segment_position + block.rows.start - segments[index].rows.start, rows: block.rows, runs }
+    };
+    blocks(segments, index, tile_rows, window).into_iter().map(tile).collect()
+}
+
+/// The keys of a segment, with the queries that see some of them: those of the segments `seen_by`.
+fn key_tiles(segments: &[Segment], index: usize, seen_by: &[usize], tile_rows: usize, window: Option<usize>) -> Vec<Tile> {
+    let (rows, segment_position) = (&segments[index].rows, first_position(segments, index));
+    let tile = |start: usize| {
+        let tile = start..(start + tile_rows).min(rows.end);
+        let position = segment_position + start - rows.start;
+        let end_position = window.map_or(usize::MAX, |window| (position + tile.len() - 1).saturating_add(window));
+        let runs = seen_by.iter().filter_map(|&other| {
+            let (queries, first) = (&segments[other].rows, first_position(segments, other));
+            let skipped = position.saturating_sub(first);
+            let end = end_position.saturating_sub(first).min(queries.len());
+            (skipped < end).then(|| Run { rows: queries.start + skipped..queries.start + end, position: first + skipped })
+        });
+        Tile { position, runs: runs.collect(), rows: tile }
+    };
+    rows.clone().step_by(tile_rows).map(tile).collect()
+}
+
+/// Tables of tiles on the device.
+#[derive(Debug)]
+struct Table {
+    n_tiles: usize,
+    /// For each tile its first row, rows, position, first run, and end of runs.
+    tiles: Tensor,
+    /// For each run its first row, rows, and position.
+    runs: Tensor,
+}
+
+impl Table {
+    /// The tiles that meet most rows come first, so that none of them is left to the end, when little runs beside it.
+    fn new(mut tiles: Vec<Tile>, like: &Tensor) -> Result<Self> {
+        tiles.sort_by_key(|tile| std::cmp::Reverse(tile.runs.iter().map(|run| run.rows.len()).sum::<usize>()));
+        let (mut of_tiles, mut of_runs) = (Vec::with_capacity(5 * tiles.len()), Vec::new());
+        for tile in &tiles {
+            let first = of_runs.len() / 3;
+            of_runs.extend(tile.runs.iter().flat_map(|run| [run.rows.start, run.rows.len(), run.position]));
+            of_tiles.extend([tile.rows.start, tile.rows.len(), tile.position, first, of_runs.len() / 3]);
+        }
+        let table = |mut values: Vec<usize>| {
+            // A device has no tensors of nothing.
+            values.resize(values.len().max(1), 0);
+            indices(values.into_iter().map(u32::try_from).collect::<Result<_, _>>()?, like)
+        };
+        Ok(Self { n_tiles: tiles.len(), tiles: table(of_tiles)?, runs: table(of_runs)? })
+    }
+
+    /// Starts a kernel on a block for each head and tile.
+    fn run(&self, kernel: Kernel, attention: &Attention, n_heads: usize, shared_bytes: usize) -> Result<()> {
+        let kernel = kernel.indices(&self.tiles)?.indices(&self.runs)?;
+        let kernel = kernel.integer(attention.n_heads)?.integer(attention.n_kv_heads)?.integer(attention.head_dim)?;
+        let no_window = i32::MAX as usize;
+        let kernel = kernel.float(attention.scale).integer(attention.window.map_or(no_window, |window| window.min(no_window)))?;
+        kernel.float(attention.soft_cap.unwrap_or(0.0)).shared(shared_bytes).run([n_heads, self.n_tiles, 1], THREADS)
+    }
+}
+
+/// Both sides' tables of one batch.
+#[derive(Debug)]
+struct Tiles {
+    queries: Table,
+    keys: Table,
+}
+
+/// What tables were made of.
+#[derive(Debug, PartialEq)]
+struct Source {
+    segments: Vec<Segment>,
+    window: Option<usize>,
+    tile_rows: usize,
+}
+
+/// Tables kept for the next layer, and for the backward: as many as a model has kinds of windows, twice.
+const N_KEPT: usize = 4;
+
+/// The newest last.
+static KEPT: Mutex<Vec<(Source, Arc<Tiles>)>> = Mutex::new(Vec::new());
+
+impl Tiles {
+    /// The tables on the device of `like`. All layers of a batch ask for the same, so the last few are kept.
+    fn of(segments: &[Segment], window: Option<usize>, tile_rows: usize, like: &Tensor) -> Result<Arc<Self>> {
+        // Nothing in there can be half done when a thread that holds it ends.
+        let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+        let same = |(source, tiles): &(Source, Arc<Self>)| {
+            source.segments == segments
+                && (source.window, source.tile_rows) == (window, tile_rows)
+                && tiles.keys.tiles.device().same_device(like.device())
+        };
+        let entry = match kept.iter().position(same) {
+            Some(index) => kept.remove(index),
+            None => {
+                let source = Source { segments: segments.to_vec(), window, tile_rows };
+                (source, Arc::new(Self::new(segments, window, tile_rows, like)?))
+            }
+        };
+        let tiles = entry.1.clone();
+        kept.push(entry);
+        if kept.len() > N_KEPT {
+            kept.remove(0);
+        }
+        Ok(tiles)
+    }
+
+    fn new(segments: &[Segment], window: Option<usize>, tile_rows: usize, like: &Tensor) -> Result<Self> {
+        let mut seen_by: Vec<Vec<usize>> = vec![Vec::new(); segments.len()];
+        for (index, segment) in segments.iter().enumerate() {
+            if segment.sees_itself {
+                seen_by[index].push(index);
+            }
+            ancestors(segments, index).into_iter().for_each(|ancestor| seen_by[ancestor].push(index));
+        }
+        let all = 0..segments.len();
+        let queries = all.clone().flat_map(|index| query_tiles(segments, index, tile_rows, window)).collect();
+        let keys = all.flat_map(|index| key_tiles(segments, index, &seen_by[index], tile_rows, window)).collect();
+        Ok(Self { queries: Table::new(queries, like)?, keys: Table::new(keys, like)? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::batch::PackedBatch;
+    use std::collections::BTreeMap;
+
+    /// Trees: a prompt with two answers, one with padding behind it; a lone sequence; padding with nothing before it; a chain.
+    fn forest(lengths: [usize; 9]) -> PackedBatch {
+        let mut batch = PackedBatch::default();
+        let tokens = |n: usize| vec![0; n];
+        let prompt = batch.push_segment(&tokens(lengths[0]), None, true);
+        let chosen = batch.push_segment(&tokens(lengths[1]), Some(prompt), true);
+        batch.push_segment(&tokens(lengths[2]), Some(chosen), false);
+        batch.push_segment(&tokens(lengths[3]), Some(prompt), true);
+        batch.push_segment(&tokens(lengths[4]), None, true);
+        batch.push_segment(&tokens(lengths[5]), None, false);
+        let first = batch.push_segment(&tokens(lengths[6]), None, true);
+        let second = batch.push_segment(&tokens(lengths[7]), Some(first), true);
+        batch.push_segment(&tokens(lengths[8]), Some(second), true);
+        batch
+    }
+
+    /// Which (query, key) pairs of rows are visible, by the definition.
+    fn visible(batch: &PackedBatch, window: Option<usize>) -> Vec<(usize, usize)> {
+        let mut pairs = Vec::new();
+        for (index, segment) in batch.segments.iter().enumerate() {
+            for query in segment.rows.clone() {
+                let own = if segment.sees_itself { segment.rows.start..query + 1 } else { 0..0 };
+                let before = ancestors(&batch.segments, index).into_iter().flat_map(|i| batch.segments[i].rows.clone());
+                let near = |key: &usize| window.is_none_or(|window| ((batch.positions[query] - batch.positions[*key]) as usize) < window);
+                pairs.extend(before.chain(own).filter(near).map(|key| (query, key)));
+            }
+        }
+        pairs.sort_unstable();
+        pairs
+    }
+
+    /// The pairs of a tile's rows and those of its runs.
+    fn pairs(tiles: &[Tile], batch: &PackedBatch) -> Vec<(usize, usize)> {
+        let mut pairs = Vec::new();
+        for tile in tiles {
+            assert_eq!(batch.positions[tile.rows.start] as usize, tile.position);
+            for run in &tile.runs {
+                assert!(!run.rows.is_empty() && batch.positions[run.rows.start] as usize == run.position);
+                pairs.extend(tile.rows.clone().flat_map(|row| run.rows.clone().map(move |other| (row, other))));
+            }
+        }
+        pairs
+    }
+
+    #[test]
+    fn tiles_meet_what_is_visible_once_from_either_side() {
+        let batch = forest([40, 9, 7, 33, 70, 5, 3, 20, 18]);
+        for (window, tile_rows) in [(None, 16), (None, 64), (Some(1), 16), (Some(13), 16), (Some(30), 64), (Some(1000), 16)] {
+            let all = 0..batch.segments.len();
+            let seen_by = |index: usize| -> Vec<usize> {
+                let sees = |&i: &usize| ancestors(&batch.segments, i).contains(&index) || i == index && batch.segments[i].sees_itself;
+                all.clone().filter(sees).collect()
+            };
+            let queries: Vec<Tile> = all.clone().flat_map(|i| query_tiles(&batch.segments, i, tile_rows, window)).collect();
+            let keys: Vec<Tile> = all.clone().flat_map(|i| key_tiles(&batch.segments, i, &seen_by(i), tile_rows, window)).collect();
+            for (side, mut met) in [("queries", pairs(&queries, &batch)), ("keys", pairs(&keys, &batch))] {
+                if side == "keys" {
+                    met.iter_mut().for_each(|pair| *pair = (pair.1, pair.0));
+                }
+                let mut times = BTreeMap::new();
+                met.iter().for_each(|pair| *times.entry(*pair).or_insert(0) += 1);
+                assert!(times.values().all(|&n| n == 1), "{side}, window {window:?}");
+                // Kernels mask by positions within these pairs.
+                let near = |&(query, key): &(usize, usize)| {
+                    let (query, key) = (batch.positions[query] as usize, batch.positions[key] as usize);
+                    key <= query && window.is_none_or(|window| query - key < window)
+                };
+                let masked: Vec<_> = times.into_keys().filter(near).collect();
+                assert_eq!(masked, visible(&batch, window), "{side}, window {window:?}");
+            }
+        }
+    }
+
+    #[cfg(feature = "emulator")]
+    mod emulated {
+        use super::*;
+        use crate::ops::attention::{self, Known};
+        use crate::ops::check;
+        use crate::ops::gpu::on_emulated_gpu;
+        use crate::ops::read;
+        use candle_core::Device;
+
+        fn attention(heads: (usize, usize), head_dim: usize, window: Option<usize>, soft_cap: Option<f64>) -> Attention {
+            let scale = 2.0 / (head_dim as f64).sqrt();
+            Attention { n_heads: heads.0, n_kv_heads: heads.1, head_dim, scale, window, soft_cap }
+        }
+
+        fn tensor(values: &[f64], width: usize, dtype: DType) -> Tensor {
+            Tensor::from_slice(values, (values.len() / width, width), &Device::Cpu).unwrap().to_dtype(dtype).unwrap()
+        }
+
+        /// Values, of the given type where they are kept in one.
+        struct Given {
+            qkv: Tensor,
+            d_out: Tensor,
+        }
+
+        fn given(a: &Attention, n: usize, dtype: DType) -> Given {
+            let width = a.n_heads * a.head_dim;
+            let qkv = check::values(1, n * a.width()).iter().map(|v| 1.7 * v).collect::<Vec<_>>();
+            Given { qkv: tensor(&qkv, a.width(), dtype), d_out: tensor(&check::values(2, n * width), width, dtype) }
+        }
+
+        /// Output, log-sum-exp and gradient on the emulated GPU.
+        fn on_gpu(a: &Attention, batch: &PackedBatch, given: &Given) -> [Vec<f32>; 3] {
+            on_emulated_gpu(|| {
+                let (out, lse) = attention::forward(&given.qkv, &batch.segments, a).unwrap();
+                let d_qkv = attention::backward(&given.qkv, &out, &lse, &given.d_out, &batch.segments, a).unwrap();
+                assert_eq!((out.dtype(), d_qkv.dtype()), (given.qkv.dtype(), given.qkv.dtype()));
+                [&out, &lse, &d_qkv].map(|tensor| read(tensor).unwrap().to_vec())
+            })
+        }
+
+        /// The same by the CPU's code in f64, from the same values.
+        fn exact(a: &Attention, batch: &PackedBatch, given: &Given) -> [Vec<f64>; 3] {
+            let [qkv, d_out] =
+                [&given.qkv, &given.d_out].map(|tensor| read(tensor).unwrap().iter().map(|&v| f64::from(v)).collect::<Vec<_>>());
+            let (mut out, mut lse) = (vec![f64::NAN; d_out.len()], vec![f64::NAN; batch.n_tokens() * a.n_heads]);
+            a.forward(&qkv, &batch.segments, &mut out, &mut lse);
+            let mut d_qkv = vec![f64::NAN; qkv.len()];
+            a.backward(&Known { qkv: &qkv, out: &out, lse: &lse, d_out: &d_out }, &batch.segments, &mut d_qkv);
+            [out, lse, d_qkv]
+        }
+
+        /// Largest difference over some columns of rows, relative to the largest value there. What is not finite must be equal.
+        fn difference(found: &[f32], exact: &[f64], width: usize, columns: Range<usize>) -> f64 {
+            assert_eq!(found.len(), exact.len());
+            let (mut worst, mut largest) = (0.0f64, 1e-30f64);
+            for (found, exact) in found.chunks(width).zip(exact.chunks(width)) {
+                for (&found, &exact) in found[columns.clone()].iter().zip(&exact[columns.clone()]) {
+                    let found = f64::from(found);
+                    if found.is_finite() && exact.is_finite() {
+                        worst = worst.max((found - exact).abs());
+                        largest = largest.max(exact.abs());
+                    } else {
+                        assert_eq!(found, exact);
+                    }
+                }
+            }
+            worst / largest
+        }
+
+        fn check(a: &Attention, batch: &PackedBatch, dtype: DType, tolerance: f64) {
+            let given = given(a, batch.n_tokens(), dtype);
+            let ([out, lse, d_qkv], [exact_out, exact_lse, exact_d_qkv]) = (on_gpu(a, batch, &given), exact(a, batch, &given));
+            let (hd, width) = (a.head_dim, a.n_heads * a.head_dim);
+            let [queries, keys, values] = [0, a.n_heads, a.n_heads + a.n_kv_heads].map(|head| head * hd);
+            let differences = [
+                ("out", difference(&out, &exact_out, width, 0..width)),
+                ("log-sum-exp", difference(&lse, &exact_lse, a.n_heads, 0..a.n_heads)),
+                ("dQ", difference(&d_qkv, &exact_d_qkv, a.width(), queries..keys)),
+                ("dK", difference(&d_qkv, &exact_d_qkv, a.width(), keys..values)),
+                ("dV", difference(&d_qkv, &exact_d_qkv, a.width(), values..a.width())),
+            ];
+            for (what, difference) in differences {
+                assert!(difference < tolerance, "{what} of {a:?} in {dtype:?} over {:?}: {differences:?}", batch.segments);
+            }
+        }
+
+        const F32: f64 = 1e-5;
+        /// Probabilities and gradients of scores are rounded to bf16 before they are multiplied, like what is stored.
+        const BF16: f64 = 1e-2;
+
+        #[test]
+        fn f32_equals_the_cpu() {
+            let batch = forest([17, 16, 5, 15, 65, 1, 1, 1, 30]);
+            for (heads, head_dim, window, cap) in [
+                ((4, 4), 6, None, None),
+                ((4, 1), 16, Some(9), None),
+                ((7, 1), 64, Some(40), Some(1.5)),
+                ((2, 1), 80, None, Some(0.7)),
+                ((2, 2), 128, Some(2), None),
+            ] {
+                check(&attention(heads, head_dim, window, cap), &batch, DType::F32, F32);
+            }
+        }
+
+        #[test]
+        fn f32_equals_the_cpu_over_wide_heads_and_long_sequences() {
+            check(&attention((1, 1), 256, Some(20), None), &forest([17, 3, 1, 2, 5, 1, 1, 1, 3]), DType::F32, F32);
+            check(&attention((2, 1), 16, None, None), &forest([130, 3, 9, 70, 200, 1, 1, 1, 3]), DType::F32, F32);
+        }
+
+        #[test]
+        fn bf16_equals_the_cpu_over_narrow_heads() {
+            let batch = forest([65, 16, 5, 17, 130, 3, 1, 15, 40]);
+            for (heads, head_dim, window, cap) in [((1, 1), 16, None, None), ((4, 1), 64, Some(9), None), ((7, 1), 32, Some(70), Some(3.0))]
+            {
+                check(&attention(heads, head_dim, window, cap), &batch, DType::BF16, BF16);
+            }
+        }
+
+        #[test]
+        fn bf16_equals_the_cpu_over_heads_of_128() {
+            check(&attention((4, 2), 128, None, None), &forest([70, 16, 5, 65, 130, 3, 1, 15, 17]), DType::BF16, BF16);
+            check(&attention((4, 1), 80, Some(20), Some(5.0)), &forest([33, 16, 9, 17, 65, 3, 1, 1, 15]), DType::BF16, BF16);
+            check(&attention((1, 1), 128, Some(100), None), &forest([65, 64, 9, 17, 140, 3, 1, 1, 15]), DType::BF16, BF16);
+        }
+
+        #[test]
+        fn bf16_equals_the_cpu_over_heads_of_256() {
+            check(&attention((2, 1), 256, None, Some(20.0)), &forest([33, 16, 9, 17, 65, 3, 1, 1, 15]), DType::BF16, BF16);
+            check(&attention((1, 1), 256, Some(16), None), &forest([33, 16, 9, 17, 100, 3, 1, 1, 15]), DType::BF16, BF16);
+        }
+
+        #[test]
+        fn bf16_of_widths_that_tensor_cores_do_not_take_equals_the_cpu() {
+            check(&attention((2, 1), 24, Some(30), None), &forest([33, 16, 9, 17, 65, 3, 1, 1, 15]), DType::BF16, BF16);
+        }
+
+        #[test]
+        fn results_repeat_bit_for_bit_and_do_not_depend_on_what_is_packed_beside() {
+            for (dtype, head_dim) in [(DType::F32, 16), (DType::BF16, 64)] {
+                let a = attention((4, 2), head_dim, Some(50), None);
+                let mut alone = PackedBatch::default();
+                let prompt = alone.push_segment(&[0; 33], None, true);
+                alone.push_segment(&[0; 40], Some(prompt), true);
+                alone.push_segment(&[0; 17], Some(prompt), true);
+                let mut packed = PackedBatch::default();
+                packed.push_segment(&[0; 21], None, true);
+                let prompt = packed.push_segment(&[0; 33], None, true);
+                packed.push_segment(&[0; 40], Some(prompt), true);
+                packed.push_segment(&[0; 17], Some(prompt), true);
+                let all = given(&a, packed.n_tokens(), dtype);
+                let own = Given { qkv: all.qkv.narrow(0, 21, 90).unwrap(), d_out: all.d_out.narrow(0, 21, 90).unwrap() };
+                let together = on_gpu(&a, &packed, &all);
+                assert_eq!(on_gpu(&a, &packed, &all), together, "{dtype:?}");
+                for (own, all) in on_gpu(&a, &alone, &own).iter().zip(&together) {
+                    assert!(own[..] == all[all.len() - own.len()..], "{dtype:?}");
+                }
+            }
+        }
+    }
+}
