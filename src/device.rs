@@ -1,6 +1,6 @@
 //! The one place that knows CPU and CUDA: which device computes, how many threads, and how much memory there is.
 
-use crate::config::{HardwareConfig, RunConfig};
+use crate::config::{HardwareConfig, MasterWeights, RunConfig};
 use crate::ops::{Place, gpu};
 use anyhow::{Context, Result, bail};
 use candle_core::Device;
@@ -31,7 +31,11 @@ fn cuda(name: &str) -> Result<Device> {
 
 /// Where the run of `config` computes.
 pub fn place(config: &RunConfig) -> Result<Place> {
-    Ok(Place { device: select(&config.hardware)?, compute: config.model.dtype })
+    let place = Place::new(select(&config.hardware)?, config.model.dtype);
+    Ok(match config.optimizer.master {
+        MasterWeights::F32 => place,
+        MasterWeights::Stochastic | MasterWeights::Kahan => place.with_bf16_weights(),
+    })
 }
 
 /// The GPU with this number, the same whenever it is asked for: its tensors belong together.

@@ -174,6 +174,10 @@ pub struct OptimizerConfig {
     pub weight_decay: f64,
     /// Global gradient norm above which gradients are scaled down; 0 turns clipping off.
     pub clip_norm: f64,
+    /// Where an update keeps what bf16 weights cannot hold.
+    pub master: MasterWeights,
+    /// The type of both moments.
+    pub moments: MomentType,
 }
 
 /// `[schedule]`
@@ -313,7 +317,16 @@ impl Default for TrainConfig {
 
 impl Default for OptimizerConfig {
     fn default() -> Self {
-        Self { kind: OptimizerKind::Adamw, lr: 6e-7, betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.0, clip_norm: 1.0 }
+        Self {
+            kind: OptimizerKind::Adamw,
+            lr: 6e-7,
+            betas: [0.9, 0.999],
+            eps: 1e-8,
+            weight_decay: 0.0,
+            clip_norm: 1.0,
+            master: MasterWeights::F32,
+            moments: MomentType::F32,
+        }
     }
 }
 

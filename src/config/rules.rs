@@ -6,7 +6,7 @@
 use super::keys::{list, nearest};
 use super::objective;
 use super::paths::{BUILTIN_TEMPLATES, CHECKPOINT_TEMPLATE, is_builtin, is_hub_id, is_template_file};
-use super::{ObjectiveKind, Pooling, RetentionKind, RunConfig, ScheduleKind, Sides};
+use super::{ComputeDtype, MasterWeights, ObjectiveKind, Pooling, RetentionKind, RunConfig, ScheduleKind, Sides};
 use std::path::Path;
 
 /// Pairs of which at most one key may be set.
@@ -275,6 +275,10 @@ fn optimizer(config: &RunConfig, findings: &mut Findings) {
     findings.positive("optimizer.eps", optimizer.eps);
     findings.non_negative("optimizer.weight_decay", optimizer.weight_decay);
     findings.non_negative("optimizer.clip_norm", optimizer.clip_norm);
+    let keeps_f32 = optimizer.master == MasterWeights::F32 || config.model.dtype == ComputeDtype::Bf16;
+    findings.require(keeps_f32, &["optimizer.master", "model.dtype"], || {
+        "`optimizer.master` is about weights in bf16, and `model.dtype` is \"f32\": set `model.dtype` = \"bf16\", or leave `optimizer.master` at \"f32\"".into()
+    });
 }
 
 fn schedule(config: &RunConfig, findings: &mut Findings) {

@@ -83,7 +83,7 @@ impl LowRankTerm {
         }
         let Some((first, _)) = columns.first() else { return Ok(None) };
         let rank = adaptation.rank;
-        let zeros = |rows: usize, width: usize| Tensor::zeros((rows, width), place.storage(), &place.device);
+        let zeros = |rows: usize, width: usize| Tensor::zeros((rows, width), place.storage, &place.device);
         let gradient = |rows: usize, width: usize| {
             (purpose == Purpose::Train).then(|| Tensor::zeros((rows, width), DType::F32, &place.device)).transpose()
         };

@@ -9,22 +9,30 @@ use candle_core::{DType, Device};
 pub struct Place {
     pub device: Device,
     pub compute: ComputeDtype,
+    /// The type that weights are stored in, and on a GPU activations.
+    pub storage: DType,
 }
 
 impl Place {
-    /// The type that weights and activations are stored in. On the CPU it is f32 in any case: there a product rounds its inputs as it packs them, and
-    /// the weights need no copy to be updated exactly. A GPU reads what it computes with, so that bf16 halves the bytes.
-    pub fn storage(&self) -> DType {
-        match self.compute {
-            ComputeDtype::Bf16 if self.device.is_cuda() || gpu::emulated() => DType::BF16,
+    /// On the CPU weights are stored in f32 in any case: there a product rounds its inputs as it packs them, and the weights need no copy to be
+    /// updated exactly. A GPU reads what it computes with, so that bf16 halves the bytes.
+    pub fn new(device: Device, compute: ComputeDtype) -> Self {
+        let storage = match compute {
+            ComputeDtype::Bf16 if device.is_cuda() || gpu::emulated() => DType::BF16,
             _ => DType::F32,
-        }
+        };
+        Self { device, compute, storage }
+    }
+
+    /// With weights in bf16 also on the CPU, which widens them whenever it reads them.
+    pub fn with_bf16_weights(self) -> Self {
+        Self { storage: DType::BF16, ..self }
     }
 }
 
 /// On the CPU.
 impl From<ComputeDtype> for Place {
     fn from(compute: ComputeDtype) -> Self {
-        Self { device: Device::Cpu, compute }
+        Self::new(Device::Cpu, compute)
     }
 }

@@ -69,7 +69,7 @@ pub fn start(prepared: Prepared, found: Option<Found>, mut claim: Claim, machine
     let mut loader = Loader::new(&dominant_numbers(&train), &config.train)?;
     let n_steps = loader.n_steps(&config.train)?;
     ensure!(n_steps > 0, "`train.epochs` and `train.max_steps` leave no step to take");
-    let mut optimizer = AdamW::new(&config.optimizer, policy.trained_parameters())?;
+    let mut optimizer = AdamW::new(&config.optimizer, config.train.seed, policy.trained_parameters())?;
     let settings = StepSettings { memory: machine.memory, ..StepSettings::new(&config, pad_token) };
     let probe = probe_rows(&train);
     let state = match found {

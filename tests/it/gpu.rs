@@ -52,7 +52,7 @@ fn check(name: &str, config: &Value, adaptation: Option<&Adaptation>, kind: Rete
     let (outcome, gradients) = step(config, adaptation, ComputeDtype::F32, &run);
     on_every_gpu(|gpu, device| {
         for (compute, value_tolerance, gradient_tolerance) in [(ComputeDtype::F32, 1e-4, 1e-4), (ComputeDtype::Bf16, 5e-2, 6e-2)] {
-            let place = Place { device: device.clone(), compute };
+            let place = Place::new(device.clone(), compute);
             let (on_gpu, gradients_on_gpu) = step(config, adaptation, place, &run);
             let what = format!("{name}, {kind:?}, {gpu}, {compute:?}");
             assert!(

@@ -31,7 +31,7 @@ impl Family {
         }
     }
 
-    fn kernel(self, name: &str, values: &Tensor) -> Result<Kernel> {
+    fn kernel<'a>(self, name: &str, values: &Tensor) -> Result<Kernel<'a>> {
         match self {
             Self::TensorCores(size) => Kernel::new(&format!("attention_{name}_{size}"), values),
             Self::Any => Kernel::new(&format!("attention_{name}_any"), values),

@@ -45,6 +45,7 @@ pub(super) fn address(storage: &CudaStorage, start: usize) -> Result<u64> {
         CudaStorageSlice::BF16(values) => (values.device_ptr(&stream).0, 2),
         CudaStorageSlice::U32(values) => (values.device_ptr(&stream).0, 4),
         CudaStorageSlice::I64(values) => (values.device_ptr(&stream).0, 8),
+        CudaStorageSlice::F64(values) => (values.device_ptr(&stream).0, 8),
         CudaStorageSlice::U8(values) => (values.device_ptr(&stream).0, 1),
         _ => bail!("no kernel takes {:?}", storage.dtype()),
     };

@@ -130,6 +130,11 @@ impl<'a> Kernel<'a> {
         self.tensor(tensor, DType::I64)
     }
 
+    /// f64
+    pub fn doubles(self, tensor: &'a Tensor) -> Result<Self> {
+        self.tensor(tensor, DType::F64)
+    }
+
     pub fn maybe_floats(self, tensor: Option<&'a Tensor>) -> Result<Self> {
         match tensor {
             Some(tensor) => self.floats(tensor),
@@ -195,7 +200,7 @@ pub(crate) fn threads_for(width: usize, per_thread: usize, most: usize) -> usize
 }
 
 /// Where the values of a contiguous tensor, or band of one, begin on its device.
-fn address(tensor: &Tensor) -> Result<u64> {
+pub(super) fn address(tensor: &Tensor) -> Result<u64> {
     let (storage, layout) = tensor.storage_and_layout();
     let start = super::contiguous(layout)?.start;
     match &*storage {
@@ -203,6 +208,7 @@ fn address(tensor: &Tensor) -> Result<u64> {
         Storage::Cpu(CpuStorage::BF16(values)) => Ok(values.as_ptr().wrapping_add(start) as u64),
         Storage::Cpu(CpuStorage::U32(values)) => Ok(values.as_ptr().wrapping_add(start) as u64),
         Storage::Cpu(CpuStorage::I64(values)) => Ok(values.as_ptr().wrapping_add(start) as u64),
+        Storage::Cpu(CpuStorage::F64(values)) => Ok(values.as_ptr().wrapping_add(start) as u64),
         Storage::Cpu(CpuStorage::U8(values)) => Ok(values.as_ptr().wrapping_add(start) as u64),
         #[cfg(feature = "cuda")]
         Storage::Cuda(values) => cuda::address(values, start),
@@ -243,13 +249,6 @@ pub(crate) fn hashes(values: &[u64], like: &Tensor) -> Result<Tensor> {
 /// f32 values on the device of `like`.
 pub(crate) fn floats(values: &[f32], like: &Tensor) -> Result<Tensor> {
     Ok(Tensor::from_slice(values, values.len(), like.device())?)
-}
-
-/// Copies `values` over those of `tensor`, rounded to its type.
-pub(crate) fn overwrite(tensor: &Tensor, values: &[f32]) -> Result<()> {
-    let source = floats(values, tensor)?;
-    let n_values = values.len();
-    Kernel::new("overwrite", tensor)?.values(tensor)?.floats(&source)?.long(n_values as u64).run(packs(n_values, tensor), 256)
 }
 
 /// Sets all values to zero.
