@@ -9,14 +9,33 @@ use std::fs;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
+/// A device, and in words which it is and why.
+#[derive(Debug, Clone)]
+pub struct Choice {
+    pub device: Device,
+    pub reason: String,
+}
+
 /// The device that `hardware.device` names: `auto` is the first GPU that this build can use, else the CPU.
+pub fn choose(config: &HardwareConfig) -> Result<Choice> {
+    let cpu = |why: String| Choice { device: Device::Cpu, reason: format!("the CPU, {why}") };
+    Ok(match config.device.as_str() {
+        "cpu" => cpu("as `hardware.device` says".into()),
+        "auto" if !candle_core::utils::cuda_is_available() => cpu("since this `mpo` was built without CUDA".into()),
+        "auto" => match gpu_at(0) {
+            Ok(device) => Choice { reason: format!("{}, the first GPU", gpu::name(&device)?), device },
+            Err(error) => cpu(format!("since no GPU can be used: {error:#}")),
+        },
+        name => {
+            let device = cuda(name)?;
+            Choice { reason: format!("{}, as `hardware.device` = \"{name}\" says", gpu::name(&device)?), device }
+        }
+    })
+}
+
+/// The device of [`choose`].
 pub fn select(config: &HardwareConfig) -> Result<Device> {
-    match config.device.as_str() {
-        "cpu" => Ok(Device::Cpu),
-        "auto" if candle_core::utils::cuda_is_available() => Ok(gpu_at(0).unwrap_or(Device::Cpu)),
-        "auto" => Ok(Device::Cpu),
-        name => cuda(name),
-    }
+    Ok(choose(config)?.device)
 }
 
 fn cuda(name: &str) -> Result<Device> {

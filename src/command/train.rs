@@ -122,6 +122,7 @@ fn train(prepared: Prepared, found: Option<Found>, profile: Option<&Path>) -> Re
     say_warnings(&prepared);
     let rates = forecast.rates(MEASURING)?;
     say(&starting(&prepared, found.as_ref()));
+    say(&format!("device   {}", device::choose(&prepared.config.hardware)?.reason));
     say(&first_lines(&forecast.estimate(memory, &rates), memory, &rates, available));
     let machine = Machine { memory, low_rank: forecast.low_rank, rates, phases: Phases::default() };
     let out = prepared.config.output.dir.clone();

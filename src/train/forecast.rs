@@ -13,7 +13,7 @@ use crate::model::decoder::Keep;
 use crate::plan::StepMemory;
 use crate::plan::estimate::{Estimate, Workload};
 use crate::plan::low_rank::LowRankTerms;
-use crate::plan::memory::{Memory, Setup};
+use crate::plan::memory::{Memory, ParameterBytes, Setup};
 use crate::plan::rates::{self, Rates};
 use crate::plan::work::{Gradient, Pass};
 use crate::reference::split_by_tokens;
@@ -106,6 +106,7 @@ impl<'a> Forecast<'a> {
             description,
             n_parameters: *n_parameters,
             low_rank: self.low_rank.as_ref(),
+            bytes: ParameterBytes::of(&self.config.optimizer),
             step,
             threads: self.threads,
             passes,
@@ -119,7 +120,7 @@ impl<'a> Forecast<'a> {
         let memory = self.memory(step);
         let model = memory.weights + memory.gradients + memory.moments;
         let mut text = format!(
-            "training this model needs about {} ({} for f32 weights, gradients and optimizer moments, {} for the passes of a micro-batch), \
+            "training this model needs about {} ({} for weights, gradients and optimizer moments, {} for the passes of a micro-batch), \
              and {} are free\n",
             gib(memory.total()),
             gib(model),

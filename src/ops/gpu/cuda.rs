@@ -37,6 +37,10 @@ pub(super) fn prepare(device: &CudaDevice) -> Result<()> {
     Ok(())
 }
 
+pub(super) fn name(device: &CudaDevice) -> Result<String> {
+    Ok(device.cuda_stream().context().name()?)
+}
+
 /// Where value `start` lies.
 pub(super) fn address(storage: &CudaStorage, start: usize) -> Result<u64> {
     let stream = storage.device().cuda_stream();

@@ -52,6 +52,15 @@ pub(crate) fn prepare(device: &Device) -> Result<()> {
     }
 }
 
+/// What the GPU calls itself.
+pub(crate) fn name(device: &Device) -> Result<String> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => cuda::name(device),
+        device => bail!("{:?} is no GPU", device.location()),
+    }
+}
+
 /// A kernel's argument, as it is copied to the GPU.
 #[derive(Debug, Clone, Copy)]
 enum Argument {
