@@ -109,6 +109,16 @@ def write_rows(pairs, split, path):
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
+def write_canaries(pairs, path):
+    """The prompts as benign ones. Those that are not trained on come first and have a good answer, the others have none."""
+    with open(path, "w", encoding="utf-8") as file:
+        for lang in LANGUAGES:
+            for pair in sorted((p for p in pairs if p.lang == lang), key=lambda p: p.split == "train"):
+                answer = {"answer": pair.chosen} if pair.split == "heldout" else {}
+                row = {"id": pair.name, "lang": lang, "prompt": pair.prompt, "kind": "benign", **answer}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
 # ---------------------------------------------------------------- tokenizer
 
 
@@ -275,6 +285,7 @@ def main():
 
     write_rows(pairs, "train", HERE / "train.jsonl")
     write_rows(pairs, "heldout", HERE / "heldout.jsonl")
+    write_canaries(pairs, HERE / "canary.jsonl")
     drawn = [grammars[lang].pair(rng) for lang in LANGUAGES for _ in range(300)]
     tokenizer = train_tokenizer([s for p in pairs * 10 + drawn for s in (p.prompt, p.chosen, p.rejected)])
     lengths = [len(h) + len(r) for p in pairs for a in (p.chosen, p.rejected) for h, r in [encode(tokenizer, p.prompt, a)]]
