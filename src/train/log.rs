@@ -144,6 +144,25 @@ mod tests {
     use serde_json::json;
 
     #[test]
+    fn a_line_that_is_no_step_is_written_again_by_whoever_goes_on_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics.jsonl");
+        let step = |step: usize| json!({"step": step, "loss": step, "epoch": 1.0, "tokens": 2, "tokens_computed": 2, "seconds": 0.5, "peak_rss_bytes": 9});
+        let other = |step: usize| json!({"step": step, "kind": "canary", "seconds": 100.0});
+        let mut log = MetricsLog::open(&path, 0).unwrap();
+        [other(0), step(1), step(2), other(2), step(3), other(3)].iter().for_each(|line| log.append(line).unwrap());
+        let totals = totals(&path).unwrap();
+        assert_eq!((totals.first_loss, totals.last_loss, totals.tokens, totals.seconds), (Some(1.0), Some(3.0), 6, 1.5));
+        let kept = |n_steps: usize| {
+            MetricsLog::open(&path, n_steps).unwrap();
+            fs::read_to_string(&path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<Value>>()
+        };
+        assert_eq!(kept(3), [other(0), step(1), step(2), other(2), step(3)]);
+        assert_eq!(kept(2), [other(0), step(1), step(2)]);
+        assert_eq!(kept(0), [] as [Value; 0]);
+    }
+
+    #[test]
     fn each_step_stands_once_after_a_resume() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("metrics.jsonl");

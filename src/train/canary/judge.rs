@@ -33,7 +33,7 @@ pub fn judge(thresholds: &SignsConfig, start: &Measurement, now: &Measurement, d
         }
         let rose = after.nll - before.nll;
         let message = format!(
-            "benign answers became less likely, from {:.2} to {:.2} nats a token: what has nothing to do with safety is being forgotten",
+            "the negative log-likelihood of benign answers rose from {:.2} to {:.2} nats a token: training takes away what it should leave alone",
             before.nll, after.nll
         );
         note(SignKind::Forgetting, rose, thresholds.canary_nll_nats, message);
@@ -133,7 +133,7 @@ mod tests {
     #[test]
     fn what_is_forgotten_and_what_drifts() {
         let forgotten = messages(&measurement(10, 0, 1, 1.4, 0.5), &["en"]);
-        assert!(forgotten.len() == 1 && forgotten[0].contains("from 1.00 to 1.40 nats"), "{forgotten:?}");
+        assert!(forgotten.len() == 1 && forgotten[0].contains("rose from 1.00 to 1.40 nats"), "{forgotten:?}");
         let drifted = messages(&measurement(10, 0, 1, 1.2, 0.5), &["bn"]);
         assert!(drifted.len() == 1 && drifted[0].contains("moved 0.50 nats a token (KL)"), "{drifted:?}");
         assert!(messages(&measurement(10, 0, 1, f64::NAN, f64::NAN), &["bn"]).is_empty(), "no number is no sign");

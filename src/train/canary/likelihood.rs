@@ -199,3 +199,51 @@ fn read<R: Send>(
     }
     Ok(seen)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::objective::retention::kl_divergence;
+
+    /// Values that look random.
+    fn values(seed: u32, n: usize) -> Vec<f32> {
+        (0..n as u32).map(|i| ((i + seed).wrapping_mul(2_654_435_761) >> 16) as f32 / 9000.0).collect()
+    }
+
+    #[test]
+    fn the_most_likely_tokens_are_kept_with_all_others_together() {
+        let logits = values(1, 300);
+        let position = Position::of(&mut logits.clone());
+        assert_eq!(position.tokens.len(), N_TOP);
+        let mut sorted = logits.clone();
+        sorted.sort_by(|a, b| b.total_cmp(a));
+        assert!(position.tokens.iter().zip(&sorted).all(|(&token, &logit)| logits[token as usize] == logit));
+        let mass: f64 = position.log_probs.iter().chain([&position.log_rest]).map(|&log| f64::from(log).exp()).sum();
+        assert!((mass - 1.0).abs() < 1e-6, "{mass}");
+        let few = Position::of(&mut values(2, 5));
+        assert_eq!((few.tokens.len(), few.log_rest), (5, f32::NEG_INFINITY), "there are no others");
+    }
+
+    #[test]
+    fn the_divergence_is_at_most_the_whole_one() {
+        for seed in 0..20 {
+            let (initial, policy) = (values(seed, 300), values(seed + 1000, 300));
+            let coarse = Position::of(&mut initial.clone()).divergence(&mut policy.clone());
+            let whole = kl_divergence(&initial, &policy);
+            assert!(coarse > 0.0 && coarse <= whole + 1e-5, "{coarse} of {whole}");
+            assert_eq!(Position::of(&mut initial.clone()).divergence(&mut initial.clone()), 0.0, "nothing has moved");
+            let (initial, policy) = (&initial[..N_TOP], &policy[..N_TOP]);
+            let exact = Position::of(&mut initial.to_vec()).divergence(&mut policy.to_vec());
+            assert!((exact - kl_divergence(initial, policy)).abs() < 1e-5, "no more tokens than are kept");
+        }
+    }
+
+    #[test]
+    fn what_is_no_number_stays_none() {
+        let position = Position::of(&mut values(1, 300));
+        let mut broken = values(1, 300);
+        broken[7] = f32::NAN;
+        assert!(position.divergence(&mut broken).is_nan());
+        assert!(ordered(f32::NAN) < ordered(f32::NEG_INFINITY) && ordered(-1.0) < ordered(-0.5) && ordered(-0.0) < ordered(1e-9));
+    }
+}

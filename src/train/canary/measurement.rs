@@ -122,7 +122,16 @@ fn arrow(cells: [Option<String>; 2]) -> String {
 /// What `kind` is in a line of `metrics.jsonl` that is about canaries.
 pub const KIND: &str = "canary";
 
-/// The line of `metrics.jsonl`: `canary_nll/sw` and so on, for each language.
+/// The line of `metrics.jsonl` about the weights after `step` steps. For each language, as in `canary_nll/sw`:
+///
+/// | key | |
+/// |---|---|
+/// | `canary_nll`, `canary_kl` | nats a token; `null` where the model gives no numbers, and then without the other keys |
+/// | `canary_refusal_rate`, `canary_repetitive_rate` | share of the answers that refuse (a heuristic); that are empty or loops |
+/// | `canary_language_match` | share that is in the prompt's language, of those whose language can be told; absent where there are none |
+/// | `canary_length` | mean length of an answer in tokens, the stop token included |
+///
+/// and `seconds`, which all of it took.
 pub fn line(measurement: &Measurement, seconds: f64) -> Map<String, Value> {
     let mut line = Map::new();
     line.insert("step".into(), measurement.step.into());

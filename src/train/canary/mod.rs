@@ -8,12 +8,14 @@
 //! start        OUT/canary/start/       what is compared with: texts, distributions and measurement of the model of step 0
 //! measurement  all of it by language   -> a line of its own in `metrics.jsonl`, a table in the summary
 //! judge        two measurements        -> failure signs
+//! cost         prompts                 -> what `mpo plan` counts
 //! ```
 //!
 //! It is done before the first step, every `canary.every_steps` steps and after the last one, with the weights that are there: nothing random is
 //! drawn, no buffer of the training is touched, and no second model is in memory. The answers stand in `OUT/canary/step-000010.jsonl`.
 
 mod answers;
+mod cost;
 mod judge;
 mod likelihood;
 mod measurement;

@@ -173,14 +173,13 @@ fn digest(prompts: &[Prompt], max_new_tokens: usize) -> String {
 
 fn notes(prompts: &[Prompt], n_harmful: usize, trained: &BTreeSet<&str>) -> Vec<String> {
     let asked: BTreeSet<&str> = prompts.iter().map(|prompt| prompt.lang.as_str()).collect();
-    let phrases: BTreeSet<&str> = keyword::languages().collect();
     let list = |languages: Vec<&str>| languages.join(" ");
     let mut notes = Vec::new();
     let missing: Vec<&str> = trained.iter().copied().filter(|lang| !asked.contains(lang)).collect();
     if !missing.is_empty() {
         notes.push(format!("canaries: over-refusal is not measured in {}, for lack of benign prompts", list(missing)));
     }
-    let unread: Vec<&str> = asked.into_iter().filter(|lang| keyword::refuses("", lang).is_none() && !phrases.contains(lang)).collect();
+    let unread: Vec<&str> = asked.into_iter().filter(|lang| keyword::refuses("", lang).is_none()).collect();
     if !unread.is_empty() {
         notes.push(format!("canaries: no phrases of refusal are known in {}; only refusals in English are seen there", list(unread)));
     }
@@ -188,4 +187,58 @@ fn notes(prompts: &[Prompt], n_harmful: usize, trained: &BTreeSet<&str>) -> Vec<
         notes.push(format!("canaries: {n_harmful} harmful prompts of the file are not asked; `mpo eval --bench prompts` does"));
     }
     notes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn prompt(id: &str, lang: &str) -> Prompt {
+        Prompt { id: id.into(), lang: lang.into(), text: "q".into(), tokens: vec![1, 2], answer: None }
+    }
+
+    #[test]
+    fn the_first_of_each_language_are_asked() {
+        let item = |id: usize, lang: &str| Item {
+            id: id.to_string(),
+            lang: lang.into(),
+            kind: Kind::Benign,
+            turns: vec!["q".into()],
+            english: vec![],
+            target: None,
+            choices: vec![],
+            tags: vec![],
+            temperature: None,
+            doc: serde_json::Value::Null,
+        };
+        let items = [(1, "sw"), (1, "en"), (2, "sw"), (3, "sw"), (2, "en")].map(|(id, lang)| item(id, lang));
+        let chosen = first_of_each_language(items.to_vec(), 2);
+        let names: Vec<(&str, &str)> = chosen.iter().map(|item| (item.lang.as_str(), item.id.as_str())).collect();
+        assert_eq!(names, [("sw", "1"), ("sw", "2"), ("en", "1"), ("en", "2")]);
+    }
+
+    #[test]
+    fn the_digest_tells_prompts_apart() {
+        let changed = |change: &dyn Fn(&mut Prompt)| {
+            let mut prompt = prompt("a", "sw");
+            change(&mut prompt);
+            digest(&[prompt], 8)
+        };
+        let same = changed(&|_| ());
+        assert_eq!(same, digest(&[prompt("a", "sw")], 8));
+        assert_ne!(same, digest(&[prompt("a", "sw")], 9));
+        assert_ne!(same, changed(&|prompt| prompt.id.push('b')));
+        assert_ne!(same, changed(&|prompt| prompt.lang = "bn".into()));
+        assert_ne!(same, changed(&|prompt| prompt.tokens.push(3)));
+        assert_ne!(same, changed(&|prompt| prompt.answer = Some(vec![3])));
+    }
+
+    #[test]
+    fn what_is_not_measured_is_said() {
+        let prompts = [prompt("a", "sw"), prompt("a", "yo")];
+        let notes = notes(&prompts, 3, &["bn", "sw", "zh"].into());
+        assert!(notes[0].contains("not measured in bn zh"), "{notes:?}");
+        assert!(notes[1].contains("known in yo;") && notes[2].contains("3 harmful prompts"), "{notes:?}");
+        assert!(super::notes(&prompts[..1], 0, &["sw"].into()).is_empty());
+    }
 }
