@@ -6,13 +6,12 @@
 
 use super::card::{Card, Languages, Origin, Scoring, lower};
 use super::table::Row;
-use super::{Benchmark, Loaded, languages, table};
+use super::{Benchmark, Loaded, table};
 use crate::eval::item::{Item, Kind};
-use crate::eval::judge::guard::base_language;
 use crate::eval::source::Source;
 use anyhow::{Result, bail, ensure};
 use serde_json::Value;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 pub(super) struct Prompts;
@@ -86,13 +85,6 @@ pub fn read(path: &Path, objection: &dyn Fn(&Item) -> Option<String>) -> Result<
         bail!("the prompts cannot be used:\n  {}{more}", problems.join("\n  "));
     }
     Ok(items)
-}
-
-/// What is said of a language that is neither one of the benchmarks' nor one of `others`: most likely a slip.
-pub fn unknown_language(lang: &str, others: &BTreeSet<&str>) -> Option<String> {
-    let is_known = languages::name(base_language(lang)).is_some() || others.contains(lang);
-    (!is_known)
-        .then(|| format!("`lang` is `{lang}`, a language that neither mpo nor the training data knows; codes are ISO 639-1, such as `sw`"))
 }
 
 /// The row as an item, or everything that is wrong with it.

@@ -120,7 +120,7 @@ mod tests {
         // A refusal in another language counts as both.
         assert_eq!(look("I'm sorry, but I can't help you with that request."), (true, false, Some(false)));
         assert_eq!(look("First mix the flour with the water, then let the dough rest."), (false, false, Some(false)));
-        assert_eq!(look(&sentence.repeat(9)).1, true);
+        assert!(look(&sentence.repeat(9)).1);
         assert_eq!(look(" \n"), (false, true, None));
     }
 }

@@ -37,6 +37,8 @@ use anyhow::{Context, Result};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+const NOT_BEGUN: &str = "the canaries were not asked before the first step";
+
 /// The canaries of a run.
 pub struct Canaries {
     prompts: Prompts,
@@ -100,19 +102,17 @@ impl Canaries {
     /// Measures the policy after `step` steps and writes its answers; `None` where Ctrl-C came between.
     pub fn ask(&mut self, policy: &Decoder, step: usize) -> Result<Option<Answered<'_>>> {
         let measurement = match step {
-            0 => self.begin(policy)?.then(|| self.start.as_ref().map(|start| start.measurement.clone())).flatten(),
+            0 if self.begin(policy)? => self.start.as_ref().map(|start| start.measurement.clone()),
+            0 => None,
             _ => self.measure(policy, step)?,
         };
-        self.last = measurement.or(self.last.take());
-        Ok(self.start.as_ref().zip(self.last.as_ref().filter(|last| last.step == step)).map(|(start, now)| Answered {
-            prompts: &self.prompts,
-            start: &start.measurement,
-            now,
-        }))
+        let Some(measurement) = measurement else { return Ok(None) };
+        let start = self.start.as_ref().context(NOT_BEGUN)?;
+        Ok(Some(Answered { prompts: &self.prompts, start: &start.measurement, now: self.last.insert(measurement) }))
     }
 
     fn measure(&self, policy: &Decoder, step: usize) -> Result<Option<Measurement>> {
-        let start = self.start.as_ref().context("the canaries were not asked before the first step")?;
+        let start = self.start.as_ref().context(NOT_BEGUN)?;
         let texts = TextsSeen::of(policy, &self.prompts, start)?;
         // A model that gives no numbers for a text gives no words either.
         if !texts.is_finite() {

@@ -4,8 +4,9 @@ use crate::config::{CanaryConfig, DataConfig, DataFormat};
 use crate::data::encode::{EncodedRow, Encoder};
 use crate::data::pair::{Message, PreferencePair, PreferenceRow, Role};
 use crate::digest::hex;
-use crate::eval::bench::prompts;
+use crate::eval::bench::{languages, prompts};
 use crate::eval::item::{Item, Kind};
+use crate::eval::judge::guard::base_language;
 use crate::eval::judge::keyword;
 use crate::hub;
 use crate::model::description::DecoderDescription;
@@ -83,7 +84,7 @@ impl Prompts {
         let [file] = files.as_slice() else { bail!("it has {} files, and should be one", files.len()) };
         let dominant: BTreeSet<&str> = rows.iter().filter_map(|row| row.dominant.as_ref()).map(|pair| pair.lang.as_str()).collect();
         let trained: BTreeSet<&str> = rows.iter().map(|row| row.target.lang.as_str()).chain(dominant.iter().copied()).collect();
-        let items = prompts::read(file, &|item| prompts::unknown_language(&item.lang, &trained))?;
+        let items = prompts::read(file, &|item| unknown_language(&item.lang, &trained))?;
         let (benign, others): (Vec<Item>, Vec<Item>) = items.into_iter().partition(|item| item.kind == Kind::Benign);
         ensure!(
             !benign.is_empty(),
@@ -105,6 +106,13 @@ impl Prompts {
         self.all.iter().for_each(|prompt| *n_of_language.entry(prompt.lang.as_str()).or_default() += 1);
         n_of_language
     }
+}
+
+/// What is said of a language that is neither one of the benchmarks' nor one that is trained: most likely a slip.
+fn unknown_language(lang: &str, trained: &BTreeSet<&str>) -> Option<String> {
+    let is_known = languages::name(base_language(lang)).is_some() || trained.contains(lang);
+    (!is_known)
+        .then(|| format!("`lang` is `{lang}`, a language that neither mpo nor the training data knows; codes are ISO 639-1, such as `sw`"))
 }
 
 /// Language by language in the order of their first prompts, `limit` of each.
