@@ -308,8 +308,10 @@ fn a_model_that_learns_to_refuse_is_said_to() {
     let rates: Vec<f64> = lines(&run).iter().map(|line| number(line, "canary_refusal_rate/sw")).collect();
     assert_eq!((rates[0], rates[2]), (0.0, 1.0));
     let signs = json(&run.join("summary.json"))["failure_signs"].clone();
-    let sign = signs.as_array().unwrap().iter().find(|sign| sign["kind"] == "over_refusal").unwrap().clone();
-    assert_eq!((&sign["lang"], number(&sign, "threshold")), (&json!("sw"), 0.25));
+    // The words are the same in every language by then: that counts as refusal there too.
+    let is_it = |sign: &&Value| sign["kind"] == "over_refusal" && sign["lang"] == "sw";
+    let sign = signs.as_array().unwrap().iter().find(is_it).unwrap_or_else(|| panic!("{signs}"));
+    assert_eq!((number(sign, "value"), number(sign, "threshold")), (1.0, 0.25));
     let answers = json_lines(&run.join("canary/step-000040.jsonl"));
     assert!(answers.iter().any(|answer| answer["lang"] == "sw" && answer["answer"] == refusal && answer["is_refusal"] == true));
 }
