@@ -38,6 +38,8 @@ pub struct Setup<'a> {
     pub passes: &'a [&'a [Pass]],
     /// Values of the reference's states, of all sequences, and of its head where `kl` keeps one.
     pub n_reference: usize,
+    /// Bytes that canaries hold.
+    pub canaries: u64,
     /// Token ids and names of all rows.
     pub data: u64,
     /// What the process holds now, with `data` and without a model.
@@ -97,6 +99,8 @@ pub struct Memory {
     pub scratch: u64,
     /// The frozen reference's scores, and its head for `kl`.
     pub reference: u64,
+    /// Caches of the canaries' answers, and what is known of step 0.
+    pub canaries: u64,
     /// Encoded rows.
     pub data: u64,
     /// Program, tokenizer, templates, allocator.
@@ -124,6 +128,7 @@ impl Memory {
             logits: bytes(lent.of(Kind::Logits)),
             scratch: bytes(lent.of(Kind::Scratch) + n_idle + n_unpooled) + setup.bytes.widened(setup.description),
             reference: bytes(setup.n_reference),
+            canaries: setup.canaries,
             data: setup.data,
             process: setup.process.saturating_sub(setup.data) + OVERHEAD,
         }
@@ -135,7 +140,7 @@ impl Memory {
     }
 
     /// Every kind with its name, the largest of a usual run first.
-    pub fn parts(&self) -> [(&'static str, u64); 9] {
+    pub fn parts(&self) -> [(&'static str, u64); 10] {
         [
             ("weights", self.weights),
             ("gradients", self.gradients),
@@ -144,6 +149,7 @@ impl Memory {
             ("logits", self.logits),
             ("scratch", self.scratch),
             ("reference scores", self.reference),
+            ("canaries", self.canaries),
             ("encoded rows", self.data),
             ("program and tokenizer", self.process),
         ]
@@ -208,6 +214,7 @@ mod tests {
             threads: 1,
             passes: &[&passes],
             n_reference: 16,
+            canaries: 30,
             data: 700,
             process: 5000,
         };
@@ -217,6 +224,7 @@ mod tests {
         let small = Memory::of(&Setup { bytes: ParameterBytes::of(&settings), ..setup });
         assert_eq!([small.weights, small.gradients, small.moments], [4000, 4000, 2 * (1000 + 16)]);
         assert_eq!(small.scratch - memory.scratch, 4 * 32 * 8, "the head's weight, widened");
+        assert_eq!(memory.canaries, 30);
         assert_eq!((memory.data, memory.process), (700, 4300 + OVERHEAD));
         // x and r; query, key and value; attended and its log-sum-exp; middle and r; gate and up; the final norm's input and r.
         let n_bytes = 4 * (1u64 << 14);
