@@ -58,6 +58,10 @@
 //!
 //! [`ops`] says how an op reaches the values of candle tensors, and why that way. One [`model::description`] covers all families.
 //!
+//! An op runs where its tensors are. [`ops::gpu`] is the other side of every op: kernels of our own and cuBLAS, on values in f32 or bf16, run by the CUDA
+//! driver or, in tests, by an emulator that is the same sources compiled for the CPU. An op without such a side still works there: [`ops::read`] and
+//! [`ops::update`] copy. Where a model lies is [`ops::Place`]; [`device`] chooses it.
+//!
 //! What is not computed: padding (sequences are packed, [`data::batch`]), a shared prompt twice (chosen and rejected answer are two branches
 //! behind one prompt), the head on the dominant side, logits away from the answers, scores of more than a block of queries
 //! ([`ops::attention`]), and the reference during training.
@@ -77,6 +81,7 @@
 //! - Every op has its backward in its file, checked in f64 by finite differences. The engine as a whole is checked entry by entry against a slow
 //!   decoder on candle's autograd (`tests/it/slow.rs`), against candle-transformers, and against PyTorch (`tests/it/golden.rs`, `tests/oracle`);
 //!   every loss against TRL (`tests/it/objectives`).
+//! - Kernels sum in an order that follows from shapes: no atomics. Each is tested against its CPU twin, twice with the threads in another order.
 //! - Logits in memory are bounded by a budget, never by the batch. What is kept for the backward and what is made again does not change a bit.
 //! - No default value stands in two places.
 //! - A file that a reader may meet is whole: it is written under another name, synced, and renamed. Nothing is unpickled; weights are

@@ -16,6 +16,7 @@ use super::{Real, Scratch, read, update};
 use crate::config::ComputeDtype;
 use anyhow::{Result, bail, ensure};
 use candle_core::Tensor;
+use on_gpu::logits_backward_on_gpu;
 use rayon::prelude::*;
 
 /// Logits that are made at a time (96 MiB of f32).
@@ -154,6 +155,9 @@ impl Head {
     /// The gradient of `x [R, D]` from that of its logits before the cap, `[R, V]`; adds to `weight_gradient [V, D]`.
     fn chunk_backward(&self, x: &[f32], weight: &Tensor, d_logits: &[f32], weight_gradient: Option<&Tensor>) -> Result<Scratch> {
         let (n_vocab, width) = (weight.dim(0)?, weight.dim(1)?);
+        if gpu::has(weight) {
+            return logits_backward_on_gpu(x, weight, d_logits, weight_gradient);
+        }
         let dx = self.chunk_input_gradient(x.len() / width, weight, d_logits)?;
         let d_logits = Matrix::new(d_logits, n_vocab);
         if let Some(weight_gradient) = weight_gradient {
@@ -175,6 +179,9 @@ impl Head {
     /// Raw logits (capped) of every row of `hidden [M, D]`, `[M, V]`: for the few rows that a KL term looks at.
     pub fn logits(&self, hidden: &[f32], weight: &Tensor) -> Result<Scratch> {
         let width = weight.dim(1)?;
+        if gpu::has(weight) {
+            return self.logits_on_gpu(hidden, weight);
+        }
         let mut logits = product(hidden, &read(weight)?, width, self.compute);
         self.cap(&mut logits);
         Ok(logits)
@@ -183,6 +190,9 @@ impl Head {
     /// As [`Head::logits`], by the kernel of decoding: the weight is read once and not packed.
     pub fn logits_few(&self, hidden: &[f32], weight: &Tensor) -> Result<Scratch> {
         let (n_vocab, width) = weight.dims2()?;
+        if gpu::has(weight) {
+            return self.logits_on_gpu(hidden, weight);
+        }
         let mut logits = Scratch::new(hidden.len() / width * n_vocab);
         multiply_rows_in(self.compute, hidden, &read(weight)?, width, &mut logits);
         self.cap(&mut logits);

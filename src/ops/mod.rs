@@ -194,6 +194,14 @@ fn on_device_of(like: &Tensor, values: &[f32], shape: &[usize]) -> Result<Tensor
     Ok(Tensor::from_slice(values, shape, &Device::Cpu)?.to_dtype(like.dtype())?.to_device(like.device())?)
 }
 
+/// Values that the CPU made, where and in the type in which `like` is.
+pub fn buffer_like(like: &Tensor, values: Scratch, shape: &[usize]) -> Result<Buffer> {
+    if gpu::has(like) {
+        return Ok(Buffer::of(on_device_of(like, &values, shape)?));
+    }
+    Buffer::new(values, shape)
+}
+
 /// Sets all values of a contiguous tensor, or band of one, to zero. One thread alone does not reach the memory's rate.
 pub fn clear(tensor: &Tensor) -> Result<()> {
     if gpu::has(tensor) {

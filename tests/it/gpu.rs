@@ -68,6 +68,29 @@ fn check(name: &str, config: &Value, adaptation: Option<&Adaptation>, kind: Rete
 }
 
 #[test]
+fn reading_token_by_token_is_that_of_the_cpu() {
+    let dir = tempfile::tempdir().unwrap();
+    write_model(dir.path(), &gemma2(HIDDEN, VOCABULARY), 1);
+    let logits = |place: Place| {
+        let model = Decoder::load(dir.path(), place, Purpose::Inference).unwrap();
+        let (hidden, mut caches) = model.read_texts(&[&[1, 2, 3, 4, 5], &[9, 8]]).unwrap();
+        let mut logits = model.next_logits(&hidden).unwrap().to_vec();
+        for tokens in [[7, 11], [100, 3]] {
+            let hidden = model.read_next(&tokens, &mut caches.iter_mut().collect::<Vec<_>>()).unwrap();
+            logits.extend_from_slice(&model.next_logits(&hidden).unwrap());
+        }
+        vec![logits]
+    };
+    let expected = logits(ComputeDtype::F32.into());
+    on_every_gpu(|gpu, device| {
+        for (compute, tolerance) in [(ComputeDtype::F32, 1e-5), (ComputeDtype::Bf16, 5e-2)] {
+            let difference = relative_difference(&logits(Place::new(device.clone(), compute)), &expected);
+            assert!(difference <= tolerance, "{gpu}, {compute:?}: logits differ by {difference:.1e}");
+        }
+    });
+}
+
+#[test]
 fn a_step_is_that_of_the_cpu() {
     check("llama", &llama(HIDDEN, VOCABULARY), None, RetentionKind::Hidden);
     check("gemma2", &gemma2(HIDDEN, VOCABULARY), None, RetentionKind::Hidden);

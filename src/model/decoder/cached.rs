@@ -8,7 +8,7 @@ use crate::data::batch::PackedBatch;
 use crate::model::block::Layout;
 use crate::model::cache::Cache;
 use crate::ops::rope::RopeTable;
-use crate::ops::{Buffer, Scratch, embedding, read};
+use crate::ops::{self, Buffer, Scratch, embedding, read};
 use anyhow::{Result, ensure};
 
 impl Decoder {
@@ -32,12 +32,9 @@ impl Decoder {
             x = y;
         }
         let width = self.description.hidden_size;
-        let mut last = Scratch::new(texts.len() * width);
-        let rows = read(&x)?;
-        for (last, segment) in last.chunks_mut(width).zip(&batch.segments) {
-            last.copy_from_slice(&rows[(segment.rows.end - 1) * width..][..width]);
-        }
-        let last = Buffer::new(last, &[texts.len(), width])?;
+        let ends: Vec<usize> = batch.segments.iter().map(|segment| segment.rows.end - 1).collect();
+        let last = Scratch::copy_of(&ops::read_rows(&x, &ends)?);
+        let last = ops::buffer_like(&x, last, &[texts.len(), width])?;
         Ok((self.final_norm.forward(&last)?.0, caches))
     }
 

@@ -1,11 +1,12 @@
 //! Attention of the next token of each of several sequences, over keys and values that were kept from earlier forwards (a KV cache).
 //!
-//! A query and what it sees are one task for each key head, whoever else is in the batch: a sequence's result does not depend on the others.
+//! A query and what it sees are one task for each key head, whoever else is in the batch: a sequence's result does not depend on the others. Keys and
+//! values are kept on the CPU, also those of a model on a GPU.
 
 use super::Attention;
 use crate::ops::gemm::{Lanes, multiply_rows};
 use crate::ops::real::{max, sum, vectorized};
-use crate::ops::{Buffer, Real, Scratch, read};
+use crate::ops::{Buffer, Real, Scratch, buffer_like, read};
 use anyhow::{Result, ensure};
 use candle_core::Tensor;
 use rayon::prelude::*;
@@ -53,11 +54,12 @@ pub fn keep(qkv: &Tensor, rows: Range<usize>, attention: &Attention, kept: &mut 
 pub fn forward_next(qkv: &Tensor, mut kept: Vec<&mut KeyValues>, attention: &Attention) -> Result<Buffer> {
     let (n_rows, width) = (qkv.dim(0)?, attention.n_heads * attention.head_dim);
     ensure!(kept.len() == n_rows, "{n_rows} tokens for {} sequences", kept.len());
+    let like = qkv;
     let qkv = read(qkv)?;
     kept.iter_mut().enumerate().for_each(|(row, kept)| kept.extend(&qkv, row..row + 1, attention));
     let mut out = Scratch::new(n_rows * width);
     attention.forward_next(&qkv, &kept, &mut out);
-    Buffer::new(out, &[n_rows, width])
+    buffer_like(like, out, &[n_rows, width])
 }
 
 impl Attention {

@@ -3,7 +3,7 @@
 use super::{Head, Kept, ScoredTargets, TokenTarget, check, rows_per_chunk};
 use crate::ops::gemm::Write;
 use crate::ops::gpu::{self, Kernel, Operand, empty, empty_like, floats, indices, rows};
-use crate::ops::{Buffer, read};
+use crate::ops::{Buffer, Scratch, on_device_of, read};
 use anyhow::{Result, bail};
 use candle_core::{DType, Tensor};
 
@@ -109,6 +109,15 @@ impl Head {
         Ok(())
     }
 
+    /// `Head::logits`, from the CPU and back to it.
+    pub(super) fn logits_on_gpu(&self, hidden: &[f32], weight: &Tensor) -> Result<Scratch> {
+        let width = weight.dim(1)?;
+        let x = on_device_of(weight, hidden, &[hidden.len() / width, width])?;
+        let mut logits = Scratch::copy_of(&read(&self.raw_logits(&x, weight)?)?);
+        self.cap(&mut logits);
+        Ok(logits)
+    }
+
     fn cap_or_0(&self) -> f64 {
         self.soft_cap.unwrap_or(0.0)
     }
@@ -151,6 +160,19 @@ impl Head {
         gpu::multiply(&dx, Write::Overwrite, 1.0, Operand::new(&d_logits), Operand::new(weight))?;
         Ok(dx)
     }
+}
+
+/// `Head::chunk_backward`, from the CPU and back to it.
+pub(super) fn logits_backward_on_gpu(x: &[f32], weight: &Tensor, d_logits: &[f32], weight_gradient: Option<&Tensor>) -> Result<Scratch> {
+    let (n_vocab, width) = weight.dims2()?;
+    let n_rows = x.len() / width;
+    let (x, d_logits) = (on_device_of(weight, x, &[n_rows, width])?, on_device_of(weight, d_logits, &[n_rows, n_vocab])?);
+    if let Some(weight_gradient) = weight_gradient {
+        gpu::multiply(weight_gradient, Write::Add, 1.0, Operand::transposed(&d_logits), Operand::new(&x))?;
+    }
+    let dx = empty_like(&[n_rows, width], weight)?;
+    gpu::multiply(&dx, Write::Overwrite, 1.0, Operand::new(&d_logits), Operand::new(weight))?;
+    Ok(Scratch::copy_of(&read(&dx)?))
 }
 
 fn gather(hidden: &Tensor, targets: &[TokenTarget]) -> Result<Buffer> {
