@@ -113,7 +113,7 @@ impl Head {
     pub(super) fn logits_on_gpu(&self, hidden: &[f32], weight: &Tensor) -> Result<Scratch> {
         let width = weight.dim(1)?;
         let x = on_device_of(weight, hidden, &[hidden.len() / width, width])?;
-        let mut logits = Scratch::copy_of(&read(&self.raw_logits(&x, weight)?)?);
+        let mut logits = Scratch::copy_of(&read(&*self.raw_logits(&x, weight)?)?);
         self.cap(&mut logits);
         Ok(logits)
     }
