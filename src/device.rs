@@ -11,7 +11,7 @@ use std::path::Path;
 pub fn select(config: &HardwareConfig) -> Result<Device> {
     match config.device.as_str() {
         "cpu" => Ok(Device::Cpu),
-        "auto" if candle_core::utils::cuda_is_available() => Ok(Device::new_cuda(0).unwrap_or(Device::Cpu)),
+        "auto" if candle_core::utils::cuda_is_available() => Ok(gpu(0).unwrap_or(Device::Cpu)),
         "auto" => Ok(Device::Cpu),
         name => cuda(name),
     }
@@ -24,7 +24,12 @@ fn cuda(name: &str) -> Result<Device> {
     if !candle_core::utils::cuda_is_available() {
         bail!("`hardware.device` is `{name}`, but this `mpo` was built without CUDA: use `cpu` or `auto`");
     }
-    Device::new_cuda(index).with_context(|| format!("cannot use the GPU `{name}`"))
+    gpu(index).with_context(|| format!("cannot use the GPU `{name}`"))
+}
+
+/// The GPU with this number.
+pub(crate) fn gpu(index: usize) -> Result<Device> {
+    Ok(Device::new_cuda(index)?)
 }
 
 /// The threads that everything computes on; all cores unless `hardware.threads` says otherwise. Results do not depend on their number.

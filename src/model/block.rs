@@ -16,7 +16,7 @@ use crate::ops::attention::{self, Attention};
 use crate::ops::linear::accumulate;
 use crate::ops::rms_norm::Heads;
 use crate::ops::rope::{RopeTable, Turn};
-use crate::ops::{Buffer, Scratch, activation, read, update};
+use crate::ops::{self, Buffer, activation};
 use anyhow::Result;
 use candle_core::Tensor;
 use std::ops::Range;
@@ -230,7 +230,7 @@ impl Block {
     /// Norms queries and keys in place, where the family does, and keeps what they were.
     fn norm_query_key(&self, qkv: &Tensor) -> Result<Option<(Buffer, [Buffer; 2])>> {
         let Some([query_norm, key_norm]) = &self.query_key_norms else { return Ok(None) };
-        let unnormed = Buffer::new(Scratch::copy_of(&read(qkv)?), qkv.dims())?;
+        let unnormed = ops::copy(qkv)?;
         let [queries, keys] = self.query_key_heads();
         let r = [query_norm.forward_heads(qkv, queries)?, key_norm.forward_heads(qkv, keys)?];
         Ok(Some((unnormed, r)))
@@ -245,8 +245,7 @@ impl Block {
     /// Turns queries and keys in place.
     fn turn(&self, qkv: &Tensor, ropes: &[RopeTable], turn: Turn) -> Result<()> {
         let Attention { n_heads, n_kv_heads, .. } = self.attention;
-        let width = qkv.dim(1)?;
-        update(qkv, |rows| ropes[self.rope].turn(rows, width, 0, n_heads + n_kv_heads, turn))
+        ropes[self.rope].turn_tensor(qkv, n_heads + n_kv_heads, turn)
     }
 }
 

@@ -1,5 +1,6 @@
 //! The gated MLP's middle: `y = act(gate) * up`, where gate and up are the two halves of one projection's rows.
 
+use super::gpu::{self, Kernel};
 use super::real::vectorized;
 use super::{Buffer, Real, Scratch, read, rows_per_task};
 use anyhow::Result;
@@ -17,6 +18,11 @@ pub enum Activation {
 /// `gate_up [N, 2F]` to `[N, F]`.
 pub fn forward(gate_up: &Tensor, activation: Activation) -> Result<Buffer> {
     let (n_rows, width) = gate_up.dims2()?;
+    if gpu::has(gate_up) {
+        let y = gpu::empty_like(&[n_rows, width / 2], gate_up)?;
+        run(Kernel::new("activation_forward", gate_up)?.values(gate_up)?.values(&y)?, gate_up, activation)?;
+        return Ok(y);
+    }
     let gate_up = read(gate_up)?;
     let mut y = Scratch::new(gate_up.len() / 2);
     forward_rows(&gate_up, width / 2, activation, &mut y);
@@ -26,10 +32,31 @@ pub fn forward(gate_up: &Tensor, activation: Activation) -> Result<Buffer> {
 /// What [`forward`] gave, again, and from `dy [N, F]` the gradient of `gate_up [N, 2F]`.
 pub fn backward(gate_up: &Tensor, dy: &Tensor, activation: Activation) -> Result<(Buffer, Buffer)> {
     let (n_rows, width) = gate_up.dims2()?;
+    if gpu::has(gate_up) {
+        let (y, dx) = (gpu::empty_like(&[n_rows, width / 2], gate_up)?, gpu::empty_like(&[n_rows, width], gate_up)?);
+        let kernel = Kernel::new("activation_backward", gate_up)?.values(gate_up)?.values(dy)?.values(&y)?.values(&dx)?;
+        run(kernel, gate_up, activation)?;
+        return Ok((y, dx));
+    }
     let (gate_up, dy) = (read(gate_up)?, read(dy)?);
     let (mut y, mut dx) = (Scratch::new(gate_up.len() / 2), Scratch::new(gate_up.len()));
     backward_rows(&gate_up, &dy, width / 2, activation, &mut y, &mut dx);
     Ok((Buffer::new(y, &[n_rows, width / 2])?, Buffer::new(dx, &[n_rows, width])?))
+}
+
+/// Starts a kernel of this op, which takes rows, width and kind last.
+fn run(kernel: Kernel, gate_up: &Tensor, activation: Activation) -> Result<()> {
+    let (n_rows, width) = (gate_up.dim(0)?, gate_up.dim(1)? / 2);
+    let kind = match activation {
+        Activation::Silu => 0,
+        Activation::GeluTanh => 1,
+        Activation::Gelu => 2,
+    };
+    let per_thread = gpu::per_pack(gate_up);
+    let threads = gpu::threads_for(width, per_thread, 128);
+    // A grid has at most 65,535 blocks along y and z.
+    let (y, z) = (n_rows.min(32_768), n_rows.div_ceil(32_768));
+    kernel.integer(n_rows)?.integer(width)?.integer(kind)?.run([width.div_ceil(threads * per_thread), y, z], threads)
 }
 
 fn forward_rows<T: Real>(gate_up: &[T], width: usize, activation: Activation, y: &mut [T]) {
@@ -144,6 +171,25 @@ mod tests {
             assert!(read(&y).unwrap()[..] == read(&again).unwrap()[..]);
             assert!(check::relative_difference(&read(&y).unwrap(), &y64) < 1e-6);
             assert!(check::relative_difference(&read(&dx).unwrap(), &dx64) < 1e-6);
+        }
+    }
+}
+
+#[cfg(all(test, any(feature = "cuda", feature = "emulator")))]
+mod gpu_tests {
+    use super::*;
+    use crate::ops::gpu::twin::agree;
+
+    #[test]
+    fn agrees_with_the_cpu() {
+        for activation in [Activation::Silu, Activation::GeluTanh, Activation::Gelu] {
+            for (n, width) in [(1, 1), (3, 21), (5, 64), (2, 1304)] {
+                agree(&format!("{activation:?}, {n} rows of {width}"), |place| {
+                    let (gate_up, dy) = (place.values(1, &[n, 2 * width]).affine(4.0, 0.0)?, place.values(2, &[n, width]));
+                    let (y, (again, dx)) = (forward(&gate_up, activation)?, backward(&gate_up, &dy, activation)?);
+                    [&y, &again, &dx].iter().map(|buffer| Ok(buffer.copy()?)).collect()
+                });
+            }
         }
     }
 }

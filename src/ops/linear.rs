@@ -3,6 +3,7 @@
 //! With bf16 as the compute type the inputs of every product are rounded to bf16 and accumulated in f32 (`gemm::multiply_in`).
 
 use super::gemm::{Matrix, Write, multiply_in, multiply_rows_in, stable_rows};
+use super::gpu::{self, Operand};
 use super::{Buffer, Scratch, read, update};
 use crate::config::ComputeDtype;
 use anyhow::Result;
@@ -14,6 +15,9 @@ use std::borrow::Cow;
 pub fn forward(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, compute: ComputeDtype) -> Result<Buffer> {
     let (n_rows, n_in) = x.dims2()?;
     let n_out = weight.dim(0)?;
+    if gpu::has(x) {
+        return forward_on_gpu(x, weight, bias);
+    }
     let (x, weight) = (read(x)?, read(weight)?);
     let mut y = product(&x, &weight, n_in, compute);
     add_bias(&mut y, bias)?;
@@ -25,10 +29,25 @@ pub fn forward(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, compute: Comp
 pub fn forward_few(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, compute: ComputeDtype) -> Result<Buffer> {
     let (n_rows, n_in) = x.dims2()?;
     let n_out = weight.dim(0)?;
+    if gpu::has(x) {
+        return forward_on_gpu(x, weight, bias);
+    }
     let mut y = Scratch::new(n_rows * n_out);
     multiply_rows_in(compute, &read(x)?, &read(weight)?, n_in, &mut y);
     add_bias(&mut y, bias)?;
     Buffer::new(y, &[n_rows, n_out])
+}
+
+/// cuBLAS makes no promise about a row's bits when other rows change.
+fn forward_on_gpu(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Buffer> {
+    let y = gpu::empty_like(&[x.dim(0)?, weight.dim(0)?], x)?;
+    gpu::multiply(&y, Write::Overwrite, 1.0, Operand::new(x), Operand::transposed(weight))?;
+    if let Some(bias) = bias {
+        let (n_rows, width) = y.dims2()?;
+        let kernel = gpu::Kernel::new("add_bias", &y)?.values(&y)?.values(bias)?.integer(width)?;
+        kernel.run([n_rows, 1, 1], gpu::threads_for(width, 4, 256))?;
+    }
+    Ok(y)
 }
 
 fn add_bias(y: &mut [f32], bias: Option<&Tensor>) -> Result<()> {
@@ -57,6 +76,11 @@ pub(crate) fn product(x: &[f32], weight: &[f32], n_in: usize, compute: ComputeDt
 pub fn backward_input(dy: &Tensor, weight: &Tensor, compute: ComputeDtype) -> Result<Buffer> {
     let (n_rows, n_out) = dy.dims2()?;
     let n_in = weight.dim(1)?;
+    if gpu::has(dy) {
+        let dx = gpu::empty_like(&[n_rows, n_in], dy)?;
+        gpu::multiply(&dx, Write::Overwrite, 1.0, Operand::new(dy), Operand::new(weight))?;
+        return Ok(dx);
+    }
     let (dy, weight) = (read(dy)?, read(weight)?);
     let mut dx = Scratch::new(n_rows * n_in);
     multiply_in(compute, &mut dx, n_in, Write::Overwrite, 1.0, Matrix::new(&dy, n_out), Matrix::new(&weight, n_in));
@@ -65,6 +89,9 @@ pub fn backward_input(dy: &Tensor, weight: &Tensor, compute: ComputeDtype) -> Re
 
 /// Adds `dyᵀ x` to `weight_gradient [out, in]`.
 pub fn backward_weight(dy: &Tensor, x: &Tensor, weight_gradient: &Tensor, compute: ComputeDtype) -> Result<()> {
+    if gpu::has(dy) {
+        return gpu::multiply(weight_gradient, Write::Add, 1.0, Operand::transposed(dy), Operand::new(x));
+    }
     let (n_out, n_in) = (dy.dim(1)?, x.dim(1)?);
     let (dy, x) = (read(dy)?, read(x)?);
     update(weight_gradient, |out| {
@@ -74,6 +101,9 @@ pub fn backward_weight(dy: &Tensor, x: &Tensor, weight_gradient: &Tensor, comput
 
 /// Adds the sum of `dy`'s rows to `bias_gradient [out]`.
 pub fn backward_bias(dy: &Tensor, bias_gradient: &Tensor) -> Result<()> {
+    if gpu::has(dy) {
+        return gpu::rows::add_column_sums(dy, bias_gradient);
+    }
     let n_out = dy.dim(1)?;
     let dy = read(dy)?;
     update(bias_gradient, |out: &mut [f32]| dy.chunks(n_out).for_each(|row| add(out, row)))
@@ -85,6 +115,9 @@ fn add(row: &mut [f32], other: &[f32]) {
 
 /// Adds `other` to `sum` in place; both of one shape.
 pub fn accumulate(sum: &Tensor, other: &Tensor) -> Result<()> {
+    if gpu::has(sum) {
+        return gpu::accumulate(sum, other);
+    }
     let other = read(other)?;
     update(sum, |sum: &mut [f32]| sum.par_chunks_mut(16 * 1024).zip(other.par_chunks(16 * 1024)).for_each(|(sum, other)| add(sum, other)))
 }
@@ -156,5 +189,30 @@ mod tests {
         let w = tensor(vec![1.0f32, 3.0 + 1e-4], &[1, 2]).unwrap();
         let y = forward(&x, &w, None, ComputeDtype::Bf16).unwrap().to_vec2::<f32>().unwrap();
         assert_eq!(y[0][0], 7.0);
+    }
+}
+
+#[cfg(all(test, any(feature = "cuda", feature = "emulator")))]
+mod gpu_tests {
+    use super::*;
+    use crate::ops::gpu::twin::agree;
+
+    #[test]
+    fn agrees_with_the_cpu() {
+        for (n, n_in, n_out) in [(1, 3, 5), (70, 40, 24), (130, 64, 300)] {
+            agree(&format!("{n} rows of {n_in} to {n_out}"), |place| {
+                let (x, dy) = (place.values(1, &[n, n_in]), place.values(2, &[n, n_out]));
+                let (weight, bias) = (place.values(3, &[n_out, n_in]), place.values(4, &[n_out]));
+                let y = forward(&x, &weight, Some(&bias), ComputeDtype::F32)?.copy()?;
+                let dx = backward_input(&dy, &weight, ComputeDtype::F32)?.copy()?;
+                let d_weight = place.floats(vec![1.0; n_out * n_in], &[n_out, n_in]);
+                let d_bias = place.floats(vec![1.0; n_out], &[n_out]);
+                backward_weight(&dy, &x, &d_weight, ComputeDtype::F32)?;
+                backward_bias(&dy, &d_bias)?;
+                let sum = place.values(5, &[n, n_out]);
+                accumulate(&sum, &dy)?;
+                Ok(vec![y, dx, d_weight, d_bias, sum])
+            });
+        }
     }
 }

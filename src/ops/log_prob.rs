@@ -6,8 +6,10 @@
 //! Gemma caps logits: `cap * tanh(logit / cap)`. A frozen head needs no logits twice (`frozen`).
 
 mod frozen;
+mod on_gpu;
 
 use super::gemm::{Matrix, Write, multiply_in, multiply_rows_in};
+use super::gpu;
 use super::linear::product;
 use super::real::{max, sum_exp, vectorized};
 use super::{Real, Scratch, read, update};
@@ -52,6 +54,7 @@ enum Kept {
     Logits(Vec<Scratch>),
     /// d log-probability / d hidden state, where the head is frozen.
     StateGradients(Vec<Scratch>),
+    OnGpu(on_gpu::KeptOnGpu),
 }
 
 impl ScoredTargets {
@@ -65,6 +68,9 @@ impl ScoredTargets {
 impl Head {
     /// `hidden [N, D]`, `weight [V, D]`, M targets to M log-probabilities. Keeps at most `n_kept` logits for the backward.
     pub fn score(&self, hidden: &Tensor, weight: &Tensor, targets: &[TokenTarget], n_kept: usize) -> Result<ScoredTargets> {
+        if gpu::has(hidden) {
+            return self.score_on_gpu(hidden, weight, targets, n_kept, false);
+        }
         self.score_in_chunks(hidden, weight, targets, n_kept, LOGITS_PER_CHUNK)
     }
 
@@ -113,6 +119,9 @@ impl Head {
     ) -> Result<()> {
         let (n_vocab, width) = (weight.dim(0)?, weight.dim(1)?);
         check(targets, hidden.dim(0)?, n_vocab)?;
+        if gpu::has(hidden) {
+            return self.backward_on_gpu(hidden, weight, (targets, scored), gradients, d_hidden, weight_gradient);
+        }
         scored.check(targets, gradients)?;
         let hidden = read(hidden)?;
         let rows = scored.rows_per_chunk;

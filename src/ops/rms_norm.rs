@@ -3,6 +3,9 @@
 //! Backward, with r = 1 / sqrt(mean(x²) + eps) and x̂ = x r: `dx = r (g dy - x̂ mean(g dy x̂))`, `dg = Σ_rows dy x̂`.
 //! A row may be any run of `width` values: a token's hidden state, or one head of a token's queries.
 
+mod on_gpu;
+
+use super::gpu;
 use super::real::{dot, vectorized};
 use super::{Buffer, Real, Scratch, read, rows_per_task, update};
 use anyhow::Result;
@@ -43,6 +46,9 @@ impl RmsNorm<'_> {
     /// `x [N, W]` to the normed rows `[N, W]` and r `[N]`.
     pub fn forward(&self, x: &Tensor) -> Result<(Buffer, Buffer)> {
         let (n_rows, width) = x.dims2()?;
+        if gpu::has(x) {
+            return self.forward_on_gpu(x, None);
+        }
         let (gain, x) = (self.gain()?, read(x)?);
         let (mut y, mut r) = (Scratch::new(n_rows * width), Scratch::new(n_rows));
         norm_rows(&x, &gain, self.eps, &mut y, &mut r);
@@ -52,6 +58,9 @@ impl RmsNorm<'_> {
     /// `sum += x`, and then what [`RmsNorm::forward`] makes of the sum: a residual connection and the norm behind it in one pass.
     pub fn forward_sum(&self, sum: &Tensor, x: &Tensor) -> Result<(Buffer, Buffer)> {
         let (n_rows, width) = x.dims2()?;
+        if gpu::has(x) {
+            return self.forward_on_gpu(sum, Some(x));
+        }
         let (gain, x) = (self.gain()?, read(x)?);
         let (mut y, mut r) = (Scratch::new(n_rows * width), Scratch::new(n_rows));
         update(sum, |sum| add_and_norm_rows(sum, &x, &gain, self.eps, &mut y, &mut r))?;
@@ -61,6 +70,9 @@ impl RmsNorm<'_> {
     /// Norms some columns of `x [N, ..]` in place; r is `[N, n_heads]`.
     pub fn forward_heads(&self, x: &Tensor, heads: Heads) -> Result<Buffer> {
         let n_rows = x.dim(0)?;
+        if gpu::has(x) {
+            return self.forward_heads_on_gpu(x, heads);
+        }
         let gain = self.gain()?;
         let mut r = Scratch::new(n_rows * heads.n_heads);
         update(x, |x| heads.forward(x, &gain, self.eps, &mut r))?;
@@ -70,6 +82,9 @@ impl RmsNorm<'_> {
     /// The normed rows again, from the input and the saved r.
     pub fn recompute(&self, x: &Tensor, r: &Tensor) -> Result<Buffer> {
         let (n_rows, width) = x.dims2()?;
+        if gpu::has(x) {
+            return self.recompute_on_gpu(x, r);
+        }
         let (gain, x, r, mut y) = (self.gain()?, read(x)?, read(r)?, Scratch::new(n_rows * width));
         scale_rows(&x, &gain, &r, &mut y);
         Buffer::new(y, &[n_rows, width])
@@ -90,6 +105,9 @@ impl RmsNorm<'_> {
         weight_gradient: Option<&Tensor>,
     ) -> Result<Buffer> {
         let (n_rows, width) = x.dims2()?;
+        if gpu::has(x) {
+            return self.backward_on_gpu(x, r, (dy, past), weight_gradient);
+        }
         let (gain, x, r, dy, past) = (self.gain()?, read(x)?, read(r)?, read(dy)?, past.map(read).transpose()?);
         let mut dx = Scratch::new(n_rows * width);
         let gain_gradient = backward_rows(&x, &gain, &r, &dy, past.as_deref(), &mut dx);
@@ -101,6 +119,9 @@ impl RmsNorm<'_> {
 
     /// Turns the gradient of some columns' normed values into that of their inputs, in place.
     pub fn backward_heads(&self, x: &Tensor, r: &Tensor, d: &Tensor, weight_gradient: Option<&Tensor>, heads: Heads) -> Result<()> {
+        if gpu::has(x) {
+            return self.backward_heads_on_gpu(x, r, d, weight_gradient, heads);
+        }
         let (gain, x, r) = (self.gain()?, read(x)?, read(r)?);
         if let Some(weight_gradient) = weight_gradient {
             let dy = read(d)?;
@@ -350,5 +371,53 @@ mod tests {
         assert!(check::relative_difference(&read(&dx).unwrap(), &dx64) < 1e-6);
         assert!(check::relative_difference(&read(&dw).unwrap(), &dw64) < 1e-5);
         assert_eq!(norm.recompute(&x, &r).unwrap().to_vec2::<f32>().unwrap(), y.to_vec2::<f32>().unwrap());
+    }
+}
+
+#[cfg(all(test, any(feature = "cuda", feature = "emulator")))]
+mod gpu_tests {
+    use super::*;
+    use crate::ops::gpu::twin::{Place, agree};
+
+    fn norm<'a>(weight: &'a Tensor, style: NormStyle) -> RmsNorm<'a> {
+        RmsNorm { weight, eps: 1e-5, style }
+    }
+
+    #[test]
+    fn rows_agree_with_the_cpu() {
+        for (n, width, style) in
+            [(1, 7, NormStyle::Plain), (5, 64, NormStyle::OnePlus), (700, 24, NormStyle::Plain), (3, 4100, NormStyle::OnePlus)]
+        {
+            agree(&format!("{n} rows of {width}"), |place: &Place| {
+                let [x, residual, dy] = [1, 2, 3].map(|seed| place.values(seed, &[n, width]));
+                let weight = place.values(4, &[width]);
+                let norm = norm(&weight, style);
+                let (y, r) = norm.forward(&x)?;
+                let gradient = place.floats(vec![1.0; width], &[width]);
+                let again = norm.recompute(&x, &r)?;
+                let dx = norm.backward(&x, &r, &dy, Some(&gradient))?;
+                let past = norm.backward_sum(&x, &r, &dy, Some(&residual), None)?;
+                let (y_of_sum, r_of_sum) = norm.forward_sum(&residual, &x)?;
+                let results = [&y, &r, &again, &dx, &past, &y_of_sum, &r_of_sum].map(|buffer| buffer.copy().unwrap());
+                Ok(results.into_iter().chain([gradient, residual]).collect())
+            });
+        }
+    }
+
+    #[test]
+    fn heads_agree_with_the_cpu() {
+        for (n, first, n_heads, head_dim) in [(1, 0, 1, 8), (9, 32, 3, 16), (700, 16, 2, 40)] {
+            let heads = Heads { row_width: first + n_heads * head_dim + 24, first, n_heads, head_dim };
+            agree(&format!("{heads:?} of {n} rows"), |place: &Place| {
+                let [x, d] = [1, 2].map(|seed| place.values(seed, &[n, heads.row_width]));
+                let unnormed = x.copy()?;
+                let weight = place.values(4, &[head_dim]);
+                let norm = norm(&weight, NormStyle::OnePlus);
+                let r = norm.forward_heads(&x, heads)?.copy()?;
+                let gradient = place.floats(vec![1.0; head_dim], &[head_dim]);
+                norm.backward_heads(&unnormed, &r, &d, Some(&gradient), heads)?;
+                Ok(vec![x, r, d, gradient])
+            });
+        }
     }
 }

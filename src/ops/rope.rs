@@ -1,9 +1,13 @@
 //! Rotary position embedding (arXiv 2104.09864) in the half-split layout of transformers: channels i and i + hd/2 of a head form a pair
 //! that turns by `position * inverse_frequency[i]`. Turning is orthogonal, so the backward turns the other way.
 
+use super::gpu::{self, Kernel};
 use super::real::vectorized;
-use super::{Real, rows_per_task};
+use super::{Real, rows_per_task, update};
+use anyhow::{Context, Result};
+use candle_core::Tensor;
 use rayon::prelude::*;
+use std::sync::OnceLock;
 
 /// cos and sin of every packed token's angles, `[N, hd/2]` each.
 #[derive(Debug, Clone)]
@@ -11,6 +15,8 @@ pub struct RopeTable<T = f32> {
     cos: Vec<T>,
     sin: Vec<T>,
     half: usize,
+    /// The same on the GPU, once it was needed there.
+    on_gpu: OnceLock<[Tensor; 2]>,
 }
 
 /// Which way to turn: with the positions in the forward, against them in the backward.
@@ -25,7 +31,7 @@ impl<T: Real> RopeTable<T> {
     pub fn new(inverse_frequencies: &[f32], positions: &[u32]) -> Self {
         let angles = positions.iter().flat_map(|&p| inverse_frequencies.iter().map(move |&f| f64::from(p as f32 * f)));
         let (cos, sin) = angles.map(|angle| (T::of(angle.cos()), T::of(angle.sin()))).unzip();
-        Self { cos, sin, half: inverse_frequencies.len() }
+        Self { cos, sin, half: inverse_frequencies.len(), on_gpu: OnceLock::new() }
     }
 
     /// Turns `n_heads` heads, from column `first` on, of rows `width` wide, in place.
@@ -42,6 +48,25 @@ impl<T: Real> RopeTable<T> {
                 }
             })
         });
+    }
+}
+
+impl RopeTable {
+    /// Turns the first `n_heads` heads of `rows [N, W]` in place.
+    pub fn turn_tensor(&self, rows: &Tensor, n_heads: usize, turn: Turn) -> Result<()> {
+        let (n_rows, width) = rows.dims2()?;
+        if !gpu::has(rows) {
+            return update(rows, |rows| self.turn(rows, width, 0, n_heads, turn));
+        }
+        if self.on_gpu.get().is_none() {
+            // Whoever came first has the same values.
+            let _ = self.on_gpu.set([gpu::floats(&self.cos, rows)?, gpu::floats(&self.sin, rows)?]);
+        }
+        let [cos, sin] = self.on_gpu.get().context("the angles were just copied")?;
+        let direction = if turn == Turn::Forward { 1.0 } else { -1.0 };
+        let kernel = Kernel::new("rope", rows)?.values(rows)?.floats(cos)?.floats(sin)?.integer(width)?.integer(0)?;
+        let kernel = kernel.integer(n_heads)?.integer(self.half)?.float(direction);
+        kernel.run([n_rows, 1, 1], gpu::threads_for(n_heads * self.half, 4, 256))
     }
 }
 
@@ -88,5 +113,24 @@ mod tests {
         };
         assert!((score(3, 5) - score(20, 22)).abs() < 1e-5);
         assert!((score(3, 5) - score(3, 6)).abs() > 1e-3);
+    }
+}
+
+#[cfg(all(test, any(feature = "cuda", feature = "emulator")))]
+mod gpu_tests {
+    use super::*;
+    use crate::ops::gpu::twin::agree;
+
+    #[test]
+    fn turns_as_the_cpu_does() {
+        for half in [1, 3, 64] {
+            agree(&format!("half {half}"), |place| {
+                let table = RopeTable::new(&vec![0.3; half], &[0, 5, 2, 900]);
+                let (rows, back) = (place.values(1, &[4, 6 * half + 5]), place.values(2, &[4, 6 * half + 5]));
+                table.turn_tensor(&rows, 3, Turn::Forward)?;
+                table.turn_tensor(&back, 2, Turn::Backward)?;
+                Ok(vec![rows, back])
+            });
+        }
     }
 }

@@ -14,6 +14,9 @@ mod cuda;
 #[cfg(feature = "emulator")]
 mod emulated;
 mod multiply;
+pub(crate) mod rows;
+#[cfg(all(test, any(feature = "cuda", feature = "emulator")))]
+pub(crate) mod twin;
 
 pub(crate) use multiply::{Operand, multiply};
 
@@ -21,6 +24,7 @@ use super::{Buffer, Scratch};
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
 use std::ffi::c_void;
+use std::marker::PhantomData;
 
 /// Whether a GPU, or who plays one, computes on this tensor.
 pub(crate) fn has(tensor: &Tensor) -> bool {
@@ -60,15 +64,18 @@ impl Argument {
 }
 
 /// A kernel about to start: its name, its values' type, and its arguments in order.
-pub(crate) struct Kernel {
+///
+/// It borrows its tensors until it has started: later work of the same stream may then use their memory again.
+pub(crate) struct Kernel<'a> {
     name: String,
     dtype: DType,
     device: Device,
     arguments: Vec<Argument>,
     shared_bytes: usize,
+    tensors: PhantomData<&'a Tensor>,
 }
 
-impl Kernel {
+impl<'a> Kernel<'a> {
     /// The kernel `name` for values of the type, and on the device, of `values`.
     pub fn new(name: &str, values: &Tensor) -> Result<Self> {
         let suffix = match values.dtype() {
@@ -77,32 +84,39 @@ impl Kernel {
             other => bail!("no kernel `{name}` for values of type {other:?}"),
         };
         let (dtype, device) = (values.dtype(), values.device().clone());
-        Ok(Self { name: format!("{name}_{suffix}"), dtype, device, arguments: Vec::with_capacity(16), shared_bytes: 0 })
+        Ok(Self {
+            name: format!("{name}_{suffix}"),
+            dtype,
+            device,
+            arguments: Vec::with_capacity(16),
+            shared_bytes: 0,
+            tensors: PhantomData,
+        })
     }
 
     /// A tensor of the kernel's type.
-    pub fn values(self, tensor: &Tensor) -> Result<Self> {
+    pub fn values(self, tensor: &'a Tensor) -> Result<Self> {
         let dtype = self.dtype;
         self.tensor(tensor, dtype)
     }
 
-    pub fn floats(self, tensor: &Tensor) -> Result<Self> {
+    pub fn floats(self, tensor: &'a Tensor) -> Result<Self> {
         self.tensor(tensor, DType::F32)
     }
 
-    pub fn indices(self, tensor: &Tensor) -> Result<Self> {
+    pub fn indices(self, tensor: &'a Tensor) -> Result<Self> {
         self.tensor(tensor, DType::U32)
     }
 
     /// A tensor of the kernel's type, or none.
-    pub fn maybe_values(self, tensor: Option<&Tensor>) -> Result<Self> {
+    pub fn maybe_values(self, tensor: Option<&'a Tensor>) -> Result<Self> {
         match tensor {
             Some(tensor) => self.values(tensor),
             None => Ok(self.argument(Argument::Address(0))),
         }
     }
 
-    pub fn maybe_floats(self, tensor: Option<&Tensor>) -> Result<Self> {
+    pub fn maybe_floats(self, tensor: Option<&'a Tensor>) -> Result<Self> {
         match tensor {
             Some(tensor) => self.floats(tensor),
             None => Ok(self.argument(Argument::Address(0))),
@@ -132,7 +146,7 @@ impl Kernel {
         self
     }
 
-    fn tensor(self, tensor: &Tensor, dtype: DType) -> Result<Self> {
+    fn tensor(self, tensor: &'a Tensor, dtype: DType) -> Result<Self> {
         ensure!(tensor.dtype() == dtype, "`{}` takes {dtype:?}, not {:?}", self.name, tensor.dtype());
         ensure!(tensor.device().same_device(&self.device), "`{}`: tensors on several devices", self.name);
         let address = address(tensor).with_context(|| format!("`{}`", self.name))?;
@@ -144,8 +158,7 @@ impl Kernel {
         self
     }
 
-    /// Starts it on `blocks` (x, y, z) blocks of `threads` threads, a multiple of 32. The addresses of its tensors stay valid: memory that a tensor gives
-    /// back is used again by later work of the same stream only.
+    /// Starts it on `blocks` (x, y, z) blocks of `threads` threads, a multiple of 32.
     pub fn run(self, blocks: [usize; 3], threads: usize) -> Result<()> {
         if blocks.contains(&0) {
             return Ok(());

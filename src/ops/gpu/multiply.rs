@@ -29,6 +29,7 @@ impl<'a> Operand<'a> {
 }
 
 /// Values from the start of one row to that of the next.
+#[cfg(feature = "cuda")]
 pub(super) fn row_stride(tensor: &Tensor) -> Result<usize> {
     let (_, columns) = tensor.dims2()?;
     let stride = tensor.stride();

@@ -3,7 +3,7 @@
 
 use super::{FROZEN_LOGITS_PER_CHUNK, Head, Kept, ScoredTargets, TokenTarget, check, log_prob_backward, rows_per_chunk};
 use crate::ops::real::vectorized;
-use crate::ops::{Scratch, read, update};
+use crate::ops::{Scratch, gpu, read, update};
 use anyhow::{Result, bail};
 use candle_core::Tensor;
 use rayon::prelude::*;
@@ -11,6 +11,9 @@ use rayon::prelude::*;
 impl Head {
     /// [`Head::score`], to be followed by [`Head::backward_frozen`]. Keeps at most `n_kept` values for it.
     pub fn score_frozen(&self, hidden: &Tensor, weight: &Tensor, targets: &[TokenTarget], n_kept: usize) -> Result<ScoredTargets> {
+        if gpu::has(hidden) {
+            return self.score_on_gpu(hidden, weight, targets, n_kept, true);
+        }
         self.score_frozen_in_chunks(hidden, weight, targets, n_kept, FROZEN_LOGITS_PER_CHUNK)
     }
 
@@ -47,6 +50,9 @@ impl Head {
         gradients: &[f32],
         d_hidden: &Tensor,
     ) -> Result<()> {
+        if gpu::has(hidden) {
+            return self.backward_on_gpu(hidden, weight, (targets, scored), gradients, d_hidden, None);
+        }
         scored.check(targets, gradients)?;
         let Kept::StateGradients(kept) = scored.kept else { bail!("these targets were scored for a head that is trained") };
         let (hidden, width) = (read(hidden)?, weight.dim(1)?);

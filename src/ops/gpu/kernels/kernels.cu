@@ -6,6 +6,7 @@
 #include "rope.cuh"
 #include "activation.cuh"
 #include "rows.cuh"
+#include "log_prob.cuh"
 #include "attention.cuh"
 #include "attention_forward.cuh"
 #include "attention_backward.cuh"

@@ -11,30 +11,37 @@ template <class T> DEVICE void gather_rows(const T* source, const uint32_t* inde
 KERNEL(gather_rows_f32, const float* source, const uint32_t* index, float* out, int width, float scale) { gather_rows(source, index, out, width, scale); }
 KERNEL(gather_rows_bf16, const bf16* source, const uint32_t* index, bf16* out, int width, float scale) { gather_rows(source, index, out, width, scale); }
 
-// sums[into[b]] += scale * (rows[order[starts[b]]] + ... + rows[order[starts[b + 1] - 1]]); block b.
+// sums[into[b]] += scale * (f_i rows[i] + ... + f_j rows[j]) over i = order[starts[b]], ..., j = order[starts[b + 1] - 1]; block b. The factors f may
+// be absent: then they are 1.
 template <class T, class S>
-DEVICE void scatter_add_rows(const T* rows, const uint32_t* into, const uint32_t* starts, const uint32_t* order, S* sums, int width, float scale) {
+DEVICE void scatter_add_rows(const T* rows, const float* factors, const uint32_t* into, const uint32_t* starts, const uint32_t* order, S* sums, int width,
+                             float scale) {
   S* to = sums + uint64_t(into[blockIdx.x]) * width;
   uint32_t first = starts[blockIdx.x], end = starts[blockIdx.x + 1];
   for (int i = threadIdx.x; i < width; i += blockDim.x) {
     float sum = 0;
-    for (uint32_t k = first; k < end; k++) sum += to_float(rows[uint64_t(order[k]) * width + i]);
+    for (uint32_t k = first; k < end; k++) {
+      uint32_t row = order[k];
+      sum += (factors ? factors[row] : 1.0f) * to_float(rows[uint64_t(row) * width + i]);
+    }
     to[i] = from_float<S>(to_float(to[i]) + scale * sum);
   }
 }
 
-KERNEL(scatter_add_rows_f32, const float* rows, const uint32_t* into, const uint32_t* starts, const uint32_t* order, float* sums, int width, float scale) {
-  scatter_add_rows(rows, into, starts, order, sums, width, scale);
+KERNEL(scatter_add_rows_f32, const float* rows, const float* factors, const uint32_t* into, const uint32_t* starts, const uint32_t* order, float* sums,
+       int width, float scale) {
+  scatter_add_rows(rows, factors, into, starts, order, sums, width, scale);
 }
-KERNEL(scatter_add_rows_bf16, const bf16* rows, const uint32_t* into, const uint32_t* starts, const uint32_t* order, bf16* sums, int width, float scale) {
-  scatter_add_rows(rows, into, starts, order, sums, width, scale);
+KERNEL(scatter_add_rows_bf16, const bf16* rows, const float* factors, const uint32_t* into, const uint32_t* starts, const uint32_t* order, bf16* sums,
+       int width, float scale) {
+  scatter_add_rows(rows, factors, into, starts, order, sums, width, scale);
 }
 // Into f32 sums: the gradient of a table.
-KERNEL(scatter_add_rows_into_floats_f32, const float* rows, const uint32_t* into, const uint32_t* starts, const uint32_t* order, float* sums, int width,
-       float scale) {
-  scatter_add_rows(rows, into, starts, order, sums, width, scale);
+KERNEL(scatter_add_rows_into_floats_f32, const float* rows, const float* factors, const uint32_t* into, const uint32_t* starts, const uint32_t* order,
+       float* sums, int width, float scale) {
+  scatter_add_rows(rows, factors, into, starts, order, sums, width, scale);
 }
-KERNEL(scatter_add_rows_into_floats_bf16, const bf16* rows, const uint32_t* into, const uint32_t* starts, const uint32_t* order, float* sums, int width,
-       float scale) {
-  scatter_add_rows(rows, into, starts, order, sums, width, scale);
+KERNEL(scatter_add_rows_into_floats_bf16, const bf16* rows, const float* factors, const uint32_t* into, const uint32_t* starts, const uint32_t* order,
+       float* sums, int width, float scale) {
+  scatter_add_rows(rows, factors, into, starts, order, sums, width, scale);
 }
