@@ -62,17 +62,17 @@ impl Family {
         }
     }
 
+    /// The tiles of two matrices, and two stages of two others.
     fn queries_bytes(self, head_dim: usize) -> usize {
         match self {
-            Self::TensorCores(_) => self.bytes(2 * 64 + 4 * 32, head_dim),
+            Self::TensorCores(size) => self.bytes(2 * 64 + 4 * if size > 128 { 16 } else { 32 }, head_dim),
             Self::Any => self.bytes(5 * 16, head_dim) + SMALL_SCORES,
         }
     }
 
     fn keys_bytes(self, head_dim: usize) -> usize {
         match self {
-            // With two stages of what is known of 32 queries.
-            Self::TensorCores(_) => self.bytes(2 * 64 + 4 * 32, head_dim) + 2 * 32 * 8,
+            Self::TensorCores(_) => self.queries_bytes(head_dim),
             Self::Any => self.bytes(6 * 16, head_dim) + 2 * SMALL_SCORES,
         }
     }
