@@ -201,11 +201,16 @@ impl Table {
     /// Starts a kernel on a block for each head and tile.
     fn run(&self, kernel: Kernel, attention: &Attention, n_heads: usize, shared_bytes: usize) -> Result<()> {
         let kernel = kernel.indices(&self.tiles)?.indices(&self.runs)?;
-        let kernel = kernel.integer(attention.n_heads)?.integer(attention.n_kv_heads)?.integer(attention.head_dim)?;
-        let no_window = i32::MAX as usize;
-        let kernel = kernel.float(attention.scale).integer(attention.window.map_or(no_window, |window| window.min(no_window)))?;
-        kernel.float(attention.soft_cap.unwrap_or(0.0)).shared(shared_bytes).run([n_heads, self.n_tiles, 1], THREADS)
+        layer_arguments(kernel, attention)?.shared(shared_bytes).run([n_heads, self.n_tiles, 1], THREADS)
     }
+}
+
+/// What every kernel of a layer ends its arguments with.
+pub(super) fn layer_arguments<'a>(kernel: Kernel<'a>, attention: &Attention) -> Result<Kernel<'a>> {
+    let no_window = i32::MAX as usize;
+    let kernel = kernel.integer(attention.n_heads)?.integer(attention.n_kv_heads)?.integer(attention.head_dim)?;
+    let kernel = kernel.float(attention.scale).integer(attention.window.map_or(no_window, |window| window.min(no_window)))?;
+    Ok(kernel.float(attention.soft_cap.unwrap_or(0.0)))
 }
 
 /// Both sides' tables of one batch.

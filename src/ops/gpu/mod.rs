@@ -181,7 +181,7 @@ pub(crate) fn threads_for(width: usize, per_thread: usize, most: usize) -> usize
 }
 
 /// Where the values of a contiguous tensor, or band of one, begin on its device.
-fn address(tensor: &Tensor) -> Result<u64> {
+pub(crate) fn address(tensor: &Tensor) -> Result<u64> {
     let (storage, layout) = tensor.storage_and_layout();
     let start = super::contiguous(layout)?.start;
     match &*storage {
