@@ -1,20 +1,41 @@
 //! The one place that knows CPU and CUDA: which device computes, how many threads, and how much memory there is.
 
-use crate::config::HardwareConfig;
+use crate::config::{HardwareConfig, MasterWeights, RunConfig};
+use crate::ops::{Place, gpu};
 use anyhow::{Context, Result, bail};
 use candle_core::Device;
 use std::ffi::CString;
 use std::fs;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+/// A device, and in words which it is and why.
+#[derive(Debug, Clone)]
+pub struct Choice {
+    pub device: Device,
+    pub reason: String,
+}
 
 /// The device that `hardware.device` names: `auto` is the first GPU that this build can use, else the CPU.
+pub fn choose(config: &HardwareConfig) -> Result<Choice> {
+    let cpu = |why: String| Choice { device: Device::Cpu, reason: format!("the CPU, {why}") };
+    Ok(match config.device.as_str() {
+        "cpu" => cpu("as `hardware.device` says".into()),
+        "auto" if !candle_core::utils::cuda_is_available() => cpu("since this `mpo` was built without CUDA".into()),
+        "auto" => match gpu_at(0) {
+            Ok(device) => Choice { reason: format!("{}, the first GPU", gpu::name(&device)?), device },
+            Err(error) => cpu(format!("since no GPU can be used: {error:#}")),
+        },
+        name => {
+            let device = cuda(name)?;
+            Choice { reason: format!("{}, as `hardware.device` = \"{name}\" says", gpu::name(&device)?), device }
+        }
+    })
+}
+
+/// The device of [`choose`].
 pub fn select(config: &HardwareConfig) -> Result<Device> {
-    match config.device.as_str() {
-        "cpu" => Ok(Device::Cpu),
-        "auto" if candle_core::utils::cuda_is_available() => Ok(gpu(0).unwrap_or(Device::Cpu)),
-        "auto" => Ok(Device::Cpu),
-        name => cuda(name),
-    }
+    Ok(choose(config)?.device)
 }
 
 fn cuda(name: &str) -> Result<Device> {
@@ -24,12 +45,29 @@ fn cuda(name: &str) -> Result<Device> {
     if !candle_core::utils::cuda_is_available() {
         bail!("`hardware.device` is `{name}`, but this `mpo` was built without CUDA: use `cpu` or `auto`");
     }
-    gpu(index).with_context(|| format!("cannot use the GPU `{name}`"))
+    gpu_at(index).with_context(|| format!("cannot use the GPU `{name}`"))
 }
 
-/// The GPU with this number.
-pub(crate) fn gpu(index: usize) -> Result<Device> {
-    Ok(Device::new_cuda(index)?)
+/// Where the run of `config` computes.
+pub fn place(config: &RunConfig) -> Result<Place> {
+    let place = Place::new(select(&config.hardware)?, config.model.dtype);
+    Ok(match config.optimizer.master {
+        MasterWeights::F32 => place,
+        MasterWeights::Stochastic | MasterWeights::Kahan => place.with_bf16_weights(),
+    })
+}
+
+/// The GPU with this number, the same whenever it is asked for: its tensors belong together.
+pub fn gpu_at(index: usize) -> Result<Device> {
+    static GPUS: Mutex<Vec<(usize, Device)>> = Mutex::new(Vec::new());
+    let mut gpus = GPUS.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, device)) = gpus.iter().find(|(known, _)| *known == index) {
+        return Ok(device.clone());
+    }
+    let device = Device::new_cuda(index)?;
+    gpu::prepare(&device)?;
+    gpus.push((index, device.clone()));
+    Ok(device)
 }
 
 /// The threads that everything computes on; all cores unless `hardware.threads` says otherwise. Results do not depend on their number.

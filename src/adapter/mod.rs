@@ -8,12 +8,13 @@ pub mod init;
 pub mod merge;
 pub mod peft;
 
-use crate::config::{AdapterConfig, ComputeDtype, ConfigError, LayerRange, is_hub_id};
+use crate::config::{AdapterConfig, ConfigError, LayerRange, is_hub_id};
 use crate::hub::ModelFiles;
 use crate::model::decoder::{Decoder, Purpose};
 use crate::model::description::DecoderDescription;
 use crate::model::family::{describe_folder, expected_tensors};
 use crate::model::low_rank::Adaptation;
+use crate::ops::Place;
 use crate::reference::base_digest;
 use anyhow::{Context, Result, ensure};
 use std::collections::BTreeSet;
@@ -107,8 +108,8 @@ impl Adapter {
     }
 
     /// The base model in the folder `base` with this adapter beside it, at its first values.
-    pub fn load(&self, base: &Path, compute: ComputeDtype, purpose: Purpose) -> Result<Decoder> {
-        let model = Decoder::load_adapted(base, &self.adaptation(), compute, purpose)?;
+    pub fn load(&self, base: &Path, place: impl Into<Place>, purpose: Purpose) -> Result<Decoder> {
+        let model = Decoder::load_adapted(base, &self.adaptation(), place, purpose)?;
         match &self.folder {
             Some(folder) => peft::read_values(folder, model.low_rank_parameters())?,
             None => init::fill(model.low_rank_parameters(), self.seed)?,
@@ -155,10 +156,10 @@ impl Base {
 ///
 /// # Errors
 /// The adapter was made for another base.
-pub fn load_model(files: &ModelFiles, adapter: Option<&Path>, dtype: ComputeDtype, purpose: Purpose) -> Result<Decoder> {
-    let Some(folder) = adapter else { return Decoder::load(&files.dir, dtype, purpose) };
+pub fn load_model(files: &ModelFiles, adapter: Option<&Path>, place: impl Into<Place>, purpose: Purpose) -> Result<Decoder> {
+    let Some(folder) = adapter else { return Decoder::load(&files.dir, place, purpose) };
     let adapter = peft::open(folder, &describe_folder(&files.dir)?)?;
-    let model = adapter.load(&files.dir, dtype, purpose)?;
+    let model = adapter.load(&files.dir, place, purpose)?;
     adapter.check_base(&files.id, files.commit.as_deref(), || base_digest(&model))?;
     Ok(model)
 }

@@ -106,7 +106,7 @@ pub(super) fn score_pairs(
     pairs: &[&EncodedPreference],
     config: &RunConfig,
 ) -> Result<FrozenScores> {
-    let model = load_model(files, adapter, config.model.dtype, Purpose::Inference)?;
+    let model = load_model(files, adapter, device::place(config)?, Purpose::Inference)?;
     let provenance = Provenance::of(&model, config.model.dtype, KeptStates::Nothing, 0)?;
     let folders = Folders { run: None, shared: shared_folder() };
     let (scores, report) =

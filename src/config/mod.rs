@@ -55,6 +55,8 @@ pub struct RunConfig {
     pub schedule: ScheduleConfig,
     /// Held-out rows.
     pub eval: EvalConfig,
+    /// Benign prompts that the policy answers now and then.
+    pub canary: CanaryConfig,
     /// When a failure sign is reported.
     pub signs: SignsConfig,
     /// What is saved on the way.
@@ -174,6 +176,10 @@ pub struct OptimizerConfig {
     pub weight_decay: f64,
     /// Global gradient norm above which gradients are scaled down; 0 turns clipping off.
     pub clip_norm: f64,
+    /// Where an update keeps what bf16 weights cannot hold.
+    pub master: MasterWeights,
+    /// The type of both moments.
+    pub moments: MomentType,
 }
 
 /// `[schedule]`
@@ -202,6 +208,20 @@ pub struct EvalConfig {
     pub every_steps: Option<usize>,
 }
 
+/// `[canary]`: benign prompts that show on the way what the loss does not: refusals, a lost language, loops, forgetting.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CanaryConfig {
+    /// The prompts, as `mpo eval --bench prompts` reads them: a file, `https://…`, or `builtin:tiny/canary`. No canaries when absent.
+    pub path: Option<String>,
+    /// Also every so many steps; only before the first and after the last when absent.
+    pub every_steps: Option<usize>,
+    /// The first benign prompts of each language, this many.
+    pub limit: usize,
+    /// Longest answer, in tokens.
+    pub max_new_tokens: usize,
+}
+
 /// `[signs]`: thresholds of the failure signs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -218,6 +238,12 @@ pub struct SignsConfig {
     pub bad_supervision_share: f64,
     /// Ratio of the two terms' gradient norms above which one drowns the other.
     pub gradient_ratio: f64,
+    /// Growth since step 0 of the share of a language's canaries that are refused, answered in another language, or with a loop.
+    pub canary_share: f64,
+    /// Rise since step 0 of the canaries' negative log-likelihood, nats a token.
+    pub canary_nll_nats: f64,
+    /// Divergence of the dominant language's canaries from the model of step 0, nats a token.
+    pub canary_kl_nats: f64,
 }
 
 /// `[checkpoint]`
@@ -313,13 +339,28 @@ impl Default for TrainConfig {
 
 impl Default for OptimizerConfig {
     fn default() -> Self {
-        Self { kind: OptimizerKind::Adamw, lr: 6e-7, betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.0, clip_norm: 1.0 }
+        Self {
+            kind: OptimizerKind::Adamw,
+            lr: 6e-7,
+            betas: [0.9, 0.999],
+            eps: 1e-8,
+            weight_decay: 0.0,
+            clip_norm: 1.0,
+            master: MasterWeights::F32,
+            moments: MomentType::F32,
+        }
     }
 }
 
 impl Default for ScheduleConfig {
     fn default() -> Self {
         Self { kind: ScheduleKind::Cosine, warmup_ratio: None, warmup_steps: None, min_lr_ratio: 0.0 }
+    }
+}
+
+impl Default for CanaryConfig {
+    fn default() -> Self {
+        Self { path: None, every_steps: None, limit: 8, max_new_tokens: 128 }
     }
 }
 
@@ -332,6 +373,9 @@ impl Default for SignsConfig {
             stagnation_after: 0.25,
             bad_supervision_share: 0.1,
             gradient_ratio: 30.0,
+            canary_share: 0.25,
+            canary_nll_nats: 0.3,
+            canary_kl_nats: 0.1,
         }
     }
 }

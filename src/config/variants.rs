@@ -233,6 +233,30 @@ pub enum OptimizerKind {
     Adamw,
 }
 
+/// `optimizer.master`: where an update keeps what a bf16 weight cannot hold. Only with `model.dtype` = `"bf16"` do the latter two make sense: weights
+/// are then stored in bf16.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MasterWeights {
+    /// In f32 weights: 4 bytes a parameter, on a GPU beside the 2 of its bf16 copy.
+    F32,
+    /// Nowhere: an update is rounded up or down at random, so that it is right on average. No bytes.
+    Stochastic,
+    /// In bf16 beside the weight (Kahan summation): 2 bytes a parameter.
+    Kahan,
+}
+
+/// `optimizer.moments`: the type of AdamW's two moments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MomentType {
+    /// 4 bytes each.
+    #[serde(rename = "f32")]
+    F32,
+    /// 1 byte each, with a scale for every 256 values (arXiv 2110.02861).
+    #[serde(rename = "8bit")]
+    EightBit,
+}
+
 /// `schedule.kind`: the learning rate after the warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -28,10 +28,11 @@ pub use request::{Completion, Event, FinishReason, Prompt, Request};
 pub use sample::Sampling;
 
 use crate::adapter::load_model;
-use crate::config::{ComputeDtype, DataConfig};
+use crate::config::DataConfig;
 use crate::data::pair::Message;
 use crate::hub::ModelFiles;
 use crate::model::decoder::{Decoder, Purpose};
+use crate::ops::Place;
 use anyhow::{Context, Result};
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -61,10 +62,10 @@ impl Loaded {
     ///
     /// # Errors
     /// As [`load_model`] and [`Codec::load`].
-    pub fn load(files: &ModelFiles, adapter: Option<&Path>, dtype: ComputeDtype, data: &DataConfig) -> Result<Self> {
+    pub fn load(files: &ModelFiles, adapter: Option<&Path>, place: impl Into<Place>, data: &DataConfig) -> Result<Self> {
         // The tokenizer first: what is wrong with it shows before gigabytes are read.
         let codec = Codec::load(&files.dir, data)?;
-        Ok(Self { model: load_model(files, adapter, dtype, Purpose::Inference)?, codec })
+        Ok(Self { model: load_model(files, adapter, place, Purpose::Inference)?, codec })
     }
 
     pub fn generator(&self) -> Generator<'_> {

@@ -19,7 +19,7 @@ use crate::ops::dropout::{mix_in, row_keys};
 use crate::ops::log_prob::Head;
 pub use crate::ops::log_prob::{ScoredTargets, TokenTarget};
 use crate::ops::rope::RopeTable;
-use crate::ops::{self, Buffer, Scratch, embedding};
+use crate::ops::{self, Buffer, Place, Scratch, embedding};
 use anyhow::{Context, Result, ensure};
 use candle_core::Tensor;
 use std::num::NonZeroUsize;
@@ -87,16 +87,16 @@ enum SavedGroup {
 
 impl Decoder {
     /// Loads a Hugging Face folder: `config.json` and safetensors, whose names and shapes are checked before anything is read.
-    pub fn load(dir: &Path, compute: ComputeDtype, purpose: Purpose) -> Result<Self> {
-        Self::load_with(dir, None, compute, purpose)
+    pub fn load(dir: &Path, place: impl Into<Place>, purpose: Purpose) -> Result<Self> {
+        Self::load_with(dir, None, place.into(), purpose)
     }
 
     /// As [`Decoder::load`], with low-rank terms that are all zeros beside frozen weights. Whoever loads it fills the terms' parameters.
-    pub fn load_adapted(dir: &Path, adaptation: &Adaptation, compute: ComputeDtype, purpose: Purpose) -> Result<Self> {
-        Self::load_with(dir, Some(adaptation), compute, purpose)
+    pub fn load_adapted(dir: &Path, adaptation: &Adaptation, place: impl Into<Place>, purpose: Purpose) -> Result<Self> {
+        Self::load_with(dir, Some(adaptation), place.into(), purpose)
     }
 
-    fn load_with(dir: &Path, adaptation: Option<&Adaptation>, compute: ComputeDtype, purpose: Purpose) -> Result<Self> {
+    fn load_with(dir: &Path, adaptation: Option<&Adaptation>, place: Place, purpose: Purpose) -> Result<Self> {
         let description = family::describe_folder(dir)?;
         let checkpoint = Checkpoint::open(dir)?;
         family::check_weights(&description, &checkpoint)
@@ -105,7 +105,7 @@ impl Decoder {
         let mut builder = Builder {
             checkpoint: &checkpoint,
             description: d,
-            compute,
+            place: &place,
             purpose,
             adaptation,
             parameters: Vec::new(),
@@ -118,6 +118,7 @@ impl Decoder {
             true => None,
             false => Some(builder.matrix("lm_head.weight", d.vocab_size, d.hidden_size)?),
         };
+        let compute = place.compute;
         let Builder { parameters, low_rank_parameters, .. } = builder;
         let (adaptation, step) = (adaptation.cloned(), AtomicU64::new(0));
         Ok(Self { description, compute, embeddings, blocks, final_norm, head, parameters, low_rank_parameters, adaptation, step })

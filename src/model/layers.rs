@@ -9,9 +9,9 @@ use super::parameter::Parameter;
 use super::weights::Checkpoint;
 use crate::config::ComputeDtype;
 use crate::ops::rms_norm::{Heads, RmsNorm};
-use crate::ops::{Buffer, linear, tensor};
+use crate::ops::{Buffer, Place, linear, on_device};
 use anyhow::{Context, Result};
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 /// Whether gradient buffers are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,7 +24,7 @@ pub enum Purpose {
 pub(super) struct Builder<'a> {
     pub checkpoint: &'a Checkpoint,
     pub description: &'a DecoderDescription,
-    pub compute: ComputeDtype,
+    pub place: &'a Place,
     pub purpose: Purpose,
     /// Where there is one, it alone is trained: the checkpoint's parameters are frozen.
     pub adaptation: Option<&'a Adaptation>,
@@ -47,9 +47,9 @@ impl Builder<'_> {
             self.checkpoint.read_into(name, band)?;
             rest = after;
         }
-        let value = tensor(values, &shape)?;
+        let value = on_device(values, &shape, self.place)?;
         let gradient = match (self.purpose, self.adaptation) {
-            (Purpose::Train, None) => Some(tensor(vec![0.0; n_rows * row_size], &shape)?),
+            (Purpose::Train, None) => Some(Tensor::zeros(&*shape, DType::F32, &self.place.device)?),
             _ => None,
         };
         let mut start = 0;
@@ -75,13 +75,13 @@ impl Builder<'_> {
         let bias = has_bias.then(|| self.fused(&named("bias"), &[])).transpose()?;
         let (bias, bias_gradient) = bias.map_or((None, None), |(bias, gradient)| (Some(bias), gradient));
         let low_rank = self.low_rank(prefix, projections, n_in)?;
-        Ok(Linear { weight, weight_gradient, bias, bias_gradient, low_rank, compute: self.compute })
+        Ok(Linear { weight, weight_gradient, bias, bias_gradient, low_rank, compute: self.place.compute })
     }
 
     fn low_rank(&mut self, prefix: &str, projections: &[(&str, usize)], n_in: usize) -> Result<Option<LowRankTerm>> {
         let Some(adaptation) = self.adaptation else { return Ok(None) };
         let named: Vec<_> = projections.iter().map(|(name, rows)| (format!("{prefix}.{name}"), *rows)).collect();
-        let Some((term, parameters)) = LowRankTerm::build(adaptation, &named, n_in, self.compute, self.purpose)? else { return Ok(None) };
+        let Some((term, parameters)) = LowRankTerm::build(adaptation, &named, n_in, self.place, self.purpose)? else { return Ok(None) };
         self.low_rank_parameters.extend(parameters);
         Ok(Some(term))
     }

@@ -8,9 +8,9 @@ use super::parameter::Parameter;
 use crate::config::ComputeDtype;
 use crate::ops::dropout::{Dropout, mix_text};
 use crate::ops::low_rank::{Band, LowRank};
-use crate::ops::{read, tensor};
+use crate::ops::{Place, read};
 use anyhow::Result;
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use std::collections::BTreeSet;
 
 /// What the names of a projection's two matrices end in, as PEFT names them.
@@ -70,7 +70,7 @@ impl LowRankTerm {
         adaptation: &Adaptation,
         projections: &[(String, usize)],
         n_in: usize,
-        compute: ComputeDtype,
+        place: &Place,
         purpose: Purpose,
     ) -> Result<Option<(Self, Vec<Parameter>)>> {
         let mut columns = Vec::new();
@@ -83,10 +83,12 @@ impl LowRankTerm {
         }
         let Some((first, _)) = columns.first() else { return Ok(None) };
         let rank = adaptation.rank;
-        let zeros = |rows: usize, width: usize| tensor(vec![0.0; rows * width], &[rows, width]);
-        let gradient = |rows: usize, width: usize| (purpose == Purpose::Train).then(|| zeros(rows, width)).transpose();
+        let zeros = |rows: usize, width: usize| Tensor::zeros((rows, width), place.storage, &place.device);
+        let gradient = |rows: usize, width: usize| {
+            (purpose == Purpose::Train).then(|| Tensor::zeros((rows, width), DType::F32, &place.device)).transpose()
+        };
         let (a, a_gradient) = (zeros(columns.len() * rank, n_in)?, gradient(columns.len() * rank, n_in)?);
-        let place = mix_text(adaptation.seed, first);
+        let mask_place = mix_text(adaptation.seed, first);
         let (mut bands, mut parameters) = (Vec::new(), Vec::new());
         for (j, (name, columns)) in columns.into_iter().enumerate() {
             let (b, b_gradient) = (zeros(columns.len(), rank)?, gradient(columns.len(), rank)?);
@@ -96,7 +98,15 @@ impl LowRankTerm {
             parameters.push(Parameter { name: name_b, value: b.clone(), gradient: b_gradient.clone() });
             bands.push(Band { columns, b, b_gradient });
         }
-        let term = Self { a, a_gradient, bands, scale: adaptation.scale as f32, dropout: adaptation.dropout, place, compute };
+        let term = Self {
+            a,
+            a_gradient,
+            bands,
+            scale: adaptation.scale as f32,
+            dropout: adaptation.dropout,
+            place: mask_place,
+            compute: place.compute,
+        };
         Ok(Some((term, parameters)))
     }
 

@@ -60,11 +60,14 @@ impl Dropout<'_> {
         out
     }
 
+    /// The hash of a value below which it becomes 0, and what the others are multiplied by. A hash gives two values of 32 bits each.
+    pub(super) fn threshold_and_factor(&self) -> (u32, f32) {
+        ((self.probability * 2f64.powi(32)) as u32, (1.0 / (1.0 - self.probability)) as f32)
+    }
+
     /// Masks rows in place. The mask is its own adjoint.
     pub fn apply(&self, rows: &mut [f32], width: usize) {
-        // A hash gives two values of 32 bits each.
-        let threshold = (self.probability * 2f64.powi(32)) as u32;
-        let factor = (1.0 / (1.0 - self.probability)) as f32;
+        let (threshold, factor) = self.threshold_and_factor();
         rows.par_chunks_mut(width).zip(self.row_keys).for_each(|(row, &key)| {
             let key = mix_in(self.place, key);
             for (i, pair) in row.chunks_mut(2).enumerate() {

@@ -8,8 +8,11 @@
 //!
 //! `d` is dropout, the identity without it. `u` is made again in the backward: it costs 1 part in `out / rank` of the map, and keeps nothing.
 
+mod on_gpu;
+
 use super::dropout::Dropout;
 use super::gemm::{Matrix, Write, multiply_in, multiply_rows_in, stable_rows};
+use super::gpu;
 use super::linear::product;
 use super::{Scratch, Values, read, update};
 use crate::config::ComputeDtype;
@@ -40,6 +43,9 @@ pub struct LowRank<'a> {
 impl LowRank<'_> {
     /// Adds the term of `x [N, in]` to `y [N, out]`. A row's result does not depend on the other rows.
     pub fn forward(&self, x: &Tensor, y: &Tensor, dropout: Option<Dropout>) -> Result<()> {
+        if gpu::has(x) {
+            return self.forward_on_gpu(x, y, dropout);
+        }
         let (n_in, n_out) = (x.dim(1)?, y.dim(1)?);
         let u = self.inner(&Input::new(x, dropout)?, n_in)?;
         update(y, |y: &mut [f32]| self.bands.iter().enumerate().try_for_each(|(j, band)| self.add_band(&u, j, band, y, n_out)))?
@@ -47,6 +53,9 @@ impl LowRank<'_> {
 
     /// As [`LowRank::forward`] without dropout, for the few rows of decoding.
     pub fn forward_few(&self, x: &Tensor, y: &Tensor) -> Result<()> {
+        if gpu::has(x) {
+            return self.forward_on_gpu(x, y, None);
+        }
         let ((n_rows, n_in), n_out, n_inner) = (x.dims2()?, y.dim(1)?, self.a.dim(0)?);
         let mut u = Scratch::new(n_rows * n_inner);
         multiply_rows_in(self.compute, &read(x)?, &read(self.a)?, n_in, &mut u);
@@ -90,6 +99,9 @@ impl LowRank<'_> {
 
     /// Adds the term's part of `dx [N, in]`, from `dy [N, out]`.
     pub fn backward_input(&self, dy: &Tensor, dx: &Tensor, dropout: Option<Dropout>) -> Result<()> {
+        if gpu::has(dy) {
+            return self.backward_input_on_gpu(dy, dx, dropout);
+        }
         let (dy_values, n_in) = (read(dy)?, dx.dim(1)?);
         let du = self.inner_gradient(&dy_values, dy.dim(1)?)?;
         let a = read(self.a)?;
@@ -107,6 +119,9 @@ impl LowRank<'_> {
 
     /// Adds to the gradients of A and of every B; `x` is what the forward saw.
     pub fn backward_weight(&self, x: &Tensor, dy: &Tensor, a_gradient: &Tensor, dropout: Option<Dropout>) -> Result<()> {
+        if gpu::has(dy) {
+            return self.backward_weight_on_gpu(x, dy, a_gradient, dropout);
+        }
         let (n_in, n_out, n_inner) = (x.dim(1)?, dy.dim(1)?, self.a.dim(0)?);
         let x = Input::new(x, dropout)?;
         let dy = read(dy)?;

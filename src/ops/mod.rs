@@ -12,6 +12,7 @@
 //! are taken in order.
 
 pub mod activation;
+pub mod adamw;
 pub mod attention;
 pub mod buffer;
 pub mod dropout;
@@ -24,12 +25,15 @@ pub mod linear;
 pub mod log_prob;
 pub mod logits;
 pub mod low_rank;
+mod place;
 mod real;
 pub mod rms_norm;
 pub mod rope;
+pub mod squares;
 
 pub use buffer::{Buffer, Scratch};
 pub use gemm::has_bf16_instructions;
+pub use place::Place;
 pub use real::Real;
 pub(crate) use real::{Once, vectorized};
 
@@ -61,7 +65,7 @@ impl Deref for Values<'_> {
     }
 }
 
-/// The values of a contiguous f32 or bf16 tensor, or band of one. Of a tensor on a GPU it waits until they are there, and copies them.
+/// The values of a contiguous tensor of f32, bf16 or bytes, or band of one. Of a tensor on a GPU it waits until they are there, and copies them.
 pub fn read(tensor: &Tensor) -> Result<Values<'_>> {
     let (storage, layout) = tensor.storage_and_layout();
     let range = contiguous(layout)?;
@@ -70,7 +74,10 @@ pub fn read(tensor: &Tensor) -> Result<Values<'_>> {
             ensure!(range.end <= values.len(), "the values of this activation went back to the pool");
             Ok(Values::Lent { storage, range })
         }
-        Storage::Cpu(CpuStorage::BF16(values)) => Ok(Values::Copied(values[range].iter().map(|value| value.to_f32()).collect())),
+        Storage::Cpu(CpuStorage::BF16(values)) => {
+            Ok(Values::Copied(values[range].par_iter().with_min_len(1 << 16).map(|value| value.to_f32()).collect()))
+        }
+        Storage::Cpu(CpuStorage::U8(values)) => Ok(Values::Copied(values[range].iter().map(|&value| value.into()).collect())),
         Storage::Cpu(_) => bail!("expected f32 or bf16 values, found {:?}", tensor.dtype()),
         _ => {
             drop(storage);
@@ -79,12 +86,12 @@ pub fn read(tensor: &Tensor) -> Result<Values<'_>> {
     }
 }
 
-/// Changes the values of a contiguous f32 or bf16 tensor, or band of one, in place; bf16 is rounded to nearest. Those of a GPU go to the CPU and back.
+/// Changes the values of a contiguous tensor of f32, bf16 or bytes, or band of one, in place; bf16 is rounded to nearest. Those of a GPU go to the CPU and back.
 pub fn update<R>(tensor: &Tensor, change: impl FnOnce(&mut [f32]) -> R) -> Result<R> {
     if !tensor.device().is_cpu() {
         let mut values = read(tensor)?.to_vec();
         let result = change(&mut values);
-        gpu::overwrite(tensor, &values)?;
+        tensor.slice_set(&on_device_of(tensor, &values, tensor.dims())?, 0, 0)?;
         return Ok(result);
     }
     let update = Update { change: Cell::new(Some(change)), result: Cell::new(None) };
@@ -112,6 +119,11 @@ impl<R, F: FnOnce(&mut [f32]) -> R> InplaceOp1 for Update<F, R> {
                 self.result.set(change.map(|change| change(&mut wide)));
                 values[range].iter_mut().zip(wide).for_each(|(value, wide)| *value = bf16::from_f32(wide));
             }
+            CpuStorage::U8(values) => {
+                let mut wide: Vec<f32> = values[range.clone()].iter().map(|&value| value.into()).collect();
+                self.result.set(change.map(|change| change(&mut wide)));
+                values[range].iter_mut().zip(wide).for_each(|(value, wide)| *value = wide as u8);
+            }
             _ => candle_core::bail!("expected f32 or bf16 values, found {:?}", storage.dtype()),
         }
         Ok(())
@@ -130,12 +142,56 @@ pub fn tensor(values: Vec<f32>, shape: &[usize]) -> Result<Tensor> {
     Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
 }
 
+/// A new tensor at `place`, in the type of its weights.
+pub fn on_device(values: Vec<f32>, shape: &[usize], place: &Place) -> Result<Tensor> {
+    Ok(tensor(values, shape)?.to_dtype(place.storage)?.to_device(&place.device)?)
+}
+
 /// The values of a contiguous tensor once more.
 pub fn copy(tensor: &Tensor) -> Result<Buffer> {
     if gpu::has(tensor) {
         return Ok(Buffer::of(tensor.copy()?));
     }
     Buffer::new(Scratch::copy_of(&read(tensor)?), tensor.dims())
+}
+
+/// Zeros of the shape and type, and on the device, of `like`.
+pub fn zeros_like(like: &Tensor) -> Result<Buffer> {
+    if gpu::has(like) {
+        return Ok(Buffer::of(like.zeros_like()?));
+    }
+    Buffer::zeros(like.dims())
+}
+
+/// Some rows of `source [N, W]`, one behind the other.
+pub fn read_rows(source: &Tensor, rows: &[usize]) -> Result<Vec<f32>> {
+    if gpu::has(source) {
+        let rows = gpu::rows::gather(source, rows.iter().map(|&row| row as u32).collect(), 1.0)?;
+        return Ok(read(&rows)?.to_vec());
+    }
+    let (width, source) = (source.dim(1)?, read(source)?);
+    Ok(rows.iter().flat_map(|row| &source[row * width..][..width]).copied().collect())
+}
+
+/// Adds `values`, a row of W behind the other, to the rows `rows` of `sums [N, W]`.
+pub fn add_to_rows(sums: &Tensor, rows: &[usize], values: &[f32]) -> Result<()> {
+    let width = sums.dim(1)?;
+    ensure!(values.len() == rows.len() * width, "{} values for {} rows of {width}", values.len(), rows.len());
+    if gpu::has(sums) {
+        let source = on_device_of(sums, values, &[rows.len(), width])?;
+        let into: Vec<_> = rows.iter().map(|&row| Some(row as u32)).collect();
+        return gpu::rows::scatter_add(&source, &into, sums, 1.0);
+    }
+    update(sums, |sums| {
+        for (row, values) in rows.iter().zip(values.chunks(width)) {
+            sums[row * width..][..width].iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
+        }
+    })
+}
+
+/// `values` in the type and on the device of `like`.
+fn on_device_of(like: &Tensor, values: &[f32], shape: &[usize]) -> Result<Tensor> {
+    Ok(Tensor::from_slice(values, shape, &Device::Cpu)?.to_dtype(like.dtype())?.to_device(like.device())?)
 }
 
 /// Sets all values of a contiguous tensor, or band of one, to zero. One thread alone does not reach the memory's rate.

@@ -1,7 +1,7 @@
 //! What a run holds at its fullest, in bytes by kind.
 //!
 //! Weights are f32, and so are gradients and both moments of every parameter that is trained (`model::layers`, `train::optimizer`; with bf16,
-//! products round their inputs as they read them). What passes need comes from replaying the run's own passes, from the scoring of the reference to the last step
+//! products round their inputs as they read them), unless `optimizer.master` and `optimizer.moments` say otherwise ([`ParameterBytes`]). What passes need comes from replaying the run's own passes, from the scoring of the reference to the last step
 //! (`replay`), and from the pool's rule how much more it may hold. What the process holds before a model is loaded is measured, not guessed.
 
 use super::StepMemory;
@@ -9,7 +9,9 @@ use super::ledger::Kind;
 use super::low_rank::LowRankTerms;
 use super::replay::Replay;
 use super::work::Pass;
+use crate::config::{MasterWeights, MomentType, OptimizerConfig};
 use crate::model::description::DecoderDescription;
+use crate::ops::adamw::eight_bit::BLOCK;
 use crate::ops::buffer::HEADROOM;
 use serde::Serialize;
 use std::cmp::Reverse;
@@ -29,12 +31,15 @@ pub struct Setup<'a> {
     pub n_parameters: usize,
     /// What is trained in its place.
     pub low_rank: Option<&'a LowRankTerms>,
+    pub bytes: ParameterBytes,
     pub step: StepMemory,
     pub threads: usize,
     /// Passes in the order of the run.
     pub passes: &'a [&'a [Pass]],
     /// Values of the reference's states, of all sequences, and of its head where `kl` keeps one.
     pub n_reference: usize,
+    /// Bytes that canaries hold.
+    pub canaries: u64,
     /// Token ids and names of all rows.
     pub data: u64,
     /// What the process holds now, with `data` and without a model.
@@ -45,6 +50,38 @@ impl Setup<'_> {
     /// Parameters with a gradient.
     pub fn n_trained(&self) -> usize {
         self.low_rank.map_or(self.n_parameters, |terms| terms.n_parameters(self.description))
+    }
+}
+
+/// What a parameter takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ParameterBytes {
+    /// Of a weight.
+    pub weight: u64,
+    /// What an update keeps beside a trained weight.
+    pub beside: u64,
+    pub has_8_bit_moments: bool,
+}
+
+impl ParameterBytes {
+    /// On the CPU.
+    pub fn of(optimizer: &OptimizerConfig) -> Self {
+        let (weight, beside) = match optimizer.master {
+            MasterWeights::F32 => (VALUE, 0),
+            MasterWeights::Stochastic => (2, 0),
+            MasterWeights::Kahan => (2, 2),
+        };
+        Self { weight, beside, has_8_bit_moments: optimizer.moments == MomentType::EightBit }
+    }
+
+    /// Of both moments of so many parameters. Small parameters, which keep exact ones, do not count.
+    fn moments(self, n_parameters: u64) -> u64 {
+        if self.has_8_bit_moments { 2 * (n_parameters + VALUE * n_parameters.div_ceil(BLOCK as u64)) } else { 2 * VALUE * n_parameters }
+    }
+
+    /// Bytes of the largest weight that a product widens whole before it reads it.
+    fn widened(self, description: &DecoderDescription) -> u64 {
+        if self.weight == VALUE { 0 } else { VALUE * (description.vocab_size * description.hidden_size) as u64 }
     }
 }
 
@@ -62,6 +99,8 @@ pub struct Memory {
     pub scratch: u64,
     /// The frozen reference's scores, and its head for `kl`.
     pub reference: u64,
+    /// Caches of the canaries' answers, and what is known of step 0.
+    pub canaries: u64,
     /// Encoded rows.
     pub data: u64,
     /// Program, tokenizer, templates, allocator.
@@ -78,17 +117,18 @@ impl Memory {
         }
         let lent = replay.ledger.peak();
         let n_idle = (HEADROOM * lent.total() as f64) as usize;
-        let trained = VALUE * setup.n_trained() as u64;
-        let frozen = if setup.low_rank.is_some() { VALUE * setup.n_parameters as u64 } else { 0 };
+        let n_trained = setup.n_trained() as u64;
+        let frozen = if setup.low_rank.is_some() { setup.bytes.weight * setup.n_parameters as u64 } else { 0 };
         let bytes = |n_values: usize| VALUE * n_values as u64;
         Self {
-            weights: frozen + trained,
-            gradients: trained,
-            moments: 2 * trained,
+            weights: frozen + (setup.bytes.weight + setup.bytes.beside) * n_trained,
+            gradients: VALUE * n_trained,
+            moments: setup.bytes.moments(n_trained),
             activations: bytes(lent.of(Kind::Activation)),
             logits: bytes(lent.of(Kind::Logits)),
-            scratch: bytes(lent.of(Kind::Scratch) + n_idle + n_unpooled),
+            scratch: bytes(lent.of(Kind::Scratch) + n_idle + n_unpooled) + setup.bytes.widened(setup.description),
             reference: bytes(setup.n_reference),
+            canaries: setup.canaries,
             data: setup.data,
             process: setup.process.saturating_sub(setup.data) + OVERHEAD,
         }
@@ -100,7 +140,7 @@ impl Memory {
     }
 
     /// Every kind with its name, the largest of a usual run first.
-    pub fn parts(&self) -> [(&'static str, u64); 9] {
+    pub fn parts(&self) -> [(&'static str, u64); 10] {
         [
             ("weights", self.weights),
             ("gradients", self.gradients),
@@ -109,6 +149,7 @@ impl Memory {
             ("logits", self.logits),
             ("scratch", self.scratch),
             ("reference scores", self.reference),
+            ("canaries", self.canaries),
             ("encoded rows", self.data),
             ("program and tokenizer", self.process),
         ]
@@ -168,15 +209,22 @@ mod tests {
             description: &description,
             n_parameters: 1000,
             low_rank: None,
+            bytes: ParameterBytes::of(&OptimizerConfig::default()),
             step: StepMemory::default(),
             threads: 1,
             passes: &[&passes],
             n_reference: 16,
+            canaries: 30,
             data: 700,
             process: 5000,
         };
         let memory = Memory::of(&setup);
         assert_eq!([memory.weights, memory.gradients, memory.moments, memory.reference], [4000, 4000, 8000, 64]);
+        let settings = OptimizerConfig { master: MasterWeights::Kahan, moments: MomentType::EightBit, ..OptimizerConfig::default() };
+        let small = Memory::of(&Setup { bytes: ParameterBytes::of(&settings), ..setup });
+        assert_eq!([small.weights, small.gradients, small.moments], [4000, 4000, 2 * (1000 + 16)]);
+        assert_eq!(small.scratch - memory.scratch, 4 * 32 * 8, "the head's weight, widened");
+        assert_eq!(memory.canaries, 30);
         assert_eq!((memory.data, memory.process), (700, 4300 + OVERHEAD));
         // x and r; query, key and value; attended and its log-sum-exp; middle and r; gate and up; the final norm's input and r.
         let n_bytes = 4 * (1u64 << 14);

@@ -5,25 +5,27 @@
 
 use super::checkpoint::SourceFiles;
 use crate::adapter::{Adapter, Base, peft};
-use crate::config::{ComputeDtype, OutputDtype, RunConfig};
+use crate::config::{OutputDtype, RunConfig};
+use crate::device;
 use crate::model::decoder::{Decoder, Purpose};
 use crate::model::family;
+use crate::ops::Place;
 use crate::reference::base_digest;
 use anyhow::{Context, Result};
 use std::path::Path;
 
 /// The model in `folder`, with an adapter where there is one.
-pub fn load(folder: &Path, adapter: Option<&Adapter>, compute: ComputeDtype, purpose: Purpose) -> Result<Decoder> {
+pub fn load(folder: &Path, adapter: Option<&Adapter>, place: impl Into<Place>, purpose: Purpose) -> Result<Decoder> {
     match adapter {
-        Some(adapter) => adapter.load(folder, compute, purpose),
-        None => Decoder::load(folder, compute, purpose),
+        Some(adapter) => adapter.load(folder, place, purpose),
+        None => Decoder::load(folder, place, purpose),
     }
 }
 
 /// The model in `folder` as the policy of a run of `config` was before its first step, to be its reference.
 pub fn load_at_the_start(config: &RunConfig, folder: &Path) -> Result<Decoder> {
     let adapter = Adapter::of_run(&config.adapter, config.train.seed, None, &family::describe_folder(folder)?)?;
-    load(folder, adapter.as_ref(), config.model.dtype, Purpose::Inference).context("loading the reference")
+    load(folder, adapter.as_ref(), device::place(config)?, Purpose::Inference).context("loading the reference")
 }
 
 /// What the folders of a run hold beside its weights: those of the model in `folder`, or of an adapter for it.

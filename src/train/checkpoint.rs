@@ -26,7 +26,7 @@ use crate::model::parameter::Parameter;
 use crate::model::weights::{self, SavedDtype};
 use crate::ops;
 use anyhow::{Context, Result, ensure};
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 use source::{WeightsFile, write_tensors};
 use std::fs;
@@ -55,6 +55,9 @@ pub struct TrainerState {
     pub loader: LoaderState,
     /// Of all encoded rows: a run goes on with the rows it began with.
     pub data_sha256: String,
+    /// Of its canaries, where it has any.
+    #[serde(default)]
+    pub canary_sha256: Option<String>,
     pub signs: Signs,
     /// Measured before the first step, on the rows that the summary and the signs compare with.
     pub start: Measured,
@@ -108,19 +111,22 @@ pub fn save_model(dir: &Path, files: &SourceFiles, parameters: &[Parameter]) -> 
 fn write(folder: &mut FolderWriter, snapshot: &Snapshot<'_>) -> Result<()> {
     let Snapshot { state, config, files, parameters, optimizer } = snapshot;
     files.write(folder, parameters)?;
-    let master: Vec<_> = parameters.iter().map(|p| (p.name.clone(), &p.value, SavedDtype::F32)).collect();
+    let saved = |(name, tensor)| (name, tensor, saved_dtype(tensor));
+    let master: Vec<_> = optimizer.exact_values(parameters).map(saved).collect();
     write_tensors(folder, MASTER, WeightsFile::Model, &master)?;
-    let moments: Vec<_> = moments(parameters, optimizer).map(|(name, tensor)| (name, tensor, SavedDtype::F32)).collect();
+    let moments: Vec<_> = optimizer.tensors(parameters).map(saved).collect();
     write_tensors(folder, MOMENTS, WeightsFile::Model, &moments)?;
     folder.write(CONFIG, config.as_bytes())?;
     folder.write(STATE, &serde_json::to_vec_pretty(state)?)?;
     folder.write_manifest(MANIFEST)
 }
 
-/// Both moments of every trainable parameter, with the names they are saved under.
-fn moments<'a>(parameters: &'a [Parameter], optimizer: &'a AdamW) -> impl Iterator<Item = (String, &'a Tensor)> {
-    let trainable = parameters.iter().zip(&optimizer.moments).filter_map(|(p, moments)| Some((p, moments.as_ref()?)));
-    trainable.flat_map(|(p, moments)| [(format!("first.{}", p.name), &moments.first), (format!("second.{}", p.name), &moments.second)])
+/// The type that holds every value of a tensor: bf16 has all the codes of 8-bit moments, the integers up to 256.
+fn saved_dtype(tensor: &Tensor) -> SavedDtype {
+    match tensor.dtype() {
+        DType::BF16 | DType::U8 => SavedDtype::Bf16,
+        _ => SavedDtype::F32,
+    }
 }
 
 /// A checkpoint that verifies.
@@ -177,11 +183,12 @@ fn open(dir: &Path) -> Result<Found> {
 /// Puts a checkpoint's weights and moments into place.
 pub fn restore(found: &Found, parameters: &[Parameter], optimizer: &mut AdamW) -> Result<()> {
     let master = weights::Checkpoint::open(&found.dir.join(MASTER))?;
-    for parameter in parameters {
-        read_tensor(&master, &parameter.name, &parameter.value)?;
+    for (parameter, (name, exact)) in parameters.iter().zip(optimizer.exact_values(parameters)) {
+        read_tensor(&master, &name, exact)?;
+        read_tensor(&master, &name, &parameter.value)?;
     }
     let saved = weights::Checkpoint::open(&found.dir.join(MOMENTS))?;
-    for (name, tensor) in moments(parameters, optimizer) {
+    for (name, tensor) in optimizer.tensors(parameters) {
         read_tensor(&saved, &name, tensor)?;
     }
     optimizer.n_updates = found.state.n_updates;
@@ -255,6 +262,7 @@ mod tests {
             n_skipped: 1,
             loader,
             data_sha256: "ab".into(),
+            canary_sha256: None,
             signs: Signs::default(),
             start,
             best: None,
@@ -281,7 +289,7 @@ mod tests {
             fs::write(source.path().join("config.json"), r#"{"model_type": "llama", "torch_dtype": "bfloat16"}"#).unwrap();
             fs::write(source.path().join("tokenizer.json"), "{}").unwrap();
             fs::write(source.path().join("README.md"), "not a file of the model").unwrap();
-            let mut optimizer = AdamW::new(&OptimizerConfig::default(), &parameters).unwrap();
+            let mut optimizer = AdamW::new(&OptimizerConfig::default(), 7, &parameters).unwrap();
             optimizer.step(&parameters, 1e-3, 1.0).unwrap();
             Self { run: tempfile::tempdir().unwrap(), source, parameters, optimizer }
         }
@@ -315,13 +323,13 @@ mod tests {
         assert_eq!((&found.dir, &found.state, found.config.as_str()), (&dir, &state(7), "a = 1\n"));
 
         let parameters = vec![parameter("a.weight", &[3, 5], 50), parameter("b.weight", &[4], 60)];
-        let mut optimizer = AdamW::new(&OptimizerConfig::default(), &parameters).unwrap();
+        let mut optimizer = AdamW::new(&OptimizerConfig::default(), 7, &parameters).unwrap();
         restore(&found, &parameters, &mut optimizer).unwrap();
         assert_eq!(optimizer.n_updates, 9);
         for (restored, original) in parameters.iter().zip(&example.parameters) {
             assert_eq!(bits(&restored.value), bits(&original.value));
         }
-        for ((name, restored), (_, original)) in moments(&parameters, &optimizer).zip(moments(&example.parameters, &example.optimizer)) {
+        for ((name, restored), (_, original)) in optimizer.tensors(&parameters).zip(example.optimizer.tensors(&example.parameters)) {
             assert_eq!(bits(restored), bits(original), "{name}");
             assert!(bits(restored).iter().any(|bits| *bits != 0), "{name}");
         }

@@ -1,25 +1,16 @@
 //! The global gradient norm, and clipping as `torch.nn.utils.clip_grad_norm_` does it.
 //!
-//! Squares are summed in f64 over fixed chunks, and the chunks in order: the norm does not depend on the number of threads.
+//! The norm does not depend on the number of threads (`ops::squares`).
 
 use crate::model::parameter::Parameter;
-use crate::ops::{self, vectorized};
-use anyhow::{Context, Result};
-use rayon::prelude::*;
-
-const CHUNK: usize = 1 << 15;
-/// Independent sums within a chunk, so that the additions need not wait for each other.
-const LANES: usize = 8;
+use crate::ops::squares::sum_of_squares;
+use anyhow::Result;
+use candle_core::Tensor;
 
 /// The l2 norm over the gradients of all trainable parameters; not finite if any element is not.
 pub fn gradient_norm(parameters: &[Parameter]) -> Result<f64> {
-    let mut squares = 0.0;
-    for parameter in parameters {
-        let Some(gradient) = &parameter.gradient else { continue };
-        let gradient = ops::read(gradient).with_context(|| format!("reading the gradient of `{}`", parameter.name))?;
-        squares += sum_of_squares(&gradient);
-    }
-    Ok(squares.sqrt())
+    let gradients: Vec<&Tensor> = parameters.iter().filter_map(|parameter| parameter.gradient.as_ref()).collect();
+    Ok(sum_of_squares(&gradients)?.sqrt())
 }
 
 /// What gradients are multiplied by so that their norm is at most `max_norm`; 1 when `max_norm` is 0 (clipping off).
@@ -27,27 +18,11 @@ pub fn clip_factor(norm: f64, max_norm: f64) -> f64 {
     if max_norm == 0.0 { 1.0 } else { (max_norm / (norm + 1e-6)).min(1.0) }
 }
 
-fn sum_of_squares(values: &[f32]) -> f64 {
-    let chunks: Vec<f64> = values.par_chunks(CHUNK).map(|chunk| vectorized!(sum_of_squares_of_chunk(chunk))).collect();
-    chunks.iter().sum()
-}
-
-#[inline(always)]
-fn sum_of_squares_of_chunk(values: &[f32]) -> f64 {
-    let mut sums = [0.0f64; LANES];
-    let (whole, rest) = values.as_chunks::<LANES>();
-    let square = |value: f32| f64::from(value) * f64::from(value);
-    for values in whole {
-        (0..LANES).for_each(|lane| sums[lane] += square(values[lane]));
-    }
-    sums.iter_mut().zip(rest).for_each(|(sum, &value)| *sum += square(value));
-    sums.iter().sum()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::{Device, Tensor};
+    use crate::ops::squares::CHUNK;
+    use candle_core::Device;
 
     fn parameter(gradient: Option<Vec<f32>>) -> Parameter {
         let n = gradient.as_ref().map_or(1, Vec::len);

@@ -4,6 +4,7 @@ use super::adapter;
 use super::evaluate::distinct_dominant;
 use crate::config::{RetentionKind, RunConfig};
 use crate::data::encode::{EncodedPreference, EncodedRow};
+use crate::device;
 use crate::hub;
 use crate::interrupt;
 use crate::model::decoder::{Decoder, Purpose};
@@ -96,7 +97,7 @@ impl Scorer<'_> {
 
     /// Loads, scores and drops a model.
     pub fn score_folder(&self, folder: &Path, wanted: &Wanted) -> Result<(Columns, ScoringReport)> {
-        let model = Decoder::load(folder, self.config.model.dtype, Purpose::Inference).context("loading the reference")?;
+        let model = Decoder::load(folder, device::place(self.config)?, Purpose::Inference).context("loading the reference")?;
         self.score(&model, wanted)
     }
 

@@ -11,9 +11,9 @@ use crate::data::loader::{Loader, dominant_numbers};
 use crate::device::{self, gib};
 use crate::model::decoder::Keep;
 use crate::plan::StepMemory;
-use crate::plan::estimate::{Estimate, Workload};
+use crate::plan::estimate::{Estimate, Generation, Workload};
 use crate::plan::low_rank::LowRankTerms;
-use crate::plan::memory::{Memory, Setup};
+use crate::plan::memory::{Memory, ParameterBytes, Setup};
 use crate::plan::rates::{self, Rates};
 use crate::plan::work::{Gradient, Pass};
 use crate::reference::split_by_tokens;
@@ -106,9 +106,11 @@ impl<'a> Forecast<'a> {
             description,
             n_parameters: *n_parameters,
             low_rank: self.low_rank.as_ref(),
+            bytes: ParameterBytes::of(&self.config.optimizer),
             step,
             threads: self.threads,
             passes,
+            canaries: self.prepared.canaries.as_ref().map_or(0, |canaries| canaries.n_bytes(description)),
             n_reference: n_reference_values(&rows().collect::<Vec<_>>(), self.prepared, self.config),
             data: rows().map(bytes_of_row).sum(),
             process: self.process,
@@ -119,7 +121,7 @@ impl<'a> Forecast<'a> {
         let memory = self.memory(step);
         let model = memory.weights + memory.gradients + memory.moments;
         let mut text = format!(
-            "training this model needs about {} ({} for f32 weights, gradients and optimizer moments, {} for the passes of a micro-batch), \
+            "training this model needs about {} ({} for weights, gradients and optimizer moments, {} for the passes of a micro-batch), \
              and {} are free\n",
             gib(memory.total()),
             gib(model),
@@ -174,6 +176,8 @@ fn workload(prepared: &Prepared, config: &RunConfig, n_taken: Option<usize>) -> 
     let probe: Vec<&EncodedRow> = probe_rows(train).into_iter().map(|row| &train[row]).collect();
     let dominant_gaps = distinct_dominant(&probe).into_iter().map(|pair| score(&[pair], KeptStates::Nothing)).collect();
     let n_within = config.eval.every_steps.map_or(0, |every| n_steps.saturating_sub(1) / every);
+    let canaries = prepared.canaries.as_ref();
+    let n_asked = 2 + config.canary.every_steps.map_or(0, |every| n_steps.saturating_sub(1) / every);
     let n_repeated = if config.retention.kind == RetentionKind::None || n_taken.is_some() { 0 } else { N_TERM_NORMS.min(n_steps) };
     Ok(Workload {
         scoring: [(&wanted.dominant, states), (&wanted.target, KeptStates::Nothing)]
@@ -181,7 +185,13 @@ fn workload(prepared: &Prepared, config: &RunConfig, n_taken: Option<usize>) -> 
             .flat_map(|(pairs, states)| split_by_tokens(pairs).into_iter().map(move |pairs| score(pairs, states)))
             .collect(),
         // The training rows before, once within and after the run.
-        measuring: vec![(3, measure(&probe)), (2 + n_within, measure(&held_out.iter().collect::<Vec<_>>())), (2, dominant_gaps)],
+        measuring: vec![
+            (3, measure(&probe)),
+            (2 + n_within, measure(&held_out.iter().collect::<Vec<_>>())),
+            (2, dominant_gaps),
+            (n_asked, canaries.map_or(Vec::new(), |canaries| canaries.passes(description))),
+        ],
+        generating: (n_asked, canaries.map_or(Generation::default(), |canaries| canaries.generation())),
         batches,
         n_steps,
         n_repeated,

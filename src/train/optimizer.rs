@@ -1,131 +1,98 @@
-//! AdamW as in PyTorch (Loshchilov & Hutter, arXiv 1711.05101), with moments that a checkpoint can hold.
-//!
-//! ```text
-//! w   <- w (1 - lr * weight_decay)            matrices only, as in transformers
-//! m   <- m + (1 - beta1) (g - m)
-//! v   <- beta2 v + (1 - beta2) g^2
-//! w   <- w - lr / (1 - beta1^t) * m / ( sqrt(v) / sqrt(1 - beta2^t) + eps )
-//! ```
-//!
-//! Everything is f32; the scalars are formed in f64 and rounded once. The clip factor scales `g` as it is read, so that gradients
-//! are walked once less. Elements are independent: the result is the same bit for bit at any number of threads.
+//! AdamW over a run's parameters (`ops::adamw` has the update), with a state that a checkpoint can hold.
 
-use crate::config::OptimizerConfig;
+use crate::config::{MasterWeights, MomentType, OptimizerConfig};
 use crate::model::parameter::Parameter;
-use crate::ops;
-use anyhow::{Context, Result, ensure};
-use candle_core::{DType, Tensor};
-use rayon::prelude::*;
+use crate::ops::adamw::{self, Item, Moment, Rounding, Scalars, State};
+use crate::ops::dropout::mix_in;
+use anyhow::{Result, ensure};
+use candle_core::Tensor;
 
-/// Elements per parallel task: large enough to amortise the task, small enough to balance two threads on a small matrix.
-const CHUNK: usize = 1 << 15;
-
-/// The running means of one parameter's gradient and squared gradient; f32, the parameter's shape.
-#[derive(Debug, Clone)]
-pub struct Moments {
-    pub first: Tensor,
-    pub second: Tensor,
-}
-
-/// The optimizer's whole state: how many updates were made, and two moments per trainable parameter.
+/// The optimizer's whole state: how many updates were made, and what it keeps of each trainable parameter.
 #[derive(Debug)]
 pub struct AdamW {
     settings: OptimizerConfig,
+    /// Of stochastic rounding.
+    seed: u64,
     /// Updates made so far (t of the bias correction); a skipped step does not count.
     pub n_updates: u64,
     /// In the order of the parameters given to `new`; `None` where a parameter is frozen.
-    pub moments: Vec<Option<Moments>>,
+    states: Vec<Option<State>>,
 }
 
 impl AdamW {
     /// Zero moments for every parameter that has a gradient buffer.
-    pub fn new(settings: &OptimizerConfig, parameters: &[Parameter]) -> Result<Self> {
-        let zeros = |p: &Parameter| Tensor::zeros(p.value.shape(), DType::F32, p.value.device());
-        let moments = parameters
-            .iter()
-            .map(|p| match p.gradient {
-                Some(_) => Ok(Some(Moments { first: zeros(p)?, second: zeros(p)? })),
-                None => Ok(None),
-            })
-            .collect::<Result<_>>()?;
-        Ok(Self { settings: settings.clone(), n_updates: 0, moments })
+    pub fn new(settings: &OptimizerConfig, seed: u64, parameters: &[Parameter]) -> Result<Self> {
+        let rounding = match settings.master {
+            MasterWeights::F32 => Rounding::Master,
+            MasterWeights::Stochastic => Rounding::Stochastic,
+            MasterWeights::Kahan => Rounding::Kahan,
+        };
+        let eight_bit = settings.moments == MomentType::EightBit;
+        let state = |p: &Parameter| p.gradient.as_ref().map(|_| State::new(&p.value, rounding, eight_bit)).transpose();
+        Ok(Self { settings: settings.clone(), seed, n_updates: 0, states: parameters.iter().map(state).collect::<Result<_>>()? })
     }
 
     /// One update of every trainable parameter, in place.
     ///
     /// `lr` is the schedule's value for this step; `gradient_scale` multiplies every gradient as it is read (the clip factor).
     pub fn step(&mut self, parameters: &[Parameter], lr: f64, gradient_scale: f64) -> Result<()> {
-        ensure!(
-            parameters.len() == self.moments.len(),
-            "the optimizer was made for {} parameters, not {}",
-            self.moments.len(),
-            parameters.len()
-        );
+        let (n_states, n_parameters) = (self.states.len(), parameters.len());
+        ensure!(n_parameters == n_states, "the optimizer was made for {n_states} parameters, not {n_parameters}");
         self.n_updates += 1;
-        for (parameter, moments) in parameters.iter().zip(&self.moments) {
-            let (Some(gradient), Some(moments)) = (&parameter.gradient, moments) else { continue };
-            let decay = if parameter.is_matrix() { self.settings.weight_decay } else { 0.0 };
-            let update = Update::new(&self.settings, self.n_updates, lr, decay, gradient_scale);
-            update.apply_to_tensors(&parameter.value, gradient, moments).with_context(|| format!("updating `{}`", parameter.name))?;
-        }
-        Ok(())
+        let item = |(p, state): (_, _)| {
+            let (p, state): (&Parameter, &Option<State>) = (p, state);
+            Some(Item { value: &p.value, gradient: p.gradient.as_ref()?, state: state.as_ref()?, decays: p.is_matrix() })
+        };
+        let items: Vec<Item> = parameters.iter().zip(&self.states).filter_map(item).collect();
+        adamw::step(&items, &self.scalars(lr, gradient_scale))
     }
-}
 
-/// The scalars of one update, rounded to f32 where PyTorch rounds them.
-#[derive(Debug, Clone, Copy)]
-struct Update {
-    keep: f32,
-    one_minus_beta1: f32,
-    beta2: f32,
-    one_minus_beta2: f32,
-    step_size: f32,
-    sqrt_correction2: f32,
-    eps: f32,
-    gradient_scale: f32,
-}
-
-impl Update {
-    fn new(settings: &OptimizerConfig, t: u64, lr: f64, weight_decay: f64, gradient_scale: f64) -> Self {
-        let [beta1, beta2] = settings.betas;
-        Self {
-            keep: (1.0 - lr * weight_decay) as f32,
+    fn scalars(&self, lr: f64, gradient_scale: f64) -> Scalars {
+        let ([beta1, beta2], t) = (self.settings.betas, self.n_updates as f64);
+        Scalars {
+            keep: (1.0 - lr * self.settings.weight_decay) as f32,
             one_minus_beta1: (1.0 - beta1) as f32,
             beta2: beta2 as f32,
             one_minus_beta2: (1.0 - beta2) as f32,
-            step_size: (lr / (1.0 - beta1.powf(t as f64))) as f32,
-            sqrt_correction2: (1.0 - beta2.powf(t as f64)).sqrt() as f32,
-            eps: settings.eps as f32,
+            step_size: (lr / (1.0 - beta1.powf(t))) as f32,
+            sqrt_correction2: (1.0 - beta2.powf(t)).sqrt() as f32,
+            eps: self.settings.eps as f32,
             gradient_scale: gradient_scale as f32,
+            seed: mix_in(self.seed, self.n_updates),
         }
     }
 
-    fn apply_to_tensors(&self, value: &Tensor, gradient: &Tensor, moments: &Moments) -> Result<()> {
-        let gradient = ops::read(gradient)?;
-        ops::update(value, |w| ops::update(&moments.first, |m| ops::update(&moments.second, |v| self.apply(w, &gradient, m, v))))??
+    /// The values that updates are made to, with more bits than the parameter's own where they are kept beside it: what a run goes on from.
+    pub fn exact_values<'a>(&'a self, parameters: &'a [Parameter]) -> impl Iterator<Item = (String, &'a Tensor)> {
+        parameters.iter().zip(&self.states).map(|(p, state)| {
+            let master = state.as_ref().and_then(|state| state.beside.as_ref().filter(|_| state.rounding == Rounding::Master));
+            (p.name.clone(), master.unwrap_or(&p.value))
+        })
     }
 
-    /// One update of one parameter's elements; all four slices have its length.
-    fn apply(&self, w: &mut [f32], gradient: &[f32], m: &mut [f32], v: &mut [f32]) {
-        (w.par_chunks_mut(CHUNK), gradient.par_chunks(CHUNK), m.par_chunks_mut(CHUNK), v.par_chunks_mut(CHUNK))
-            .into_par_iter()
-            .for_each(|(w, gradient, m, v)| self.apply_to_chunk(w, gradient, m, v));
-    }
-
-    fn apply_to_chunk(&self, w: &mut [f32], gradient: &[f32], m: &mut [f32], v: &mut [f32]) {
-        for (((w, g), m), v) in w.iter_mut().zip(gradient).zip(m).zip(v) {
-            let g = g * self.gradient_scale;
-            *m += self.one_minus_beta1 * (g - *m);
-            *v = *v * self.beta2 + self.one_minus_beta2 * g * g;
-            let denominator = v.sqrt() / self.sqrt_correction2 + self.eps;
-            *w = *w * self.keep - self.step_size * (*m / denominator);
-        }
+    /// Everything else that it keeps, under the names that a checkpoint has for it.
+    pub fn tensors<'a>(&'a self, parameters: &'a [Parameter]) -> impl Iterator<Item = (String, &'a Tensor)> {
+        let of_parameter = |(p, state): (&'a Parameter, &'a Option<State>)| {
+            let moments = state.iter().flat_map(|state| [("first", &state.first), ("second", &state.second)]);
+            let parts = moments.flat_map(|(name, moment)| match moment {
+                Moment::Exact(values) => vec![(name.to_owned(), values)],
+                Moment::EightBit { codes, scales } => vec![(name.to_owned(), codes), (format!("{name}_scale"), scales)],
+            });
+            let lost = state.iter().filter(|state| state.rounding == Rounding::Kahan).filter_map(|state| state.beside.as_ref());
+            parts
+                .chain(lost.map(|lost| ("lost".to_owned(), lost)))
+                .map(|(part, tensor)| (format!("{part}.{}", p.name), tensor))
+                .collect::<Vec<_>>()
+        };
+        parameters.iter().zip(&self.states).flat_map(of_parameter)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops;
+    use crate::ops::adamw::CHUNK;
     use candle_core::Device;
 
     fn parameter(shape: &[usize], value: Vec<f32>, gradient: Vec<f32>) -> Parameter {
@@ -164,15 +131,15 @@ mod tests {
     fn two_steps_by_hand() {
         let settings = OptimizerConfig { weight_decay: 0.01, ..Default::default() };
         let w = parameter(&[1, 1], vec![1.0], vec![2.0]);
-        let mut adamw = AdamW::new(&settings, std::slice::from_ref(&w)).unwrap();
+        let mut adamw = AdamW::new(&settings, 7, std::slice::from_ref(&w)).unwrap();
         adamw.step(std::slice::from_ref(&w), 0.1, 1.0).unwrap();
         assert!((values(&w.value)[0] - 0.899).abs() < 1e-6);
         ops::update(w.gradient.as_ref().unwrap(), |g| g[0] = -1.0).unwrap();
         adamw.step(std::slice::from_ref(&w), 0.1, 1.0).unwrap();
         assert!((values(&w.value)[0] - 0.871_467_3).abs() < 1e-6, "{:?}", values(&w.value));
-        let moments = adamw.moments[0].as_ref().unwrap();
-        assert!((values(&moments.first)[0] - 0.08).abs() < 1e-7);
-        assert!((values(&moments.second)[0] - 0.004_996).abs() < 1e-8);
+        let state: Vec<(String, f32)> = adamw.tensors(std::slice::from_ref(&w)).map(|(name, tensor)| (name, values(tensor)[0])).collect();
+        assert!(state[0].0 == "first.w" && (state[0].1 - 0.08).abs() < 1e-7);
+        assert!(state[1].0 == "second.w" && (state[1].1 - 0.004_996).abs() < 1e-8);
     }
 
     #[test]
@@ -181,7 +148,7 @@ mod tests {
         let n = 2 * CHUNK + 5;
         let start = noise(n, 1);
         let w = parameter(&[1, n], start.clone(), vec![0.0; n]);
-        let mut adamw = AdamW::new(&settings, std::slice::from_ref(&w)).unwrap();
+        let mut adamw = AdamW::new(&settings, 7, std::slice::from_ref(&w)).unwrap();
         let gradients: Vec<Vec<f32>> = (2..7).map(|seed| noise(n, seed * 7919)).collect();
         for gradient in &gradients {
             ops::update(w.gradient.as_ref().unwrap(), |g| g.copy_from_slice(gradient)).unwrap();
@@ -202,11 +169,11 @@ mod tests {
         let vector = parameter(&[2], vec![1.0, -2.0], vec![0.0, 0.0]);
         let frozen = Parameter { gradient: None, ..parameter(&[1, 2], vec![1.0, -2.0], vec![9.0, 9.0]) };
         let parameters = [matrix, vector, frozen];
-        let mut adamw = AdamW::new(&settings, &parameters).unwrap();
+        let mut adamw = AdamW::new(&settings, 7, &parameters).unwrap();
         adamw.step(&parameters, 0.1, 1.0).unwrap();
         let after = parameters.each_ref().map(|p| values(&p.value));
         assert_eq!(after, [vec![0.95, -1.9], vec![1.0, -2.0], vec![1.0, -2.0]]);
-        assert!(adamw.moments[2].is_none());
+        assert_eq!(adamw.tensors(&parameters).count(), 4);
     }
 
     #[test]
@@ -215,7 +182,7 @@ mod tests {
         let results = [1, 2, 3].map(|n_threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();
             let w = parameter(&[1, n], noise(n, 3), noise(n, 5));
-            let mut adamw = AdamW::new(&OptimizerConfig::default(), std::slice::from_ref(&w)).unwrap();
+            let mut adamw = AdamW::new(&OptimizerConfig::default(), 7, std::slice::from_ref(&w)).unwrap();
             pool.install(|| (0..3).for_each(|_| adamw.step(std::slice::from_ref(&w), 1e-3, 0.3).unwrap()));
             values(&w.value).into_iter().map(f32::to_bits).collect::<Vec<_>>()
         });

@@ -269,7 +269,7 @@ fn five_adamw_steps() {
         let reference = fixture.frozen_scores(retention);
         let parameters = fixture.policy.parameters();
         let start = by_name(&fixture.policy, |parameter| ops::read(&parameter.value).unwrap().to_vec());
-        let mut adamw = AdamW::new(optimizer, parameters).unwrap();
+        let mut adamw = AdamW::new(optimizer, 0, parameters).unwrap();
         let mut comparison = Comparison::new();
         let mut n_clipped = 0;
         for (step, expected) in steps.iter().enumerate() {

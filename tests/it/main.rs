@@ -3,6 +3,7 @@
 mod architecture;
 mod bench;
 mod bf16;
+mod canary;
 mod candle_transformers;
 mod cli;
 mod config;
@@ -15,6 +16,8 @@ mod gaps;
 mod generate;
 mod generate_cli;
 mod golden;
+#[cfg(any(feature = "cuda", feature = "emulator"))]
+mod gpu;
 mod hub;
 mod judges;
 mod lora;

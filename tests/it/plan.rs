@@ -178,7 +178,7 @@ fn auto_keeps_what_fits_and_refuses_what_cannot() {
     assert_eq!(forecast.choose(Some(2 * most)).unwrap(), everything);
     assert!(matches!(forecast.choose(Some(most)).unwrap().keep, Keep::BlockInputs { .. }), "it would fit, and leave nothing to others");
     let error = forecast.choose(Some(least - 1)).unwrap_err().to_string();
-    assert!(error.contains("MiB for f32 weights, gradients and optimizer moments") && error.contains("are free"), "{error}");
+    assert!(error.contains("MiB for weights, gradients and optimizer moments") && error.contains("are free"), "{error}");
     assert!(error.contains("`train.micro_batch_size`") && !error.contains("activation_checkpointing"), "{error}");
 
     let forecast = Forecast::new(&off, &off.config, None, 20 << 20).unwrap();

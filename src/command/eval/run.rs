@@ -174,9 +174,9 @@ impl Run {
 
     /// Whether every response is there now.
     fn answer(&mut self, benches: &[&dyn Benchmark], items: &BTreeMap<String, Vec<Item>>, args: &EvalArgs) -> Result<bool> {
-        device::select(&self.config.hardware)?;
+        let place = device::place(&self.config)?;
         let files = hub::resolve_model(&self.config.model.path, self.config.model.revision.as_deref())?;
-        let model = generate::Loaded::load(&files, self.asked.adapter.as_deref(), self.config.model.dtype, &self.config.data)?;
+        let model = generate::Loaded::load(&files, self.asked.adapter.as_deref(), place, &self.config.data)?;
         let now = ModelFacts {
             name: self.asked.model.clone(),
             revision: files.commit.clone(),

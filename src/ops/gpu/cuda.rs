@@ -9,8 +9,7 @@ use candle_core::cuda_backend::cudarc::cublas::sys::{
     cublasComputeType_t, cublasGemmAlgo_t, cublasOperation_t, cublasPointerMode_t, cudaDataType_t,
 };
 use candle_core::cuda_backend::cudarc::cublas::{result, sys};
-use candle_core::cuda_backend::cudarc::driver::sys::CUfunction_attribute;
-use candle_core::cuda_backend::cudarc::driver::{DevicePtr, LaunchConfig, PushKernelArg};
+use candle_core::cuda_backend::cudarc::driver::{DevicePtr, LaunchConfig, PushKernelArg, sys as driver};
 use candle_core::cuda_backend::{CudaDevice, CudaStorage, CudaStorageSlice};
 use candle_core::{DType, Storage, Tensor};
 use std::ffi::c_void;
@@ -21,6 +20,27 @@ const PTX: &str = include_str!(concat!(env!("OUT_DIR"), "/kernels.ptx"));
 /// Bytes of shared memory that a block has if its kernel asks for no more.
 const SHARED_WITHOUT_ASKING: usize = 48 * 1024;
 
+/// Memory that is given back stays in the driver's pool, where the next request of the stream finds it without a system call; and since all work goes
+/// to one stream, whose order frees and uses memory, no events are recorded.
+pub(super) fn prepare(device: &CudaDevice) -> Result<()> {
+    // SAFETY: every tensor is made, used and freed on the one stream that the device has.
+    unsafe { device.disable_event_tracking() };
+    let mut keep_all = u64::MAX;
+    let mut pool = std::ptr::null_mut();
+    let ordinal = device.cuda_stream().context().cu_device();
+    // SAFETY: the pool is the device's own, and the attribute's value is 64 bits wide.
+    unsafe {
+        driver::cuDeviceGetDefaultMemPool(&mut pool, ordinal).result()?;
+        let attribute = driver::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+        driver::cuMemPoolSetAttribute(pool, attribute, std::ptr::from_mut(&mut keep_all).cast()).result()?;
+    }
+    Ok(())
+}
+
+pub(super) fn name(device: &CudaDevice) -> Result<String> {
+    Ok(device.cuda_stream().context().name()?)
+}
+
 /// Where value `start` lies.
 pub(super) fn address(storage: &CudaStorage, start: usize) -> Result<u64> {
     let stream = storage.device().cuda_stream();
@@ -28,6 +48,8 @@ pub(super) fn address(storage: &CudaStorage, start: usize) -> Result<u64> {
         CudaStorageSlice::F32(values) => (values.device_ptr(&stream).0, 4),
         CudaStorageSlice::BF16(values) => (values.device_ptr(&stream).0, 2),
         CudaStorageSlice::U32(values) => (values.device_ptr(&stream).0, 4),
+        CudaStorageSlice::I64(values) => (values.device_ptr(&stream).0, 8),
+        CudaStorageSlice::F64(values) => (values.device_ptr(&stream).0, 8),
         CudaStorageSlice::U8(values) => (values.device_ptr(&stream).0, 1),
         _ => bail!("no kernel takes {:?}", storage.dtype()),
     };
@@ -38,10 +60,10 @@ pub(super) fn launch(device: &CudaDevice, kernel: &Kernel, blocks: [usize; 3], t
     let function = device.get_or_load_custom_func(&kernel.name, "mpo", PTX).with_context(|| format!("loading `{}`", kernel.name))?;
     if kernel.shared_bytes > SHARED_WITHOUT_ASKING {
         function
-            .set_attribute(CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, kernel.shared_bytes as i32)
+            .set_attribute(driver::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, kernel.shared_bytes as i32)
             .with_context(|| {
-                format!("`{}` needs {} bytes of shared memory a block, more than this GPU has", kernel.name, kernel.shared_bytes)
-            })?;
+            format!("`{}` needs {} bytes of shared memory a block, more than this GPU has", kernel.name, kernel.shared_bytes)
+        })?;
     }
     let mut launch = function.builder();
     for argument in &kernel.arguments {

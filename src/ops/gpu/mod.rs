@@ -32,7 +32,7 @@ pub(crate) fn has(tensor: &Tensor) -> bool {
 }
 
 /// Whether this thread's CPU tensors are taken for those of a GPU.
-fn emulated() -> bool {
+pub(super) fn emulated() -> bool {
     #[cfg(feature = "emulator")]
     return emulated::is_on();
     #[cfg(not(feature = "emulator"))]
@@ -42,6 +42,24 @@ fn emulated() -> bool {
 /// Runs `work` with this thread's CPU tensors on the emulated GPU.
 #[cfg(feature = "emulator")]
 pub use emulated::on_emulated_gpu;
+
+/// What a GPU needs to know once: memory that was given back stays with this process, and one stream needs no events.
+pub(crate) fn prepare(device: &Device) -> Result<()> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => cuda::prepare(device),
+        _ => Ok(()),
+    }
+}
+
+/// What the GPU calls itself.
+pub(crate) fn name(device: &Device) -> Result<String> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => cuda::name(device),
+        device => bail!("{:?} is no GPU", device.location()),
+    }
+}
 
 /// A kernel's argument, as it is copied to the GPU.
 #[derive(Debug, Clone, Copy)]
@@ -116,6 +134,16 @@ impl<'a> Kernel<'a> {
         }
     }
 
+    /// What [`hashes`] gave.
+    pub fn hashes(self, tensor: &'a Tensor) -> Result<Self> {
+        self.tensor(tensor, DType::I64)
+    }
+
+    /// f64
+    pub fn doubles(self, tensor: &'a Tensor) -> Result<Self> {
+        self.tensor(tensor, DType::F64)
+    }
+
     pub fn maybe_floats(self, tensor: Option<&'a Tensor>) -> Result<Self> {
         match tensor {
             Some(tensor) => self.floats(tensor),
@@ -181,13 +209,15 @@ pub(crate) fn threads_for(width: usize, per_thread: usize, most: usize) -> usize
 }
 
 /// Where the values of a contiguous tensor, or band of one, begin on its device.
-pub(crate) fn address(tensor: &Tensor) -> Result<u64> {
+pub(super) fn address(tensor: &Tensor) -> Result<u64> {
     let (storage, layout) = tensor.storage_and_layout();
     let start = super::contiguous(layout)?.start;
     match &*storage {
         Storage::Cpu(CpuStorage::F32(values)) => Ok(values.as_ptr().wrapping_add(start) as u64),
         Storage::Cpu(CpuStorage::BF16(values)) => Ok(values.as_ptr().wrapping_add(start) as u64),
         Storage::Cpu(CpuStorage::U32(values)) => Ok(values.as_ptr().wrapping_add(start) as u64),
+        Storage::Cpu(CpuStorage::I64(values)) => Ok(values.as_ptr().wrapping_add(start) as u64),
+        Storage::Cpu(CpuStorage::F64(values)) => Ok(values.as_ptr().wrapping_add(start) as u64),
         Storage::Cpu(CpuStorage::U8(values)) => Ok(values.as_ptr().wrapping_add(start) as u64),
         #[cfg(feature = "cuda")]
         Storage::Cuda(values) => cuda::address(values, start),
@@ -218,16 +248,16 @@ pub(crate) fn indices(values: Vec<u32>, like: &Tensor) -> Result<Tensor> {
     Ok(Tensor::from_vec(values, n, like.device())?)
 }
 
+/// Hashes of 64 bits on the device of `like`, as the signed integers of the same bits.
+pub(crate) fn hashes(values: &[u64], like: &Tensor) -> Result<Tensor> {
+    let values: Vec<i64> = values.iter().map(|value| value.cast_signed()).collect();
+    let n = values.len();
+    Ok(Tensor::from_vec(values, n, like.device())?)
+}
+
 /// f32 values on the device of `like`.
 pub(crate) fn floats(values: &[f32], like: &Tensor) -> Result<Tensor> {
     Ok(Tensor::from_slice(values, values.len(), like.device())?)
-}
-
-/// Copies `values` over those of `tensor`, rounded to its type.
-pub(crate) fn overwrite(tensor: &Tensor, values: &[f32]) -> Result<()> {
-    let source = floats(values, tensor)?;
-    let n_values = values.len();
-    Kernel::new("overwrite", tensor)?.values(tensor)?.floats(&source)?.long(n_values as u64).run(packs(n_values, tensor), 256)
 }
 
 /// Sets all values to zero.

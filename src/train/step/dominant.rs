@@ -2,14 +2,13 @@
 
 use super::{DominantPasses, Gradients, Side, Step, StepSettings, ids, kl, n_answer_tokens, n_tokens_unshared};
 use crate::config::RetentionKind;
-use crate::data::batch::{PackedBatch, PairSpans};
+use crate::data::batch::{PackedBatch, PairSpans, SequenceSpan};
 use crate::data::encode::{EncodedPreference, EncodedRow};
 use crate::model::decoder::Forward;
 use crate::model::description::DecoderDescription;
 use crate::objective::{PairScores, retention};
-use crate::ops::{self, Buffer, Scratch};
+use crate::ops::{self, Buffer};
 use crate::plan::work::{Gradient, Pass};
-use crate::reference::FrozenHead;
 use crate::scoring::{KeptStates, ScoredSequence, pair_scores, response_targets};
 use anyhow::{Context, Result, ensure};
 use std::collections::HashMap;
@@ -129,57 +128,61 @@ impl Step<'_> {
             hidden_size == frozen_size,
             "retention compares hidden states, and the policy's have {hidden_size} values, the reference's {frozen_size}"
         );
-        let hidden_ND = ops::read(&forward.hidden_ND)?;
-        let mut d_hidden_ND = Scratch::zeros(hidden_ND.len());
-        let mut values = Vec::with_capacity(groups.len());
-        for (group, spans) in groups.iter().zip(spans) {
-            let scale = self.settings.retention.weight * retention::sequence_weight(group.rows.len(), self.totals.n_rows);
+        let rows_of = |group: &DominantGroup, spans: &PairSpans| {
             let n_end_tokens = [group.pair.chosen.n_end_tokens, group.pair.rejected.n_end_tokens];
+            std::array::from_fn(|sequence| self.retained_rows(&spans.both()[sequence], n_end_tokens[sequence]))
+        };
+        let rows: Vec<[Vec<usize>; 2]> = groups.iter().zip(spans).map(|(group, spans)| rows_of(group, spans)).collect();
+        let all_rows: Vec<usize> = rows.iter().flatten().flatten().copied().collect();
+        let states = ops::read_rows(&forward.hidden_ND, &all_rows)?;
+        let mut rest = states.as_slice();
+        let mut d_states = Vec::with_capacity(states.len());
+        let mut values = Vec::with_capacity(groups.len());
+        for (group, rows) in groups.iter().zip(&rows) {
+            let scale = self.settings.retention.weight * retention::sequence_weight(group.rows.len(), self.totals.n_rows);
             let mut value = [0.0; 2];
             let frozen = info_span!("reference").in_scope(|| reference.pair(group.pair))?;
             for (sequence, frozen) in frozen.into_iter().enumerate() {
-                let span = spans.both()[sequence];
-                value[sequence] = match self.settings.retention.kind {
-                    RetentionKind::None => 0.0,
-                    RetentionKind::Hidden => {
-                        let rows = span.pooled_rows(self.settings.retention.pooling, n_end_tokens[sequence]);
-                        self.hidden_retention(&hidden_ND, &rows, frozen, scale, &mut d_hidden_ND)
-                    }
+                let states_MD = rest.split_off(..rows[sequence].len() * hidden_size).context("states of every sequence were read")?;
+                let d_states_MD;
+                (value[sequence], d_states_MD) = match self.settings.retention.kind {
+                    RetentionKind::None => (0.0, vec![0.0; states_MD.len()]),
+                    RetentionKind::Hidden => self.hidden_retention(states_MD, frozen, scale),
                     RetentionKind::Kl => {
-                        let rows: Vec<usize> = span.predicting_rows().collect();
                         let _span = info_span!("head").entered();
-                        self.kl_retention(&hidden_ND, &rows, (frozen, reference.head()?), scale, &mut d_hidden_ND)?
+                        let scale = self.gradients.of_retention().then_some(scale);
+                        kl::mean_divergence(self.policy, reference.head()?, states_MD, &frozen.states, scale)?
                     }
                 };
+                d_states.extend(d_states_MD);
             }
             values.push(value);
         }
-        Ok((values, Buffer::new(d_hidden_ND, forward.hidden_ND.dims())?))
-    }
-
-    fn hidden_retention(&self, hidden_ND: &[f32], rows: &[usize], frozen: &ScoredSequence, scale: f64, d_hidden_ND: &mut [f32]) -> f64 {
-        let reduction = self.settings.retention.reduction;
-        let state_D = retention::pool(hidden_ND, self.policy.description().hidden_size, rows);
-        let d_state_D = retention::distance_backward(&state_D, &frozen.states, reduction, scale);
-        retention::pool_backward(&d_state_D, rows, d_hidden_ND);
-        retention::distance(&state_D, &frozen.states, reduction)
-    }
-
-    fn kl_retention(
-        &self,
-        hidden_ND: &[f32],
-        rows: &[usize],
-        (frozen, head): (&ScoredSequence, &FrozenHead),
-        scale: f64,
-        d_hidden_ND: &mut [f32],
-    ) -> Result<f64> {
-        let hidden_size = self.policy.description().hidden_size;
-        let states_MD: Vec<f32> = rows.iter().flat_map(|row| &hidden_ND[row * hidden_size..][..hidden_size]).copied().collect();
-        let scale = self.gradients.of_retention().then_some(scale);
-        let (value, d_states_MD) = kl::mean_divergence(self.policy, head, &states_MD, &frozen.states, scale)?;
-        for (row, d_state_D) in rows.iter().zip(d_states_MD.chunks(hidden_size)) {
-            d_hidden_ND[row * hidden_size..][..hidden_size].iter_mut().zip(d_state_D).for_each(|(sum, d)| *sum += d);
+        let d_hidden_ND = ops::zeros_like(&forward.hidden_ND)?;
+        // An evaluation of `kl` has no gradient.
+        if !d_states.is_empty() {
+            ops::add_to_rows(&d_hidden_ND, &all_rows, &d_states)?;
         }
-        Ok(value)
+        Ok((values, d_hidden_ND))
+    }
+
+    /// The rows whose states the retention of one sequence looks at.
+    fn retained_rows(&self, span: &SequenceSpan, n_end_tokens: usize) -> Vec<usize> {
+        match self.settings.retention.kind {
+            RetentionKind::None => Vec::new(),
+            RetentionKind::Hidden => span.pooled_rows(self.settings.retention.pooling, n_end_tokens),
+            RetentionKind::Kl => span.predicting_rows().collect(),
+        }
+    }
+
+    /// Of one sequence: the distance, and its gradient by the states `[M, D]` that are pooled, times `scale`.
+    fn hidden_retention(&self, states_MD: &[f32], frozen: &ScoredSequence, scale: f64) -> (f64, Vec<f32>) {
+        let (reduction, hidden_size) = (self.settings.retention.reduction, self.policy.description().hidden_size);
+        let rows: Vec<usize> = (0..states_MD.len() / hidden_size).collect();
+        let state_D = retention::pool(states_MD, hidden_size, &rows);
+        let d_state_D = retention::distance_backward(&state_D, &frozen.states, reduction, scale);
+        let mut d_states_MD = vec![0.0; states_MD.len()];
+        retention::pool_backward(&d_state_D, &rows, &mut d_states_MD);
+        (retention::distance(&state_D, &frozen.states, reduction), d_states_MD)
     }
 }

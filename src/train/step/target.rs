@@ -6,7 +6,7 @@ use crate::data::batch::{Layout, PackedBatch, PairSpans};
 use crate::data::encode::{EncodedPreference, EncodedRow, Response};
 use crate::model::description::DecoderDescription;
 use crate::objective::{Answers, PairScores, RowLoss, RowScores};
-use crate::ops::Buffer;
+use crate::ops;
 use crate::plan::work::{Gradient, Pass};
 use crate::scoring::{pair_scores, response_targets};
 use anyhow::{Context, Result};
@@ -80,7 +80,7 @@ impl Step<'_> {
             losses.push(loss);
         }
         if pass.gradient != Gradient::None {
-            let d_hidden_ND = Buffer::zeros(forward.hidden_ND.dims())?;
+            let d_hidden_ND = ops::zeros_like(&forward.hidden_ND)?;
             let (scored, d_log_probs) = ((&targets[..], scored), d_log_probs(&losses, &spans));
             info_span!("head").in_scope(|| self.policy.score_backward(&forward.hidden_ND, scored, &d_log_probs, &d_hidden_ND))?;
             info_span!("backward").in_scope(|| self.policy.backward(forward, &d_hidden_ND))?;

@@ -25,16 +25,6 @@ template <class T> DEVICE void clear(T* values, uint64_t n) {
 KERNEL(clear_f32, float* values, uint64_t n) { clear(values, n); }
 KERNEL(clear_bf16, bf16* values, uint64_t n) { clear(values, n); }
 
-// Rounds f32 values to the kernel's type.
-template <class T> DEVICE void overwrite(T* values, const float* source, uint64_t n) {
-  constexpr int SIZE = Pack<T>::SIZE;
-  uint64_t i = (uint64_t(blockIdx.x) * blockDim.x + threadIdx.x) * SIZE;
-  for (uint64_t k = i; k < i + SIZE && k < n; k++) values[k] = from_float<T>(source[k]);
-}
-
-KERNEL(overwrite_f32, float* values, const float* source, uint64_t n) { overwrite(values, source, n); }
-KERNEL(overwrite_bf16, bf16* values, const float* source, uint64_t n) { overwrite(values, source, n); }
-
 // Adds a bias to every row; one block a row.
 template <class T> DEVICE void add_bias(T* rows, const T* bias, int width) {
   T* row = rows + uint64_t(blockIdx.x) * width;

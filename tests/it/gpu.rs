@@ -1,0 +1,95 @@
+//! Whole passes on the GPU against the same on the CPU: on the emulated GPU (feature `emulator`), and on a real one where there is one (feature `cuda`).
+
+use crate::support::*;
+use candle_core::Device;
+use mpo::config::{ComputeDtype, Pooling, RetentionKind, RunConfig};
+use mpo::model::decoder::{Decoder, Purpose};
+use mpo::model::low_rank::Adaptation;
+use mpo::ops::{self, Place};
+use mpo::train::step::{BatchOutcome, Gradients, StepMemory, StepSettings};
+use serde_json::{Value, json};
+
+const HIDDEN: usize = 64;
+const VOCABULARY: usize = 200;
+
+/// Runs `work` on every GPU that can be had.
+fn on_every_gpu(work: impl Fn(&str, &Device)) {
+    #[cfg(feature = "emulator")]
+    mpo::ops::gpu::on_emulated_gpu(|| work("emulated", &Device::Cpu));
+    #[cfg(feature = "cuda")]
+    if let Ok(device) = mpo::device::gpu_at(0) {
+        work("GPU", &device);
+    }
+}
+
+/// Loss and gradients of one batch.
+fn step(config: &Value, adaptation: Option<&Adaptation>, place: impl Into<Place>, run: &RunConfig) -> (BatchOutcome, Vec<Vec<f32>>) {
+    let (dir, place) = (tempfile::tempdir().unwrap(), place.into());
+    write_model(dir.path(), config, 1);
+    let policy = match adaptation {
+        Some(adaptation) => Decoder::load_adapted(dir.path(), adaptation, place, Purpose::Train),
+        None => Decoder::load(dir.path(), place, Purpose::Train),
+    };
+    let policy = policy.unwrap();
+    let mut random = Random::new(7);
+    for parameter in policy.low_rank_parameters() {
+        ops::update(&parameter.value, |values| values.iter_mut().for_each(|value| *value = 0.2 * random.signed())).unwrap();
+    }
+    let rows = rows(4, 40, VOCABULARY, 3);
+    // What is compared is the policy's pass; the reference is the same everywhere, from the CPU.
+    let reference = scores(&model(config, 2), &rows, run);
+    policy.zero_gradients().unwrap();
+    let settings = StepSettings { memory: StepMemory::default(), ..StepSettings::new(run, PAD) };
+    let outcome = mpo::train::step::evaluate_batch(&policy, &borrowed(&rows), &reference, &settings, Gradients::Both).unwrap();
+    let gradient = |parameter: &mpo::model::parameter::Parameter| ops::read(parameter.gradient.as_ref().unwrap()).unwrap().to_vec();
+    (outcome, policy.trained_parameters().iter().map(gradient).collect())
+}
+
+fn check(name: &str, config: &Value, adaptation: Option<&Adaptation>, kind: RetentionKind) {
+    let mut run = RunConfig::default();
+    run.retention.kind = kind;
+    run.retention.pooling = Pooling::Last;
+    let (outcome, gradients) = step(config, adaptation, ComputeDtype::F32, &run);
+    on_every_gpu(|gpu, device| {
+        for (compute, value_tolerance, gradient_tolerance) in [(ComputeDtype::F32, 1e-4, 1e-4), (ComputeDtype::Bf16, 5e-2, 6e-2)] {
+            let place = Place::new(device.clone(), compute);
+            let (on_gpu, gradients_on_gpu) = step(config, adaptation, place, &run);
+            let what = format!("{name}, {kind:?}, {gpu}, {compute:?}");
+            assert!(
+                (on_gpu.loss - outcome.loss).abs() <= value_tolerance * outcome.loss.abs(),
+                "{what}: {} and {}",
+                on_gpu.loss,
+                outcome.loss
+            );
+            let difference = relative_difference(&gradients_on_gpu, &gradients);
+            assert!(difference <= gradient_tolerance, "{what}: gradients differ by {difference:.1e}");
+        }
+    });
+}
+
+#[test]
+fn a_step_is_that_of_the_cpu() {
+    check("llama", &llama(HIDDEN, VOCABULARY), None, RetentionKind::Hidden);
+    check("gemma2", &gemma2(HIDDEN, VOCABULARY), None, RetentionKind::Hidden);
+}
+
+#[test]
+fn kl_retention_is_that_of_the_cpu() {
+    check("llama", &llama(HIDDEN, VOCABULARY), None, RetentionKind::Kl);
+}
+
+#[test]
+fn biases_and_norms_of_queries_and_keys_are_those_of_the_cpu() {
+    let qwen3 = changed(llama(HIDDEN, VOCABULARY), json!({"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}));
+    check("qwen3", &qwen3, None, RetentionKind::Hidden);
+    let biased = changed(llama(HIDDEN, VOCABULARY), json!({"attention_bias": true, "mlp_bias": true}));
+    check("llama with biases", &biased, None, RetentionKind::Hidden);
+}
+
+#[test]
+fn an_adapter_is_that_of_the_cpu() {
+    let projections = ["q_proj", "v_proj"].map(|name| format!("model.layers.0.self_attn.{name}"));
+    let projections = projections.into_iter().chain(["model.layers.1.mlp.down_proj".to_owned()]).collect();
+    let adaptation = Adaptation { rank: 4, scale: 2.0, dropout: 0.1, seed: 5, projections };
+    check("llama with an adapter", &llama(HIDDEN, VOCABULARY), Some(&adaptation), RetentionKind::Hidden);
+}
