@@ -12,11 +12,11 @@
 
 mod blocks;
 pub mod cached;
-mod gpu;
+mod on_gpu;
 
 use super::gemm::{Matrix, Threads, Write, multiply};
 use super::real::{dot, max, sum, vectorized};
-use super::{Buffer, Real, Scratch, read};
+use super::{Buffer, Real, Scratch, gpu, read};
 use crate::data::batch::Segment;
 use anyhow::Result;
 use blocks::{Block, ancestors, blocks, first_position};
@@ -45,8 +45,8 @@ pub struct Attention {
 
 /// `qkv [N, (H + 2K) hd]` to the output `[N, H hd]` and the log-sum-exp of every query's scores `[N, H]`.
 pub fn forward(qkv: &Tensor, segments: &[Segment], attention: &Attention) -> Result<(Buffer, Buffer)> {
-    if super::gpu::has(qkv) {
-        return gpu::forward(qkv, segments, attention);
+    if gpu::has(qkv) {
+        return on_gpu::forward(qkv, segments, attention);
     }
     let (n_rows, n_heads, width) = (qkv.dim(0)?, attention.n_heads, attention.n_heads * attention.head_dim);
     let (mut out, mut lse) = (Scratch::new(n_rows * width), Scratch::new(n_rows * n_heads));
@@ -56,8 +56,8 @@ pub fn forward(qkv: &Tensor, segments: &[Segment], attention: &Attention) -> Res
 
 /// The gradient of `qkv` from that of the output.
 pub fn backward(qkv: &Tensor, out: &Tensor, lse: &Tensor, d_out: &Tensor, segments: &[Segment], attention: &Attention) -> Result<Buffer> {
-    if super::gpu::has(qkv) {
-        return gpu::backward(qkv, out, lse, d_out, segments, attention);
+    if gpu::has(qkv) {
+        return on_gpu::backward(qkv, out, lse, d_out, segments, attention);
     }
     let mut d_qkv = Scratch::new(qkv.elem_count());
     let known = Known { qkv: &read(qkv)?, out: &read(out)?, lse: &read(lse)?, d_out: &read(d_out)? };

@@ -1,12 +1,13 @@
 //! Attention of the next token of each of several sequences, over keys and values that were kept from earlier forwards (a KV cache).
 //!
-//! A query and what it sees are one task for each key head, whoever else is in the batch: a sequence's result does not depend on the others. Keys and
-//! values are kept on the CPU, also those of a model on a GPU.
+//! A query and what it sees are one task for each key head, whoever else is in the batch: a sequence's result does not depend on the others.
+
+mod on_gpu;
 
 use super::Attention;
 use crate::ops::gemm::{Lanes, multiply_rows};
 use crate::ops::real::{max, sum, vectorized};
-use crate::ops::{Buffer, Real, Scratch, buffer_like, read};
+use crate::ops::{Buffer, Real, Scratch, gpu, read};
 use anyhow::{Result, ensure};
 use candle_core::Tensor;
 use rayon::prelude::*;
@@ -17,6 +18,8 @@ use std::ops::Range;
 pub struct KeyValues<T = f32> {
     /// `[positions, hd]` for each key head.
     heads: Vec<Head<T>>,
+    /// Instead of `heads` where the rows are on a GPU.
+    on_gpu: Option<on_gpu::Rows>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -28,7 +31,7 @@ struct Head<T> {
 impl<T: Real> KeyValues<T> {
     /// Of no token yet.
     pub fn new(attention: &Attention) -> Self {
-        Self { heads: (0..attention.n_kv_heads).map(|_| Head { keys: Vec::new(), values: Vec::new() }).collect() }
+        Self { heads: (0..attention.n_kv_heads).map(|_| Head { keys: Vec::new(), values: Vec::new() }).collect(), on_gpu: None }
     }
 
     /// Appends those of one sequence's next tokens: some rows of `qkv`.
@@ -46,6 +49,9 @@ impl<T: Real> KeyValues<T> {
 
 /// Keeps keys and values of some rows of a forward's `qkv [N, (H + 2K) hd]`: one sequence's tokens, which follow those that `kept` has.
 pub fn keep(qkv: &Tensor, rows: Range<usize>, attention: &Attention, kept: &mut KeyValues) -> Result<()> {
+    if gpu::has(qkv) {
+        return on_gpu::keep(qkv, rows, attention, &mut kept.on_gpu);
+    }
     kept.extend(&read(qkv)?, rows, attention);
     Ok(())
 }
@@ -54,12 +60,14 @@ pub fn keep(qkv: &Tensor, rows: Range<usize>, attention: &Attention, kept: &mut 
 pub fn forward_next(qkv: &Tensor, mut kept: Vec<&mut KeyValues>, attention: &Attention) -> Result<Buffer> {
     let (n_rows, width) = (qkv.dim(0)?, attention.n_heads * attention.head_dim);
     ensure!(kept.len() == n_rows, "{n_rows} tokens for {} sequences", kept.len());
-    let like = qkv;
+    if gpu::has(qkv) {
+        return on_gpu::forward_next(qkv, kept.into_iter().map(|kept| &mut kept.on_gpu).collect(), attention);
+    }
     let qkv = read(qkv)?;
     kept.iter_mut().enumerate().for_each(|(row, kept)| kept.extend(&qkv, row..row + 1, attention));
     let mut out = Scratch::new(n_rows * width);
     attention.forward_next(&qkv, &kept, &mut out);
-    buffer_like(like, out, &[n_rows, width])
+    Buffer::new(out, &[n_rows, width])
 }
 
 impl Attention {
@@ -175,5 +183,59 @@ mod tests {
             let out = forward_next(&tensor(row), vec![&mut alone], &a).unwrap().to_vec2::<f32>().unwrap();
             assert_eq!(out[0], all[i]);
         }
+    }
+}
+
+#[cfg(all(test, any(feature = "cuda", feature = "emulator")))]
+mod gpu_tests {
+    use super::*;
+    use crate::data::batch::PackedBatch;
+    use crate::ops::gpu::twin::agree_to;
+
+    #[test]
+    fn next_tokens_agree_with_the_cpu() {
+        for (heads, head_dim, window, soft_cap) in
+            [((4, 2), 64, None, None), ((9, 1), 10, Some(40), Some(1.5)), ((1, 1), 128, Some(1), None), ((2, 2), 160, Some(150), None)]
+        {
+            let a = Attention { n_heads: heads.0, n_kv_heads: heads.1, head_dim, scale: 3.0 / (head_dim as f64).sqrt(), window, soft_cap };
+            // The second sequence outgrows the room that its first tokens took.
+            let (starts, n_next) = ([5, 61], 6);
+            agree_to(&format!("{a:?}"), [1e-5, 1e-2], |place| {
+                let sequences = [1, 2].map(|seed| place.values(seed, &[starts[1] + n_next + 70, a.width()]));
+                let mut kept = [KeyValues::new(&a), KeyValues::new(&a)];
+                for ((kept, start), sequence) in kept.iter_mut().zip(starts).zip(&sequences) {
+                    keep(sequence, 0..start, &a, kept)?;
+                }
+                // A clone goes its own way.
+                let mut clones = kept.clone();
+                let mut results = Vec::new();
+                for (kept, offset) in [(&mut kept, 0), (&mut clones, 70)] {
+                    for step in 0..n_next {
+                        let rows = [0, 1].map(|i| sequences[i].narrow(0, starts[i] + step + offset, 1).unwrap());
+                        let rows = Tensor::cat(&rows, 0)?;
+                        results.push(forward_next(&rows, kept.iter_mut().collect(), &a)?.copy()?);
+                    }
+                }
+                Ok(results)
+            });
+        }
+    }
+
+    #[test]
+    fn token_by_token_agrees_with_the_whole_sequence_of_the_cpu() {
+        let a = Attention { n_heads: 4, n_kv_heads: 1, head_dim: 16, scale: 0.5, window: Some(140), soft_cap: None };
+        let n = 200;
+        let mut batch = PackedBatch::default();
+        batch.push_segment(&vec![0; n], None, true);
+        agree_to("a long sequence", [1e-5, 1e-2], |place| {
+            let qkv = place.values(1, &[n, a.width()]);
+            if !gpu::has(&qkv) {
+                return Ok(vec![crate::ops::attention::forward(&qkv, &batch.segments, &a)?.0.narrow(0, n - 30, 30)?.copy()?]);
+            }
+            let mut kept = KeyValues::new(&a);
+            keep(&qkv, 0..n - 30, &a, &mut kept)?;
+            let next = (n - 30..n).map(|row| Ok(forward_next(&qkv.narrow(0, row, 1)?, vec![&mut kept], &a)?.copy()?));
+            Ok(vec![Tensor::cat(&next.collect::<Result<Vec<_>>>()?, 0)?])
+        });
     }
 }

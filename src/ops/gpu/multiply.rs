@@ -22,7 +22,7 @@ impl<'a> Operand<'a> {
     }
 
     /// Rows and columns of what it stands for in a product.
-    fn dims(&self) -> Result<(usize, usize)> {
+    pub(super) fn dims(&self) -> Result<(usize, usize)> {
         let (rows, columns) = self.tensor.dims2()?;
         Ok(if self.transposed { (columns, rows) } else { (rows, columns) })
     }

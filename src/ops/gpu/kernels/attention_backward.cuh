@@ -27,8 +27,8 @@ KERNEL(attention_facts_bf16, const bf16* out, const bf16* d_out, const float* ls
   attention_facts(out, d_out, lse, (QueryFacts*)facts, n_units, head_dim);
 }
 
-// Rows of the other side that a block meets at once.
-constexpr int PIECE_ROWS = 32;
+// Rows of the other side that a block meets at once: with 256 wide heads 99 KiB of shared memory, what a block has at most on the smaller GPUs.
+DEVICE constexpr int piece_rows(int head_dim) { return head_dim > 128 ? 16 : 32; }
 
 // A score (capped, without its factor) becomes the probability, `d_p` the gradient of the uncapped score.
 DEVICE void softmax_backward(float& score, float& d_p, bool visible, const QueryFacts& query, float factor, bool capped) {
@@ -41,7 +41,7 @@ DEVICE void softmax_backward(float& score, float& d_p, bool visible, const Query
 template <int HD>
 DEVICE void attention_backward_queries(const bf16* qkv, const bf16* d_out, const QueryFacts* facts, bf16* d_qkv, const uint32_t* tiles,
                                        const uint32_t* runs, const Attention& a) {
-  constexpr int STRIDE = stride_of(HD), STAGE = 2 * PIECE_ROWS * STRIDE;
+  constexpr int PIECE_ROWS = piece_rows(HD), STRIDE = stride_of(HD), STAGE = 2 * PIECE_ROWS * STRIDE;
   DYNAMIC_SHARED(memory);
   bf16 *query_tile = (bf16*)memory, *d_out_tile = query_tile + TILE_ROWS * STRIDE, *stages = d_out_tile + TILE_ROWS * STRIDE;
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32, head = blockIdx.x;
@@ -108,11 +108,12 @@ DEVICE void attention_backward_queries(const bf16* qkv, const bf16* d_out, const
   store_tile<HD>(dq, a.scale, a.scale, (bf16*)memory, d_qkv + tile.row * width + head * a.head_dim, width, tile.n_rows, a.head_dim);
 }
 
-// dK and dV, or one of both. Blocks: x key heads, y tiles of keys. Shared memory: the tiles of K and V, two stages of Q, dO and facts.
+// dK and dV, or one of both. Blocks: x key heads, y tiles of keys. Shared memory: the tiles of K and V, two stages of Q and
+// dO; what is known of a query lies in the gap behind its row.
 template <int HD, bool DK, bool DV>
 DEVICE void attention_backward_keys(const bf16* qkv, const bf16* d_out, const QueryFacts* facts, bf16* d_qkv, const uint32_t* tiles,
                                     const uint32_t* runs, const Attention& a) {
-  constexpr int STRIDE = stride_of(HD), STAGE = 2 * PIECE_ROWS * STRIDE + PIECE_ROWS * sizeof(QueryFacts) / sizeof(bf16);
+  constexpr int PIECE_ROWS = piece_rows(HD), STRIDE = stride_of(HD), STAGE = 2 * PIECE_ROWS * STRIDE;
   DYNAMIC_SHARED(memory);
   bf16 *key_tile = (bf16*)memory, *value_tile = key_tile + TILE_ROWS * STRIDE, *stages = value_tile + TILE_ROWS * STRIDE;
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32, kv_head = blockIdx.x;
@@ -127,7 +128,7 @@ DEVICE void attention_backward_keys(const bf16* qkv, const bf16* d_out, const Qu
     if (row < PIECE_ROWS) {
       bool there = row < piece.n_rows;
       const QueryFacts* from = facts + uint64_t(piece.row + (there ? row : 0)) * a.n_heads + piece.head;
-      copy_async<8>((QueryFacts*)(to + 2 * PIECE_ROWS * STRIDE) + row, from, there);
+      copy_async<8>(to + row * STRIDE + HD, from, there);
     }
   };
 
@@ -151,7 +152,6 @@ DEVICE void attention_backward_keys(const bf16* qkv, const bf16* d_out, const Qu
     Rows next;
     more = next_piece(left, PIECE_ROWS, next);
     const bf16 *query_tile = stages + now * STAGE, *d_out_tile = query_tile + PIECE_ROWS * STRIDE;
-    const QueryFacts* queries = (const QueryFacts*)(d_out_tile + PIECE_ROWS * STRIDE);
     if (more) start_piece(next, stages + (now ^ 1) * STAGE);
     commit_copies();
 
@@ -168,7 +168,7 @@ DEVICE void attention_backward_keys(const bf16* qkv, const bf16* d_out, const Qu
       UNROLL for (int i = 0; i < 4; i++) {
         int query = lane % 4 * 2 + n * 8 + i % 2;
         bool visible = all || (query < piece.n_rows && sees(piece.position + query, position + i / 2 * 8, a.window));
-        softmax_backward(scores[n][i], d_scores[n][i], visible, queries[query], factor, a.cap > 0);
+        softmax_backward(scores[n][i], d_scores[n][i], visible, *(const QueryFacts*)(query_tile + query * STRIDE + HD), factor, a.cap > 0);
       }
     if constexpr (DV) multiply_sums_by_tile<STRIDE>(dv, scores, d_out_tile);
     if constexpr (DK) multiply_sums_by_tile<STRIDE>(dk, d_scores, query_tile);

@@ -13,3 +13,4 @@
 #include "attention_forward.cuh"
 #include "attention_backward.cuh"
 #include "attention_any.cuh"
+#include "attention_next.cuh"

@@ -31,7 +31,7 @@ impl Family {
         }
     }
 
-    fn kernel<'a>(self, name: &str, values: &Tensor) -> Result<Kernel<'a>> {
+    fn kernel(self, name: &str, values: &Tensor) -> Result<Kernel<'static>> {
         match self {
             Self::TensorCores(size) => Kernel::new(&format!("attention_{name}_{size}"), values),
             Self::Any => Kernel::new(&format!("attention_{name}_any"), values),
@@ -62,17 +62,17 @@ impl Family {
         }
     }
 
+    /// The tiles of two matrices, and two stages of two others.
     fn queries_bytes(self, head_dim: usize) -> usize {
         match self {
-            Self::TensorCores(_) => self.bytes(2 * 64 + 4 * 32, head_dim),
+            Self::TensorCores(size) => self.bytes(2 * 64 + 4 * if size > 128 { 16 } else { 32 }, head_dim),
             Self::Any => self.bytes(5 * 16, head_dim) + SMALL_SCORES,
         }
     }
 
     fn keys_bytes(self, head_dim: usize) -> usize {
         match self {
-            // With two stages of what is known of 32 queries.
-            Self::TensorCores(_) => self.bytes(2 * 64 + 4 * 32, head_dim) + 2 * 32 * 8,
+            Self::TensorCores(_) => self.queries_bytes(head_dim),
             Self::Any => self.bytes(6 * 16, head_dim) + 2 * SMALL_SCORES,
         }
     }
@@ -201,11 +201,16 @@ impl Table {
     /// Starts a kernel on a block for each head and tile.
     fn run(&self, kernel: Kernel, attention: &Attention, n_heads: usize, shared_bytes: usize) -> Result<()> {
         let kernel = kernel.indices(&self.tiles)?.indices(&self.runs)?;
-        let kernel = kernel.integer(attention.n_heads)?.integer(attention.n_kv_heads)?.integer(attention.head_dim)?;
-        let no_window = i32::MAX as usize;
-        let kernel = kernel.float(attention.scale).integer(attention.window.map_or(no_window, |window| window.min(no_window)))?;
-        kernel.float(attention.soft_cap.unwrap_or(0.0)).shared(shared_bytes).run([n_heads, self.n_tiles, 1], THREADS)
+        layer_arguments(kernel, attention)?.shared(shared_bytes).run([n_heads, self.n_tiles, 1], THREADS)
     }
+}
+
+/// What every kernel of a layer ends its arguments with.
+pub(super) fn layer_arguments<'a>(kernel: Kernel<'a>, attention: &Attention) -> Result<Kernel<'a>> {
+    let no_window = i32::MAX as usize;
+    let kernel = kernel.integer(attention.n_heads)?.integer(attention.n_kv_heads)?.integer(attention.head_dim)?;
+    let kernel = kernel.float(attention.scale).integer(attention.window.map_or(no_window, |window| window.min(no_window)))?;
+    Ok(kernel.float(attention.soft_cap.unwrap_or(0.0)))
 }
 
 /// Both sides' tables of one batch.
@@ -276,7 +281,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     /// Trees: a prompt with two answers, one with padding behind it; a lone sequence; padding with nothing before it; a chain.
-    fn forest(lengths: [usize; 9]) -> PackedBatch {
+    pub(super) fn forest(lengths: [usize; 9]) -> PackedBatch {
         let mut batch = PackedBatch::default();
         let tokens = |n: usize| vec![0; n];
         let prompt = batch.push_segment(&tokens(lengths[0]), None, true);
@@ -347,165 +352,105 @@ mod tests {
             }
         }
     }
+}
+
+#[cfg(all(test, any(feature = "cuda", feature = "emulator")))]
+mod gpu_tests {
+    use super::tests::forest;
+    use super::*;
+    use crate::data::batch::PackedBatch;
+    use crate::ops::attention;
+    use crate::ops::gpu::twin::{Place, agree_to};
+    use crate::ops::read;
+
+    fn attention(heads: (usize, usize), head_dim: usize, window: Option<usize>, soft_cap: Option<f64>) -> Attention {
+        let scale = 3.0 / (head_dim as f64).sqrt();
+        Attention { n_heads: heads.0, n_kv_heads: heads.1, head_dim, scale, window, soft_cap }
+    }
+
+    /// Output, log-sum-exp (10 for minus infinity), dQ, dK and dV.
+    fn results(a: &Attention, segments: &[Segment], qkv: &Tensor, d_out: &Tensor) -> Result<Vec<Tensor>> {
+        let (out, lse) = attention::forward(qkv, segments, a)?;
+        let d_qkv = attention::backward(qkv, &out, &lse, d_out, segments, a)?;
+        let finite: Vec<f32> = read(&lse)?.iter().map(|&sum| if sum == f32::NEG_INFINITY { 10.0 } else { sum }).collect();
+        let mut results = vec![out.copy()?, Tensor::from_vec(finite, lse.dims(), qkv.device())?];
+        for (first, n) in [(0, a.n_heads), (a.n_heads, a.n_kv_heads), (a.n_heads + a.n_kv_heads, a.n_kv_heads)] {
+            results.push(d_qkv.narrow(1, first * a.head_dim, n * a.head_dim)?.copy()?.contiguous()?);
+        }
+        Ok(results)
+    }
+
+    fn given(place: &Place, a: &Attention, n_rows: usize) -> [Tensor; 2] {
+        [place.values(1, &[n_rows, a.width()]), place.values(2, &[n_rows, a.n_heads * a.head_dim])]
+    }
+
+    /// In f32, and in bf16, where probabilities and gradients of scores are rounded before they are multiplied, like what is stored.
+    fn check(a: &Attention, lengths: [usize; 9]) {
+        let batch = forest(lengths);
+        agree_to(&format!("{a:?} over {lengths:?}"), [1e-5, 1e-2], |place| {
+            let [qkv, d_out] = given(place, a, batch.n_tokens());
+            results(a, &batch.segments, &qkv, &d_out)
+        });
+    }
+
+    #[test]
+    fn narrow_heads_agree_with_the_cpu() {
+        let lengths = [65, 16, 5, 17, 130, 3, 1, 15, 40];
+        check(&attention((4, 4), 16, None, None), lengths);
+        check(&attention((4, 1), 64, Some(9), None), lengths);
+        check(&attention((7, 1), 32, Some(70), Some(3.0)), lengths);
+    }
+
+    #[test]
+    fn heads_of_128_agree_with_the_cpu() {
+        check(&attention((4, 2), 128, None, None), [70, 16, 5, 65, 67, 3, 1, 15, 17]);
+        check(&attention((1, 1), 128, Some(100), None), [65, 64, 9, 17, 140, 3, 1, 1, 15]);
+    }
+
+    #[test]
+    fn wide_heads_agree_with_the_cpu() {
+        check(&attention((2, 1), 80, Some(20), Some(5.0)), [33, 16, 9, 17, 65, 3, 1, 1, 15]);
+        check(&attention((2, 1), 256, None, Some(20.0)), [33, 16, 9, 17, 65, 3, 1, 1, 15]);
+        check(&attention((1, 1), 256, Some(16), None), [17, 16, 9, 17, 100, 3, 1, 1, 15]);
+    }
+
+    #[test]
+    fn heads_of_widths_that_tensor_cores_do_not_take_agree_with_the_cpu() {
+        check(&attention((2, 1), 6, None, None), [17, 16, 5, 15, 65, 1, 1, 1, 30]);
+        check(&attention((4, 2), 24, Some(30), Some(1.5)), [33, 16, 9, 17, 65, 3, 1, 1, 15]);
+        check(&attention((1, 1), 272, None, None), [9, 16, 2, 1, 3, 1, 1, 1, 2]);
+    }
 
     #[cfg(feature = "emulator")]
-    mod emulated {
-        use super::*;
-        use crate::ops::attention::{self, Known};
+    #[test]
+    fn a_sequence_has_the_same_bits_whatever_is_packed_beside_it() {
         use crate::ops::check;
         use crate::ops::gpu::on_emulated_gpu;
-        use crate::ops::read;
         use candle_core::Device;
-
-        fn attention(heads: (usize, usize), head_dim: usize, window: Option<usize>, soft_cap: Option<f64>) -> Attention {
-            let scale = 2.0 / (head_dim as f64).sqrt();
-            Attention { n_heads: heads.0, n_kv_heads: heads.1, head_dim, scale, window, soft_cap }
-        }
-
-        fn tensor(values: &[f64], width: usize, dtype: DType) -> Tensor {
-            Tensor::from_slice(values, (values.len() / width, width), &Device::Cpu).unwrap().to_dtype(dtype).unwrap()
-        }
-
-        /// Values, of the given type where they are kept in one.
-        struct Given {
-            qkv: Tensor,
-            d_out: Tensor,
-        }
-
-        fn given(a: &Attention, n: usize, dtype: DType) -> Given {
-            let width = a.n_heads * a.head_dim;
-            let qkv = check::values(1, n * a.width()).iter().map(|v| 1.7 * v).collect::<Vec<_>>();
-            Given { qkv: tensor(&qkv, a.width(), dtype), d_out: tensor(&check::values(2, n * width), width, dtype) }
-        }
-
-        /// Output, log-sum-exp and gradient on the emulated GPU.
-        fn on_gpu(a: &Attention, batch: &PackedBatch, given: &Given) -> [Vec<f32>; 3] {
-            on_emulated_gpu(|| {
-                let (out, lse) = attention::forward(&given.qkv, &batch.segments, a).unwrap();
-                let d_qkv = attention::backward(&given.qkv, &out, &lse, &given.d_out, &batch.segments, a).unwrap();
-                assert_eq!((out.dtype(), d_qkv.dtype()), (given.qkv.dtype(), given.qkv.dtype()));
-                [&out, &lse, &d_qkv].map(|tensor| read(tensor).unwrap().to_vec())
-            })
-        }
-
-        /// The same by the CPU's code in f64, from the same values.
-        fn exact(a: &Attention, batch: &PackedBatch, given: &Given) -> [Vec<f64>; 3] {
-            let [qkv, d_out] =
-                [&given.qkv, &given.d_out].map(|tensor| read(tensor).unwrap().iter().map(|&v| f64::from(v)).collect::<Vec<_>>());
-            let (mut out, mut lse) = (vec![f64::NAN; d_out.len()], vec![f64::NAN; batch.n_tokens() * a.n_heads]);
-            a.forward(&qkv, &batch.segments, &mut out, &mut lse);
-            let mut d_qkv = vec![f64::NAN; qkv.len()];
-            a.backward(&Known { qkv: &qkv, out: &out, lse: &lse, d_out: &d_out }, &batch.segments, &mut d_qkv);
-            [out, lse, d_qkv]
-        }
-
-        /// Largest difference over some columns of rows, relative to the largest value there. What is not finite must be equal.
-        fn difference(found: &[f32], exact: &[f64], width: usize, columns: Range<usize>) -> f64 {
-            assert_eq!(found.len(), exact.len());
-            let (mut worst, mut largest) = (0.0f64, 1e-30f64);
-            for (found, exact) in found.chunks(width).zip(exact.chunks(width)) {
-                for (&found, &exact) in found[columns.clone()].iter().zip(&exact[columns.clone()]) {
-                    let found = f64::from(found);
-                    if found.is_finite() && exact.is_finite() {
-                        worst = worst.max((found - exact).abs());
-                        largest = largest.max(exact.abs());
-                    } else {
-                        assert_eq!(found, exact);
-                    }
-                }
-            }
-            worst / largest
-        }
-
-        fn check(a: &Attention, batch: &PackedBatch, dtype: DType, tolerance: f64) {
-            let given = given(a, batch.n_tokens(), dtype);
-            let ([out, lse, d_qkv], [exact_out, exact_lse, exact_d_qkv]) = (on_gpu(a, batch, &given), exact(a, batch, &given));
-            let (hd, width) = (a.head_dim, a.n_heads * a.head_dim);
-            let [queries, keys, values] = [0, a.n_heads, a.n_heads + a.n_kv_heads].map(|head| head * hd);
-            let differences = [
-                ("out", difference(&out, &exact_out, width, 0..width)),
-                ("log-sum-exp", difference(&lse, &exact_lse, a.n_heads, 0..a.n_heads)),
-                ("dQ", difference(&d_qkv, &exact_d_qkv, a.width(), queries..keys)),
-                ("dK", difference(&d_qkv, &exact_d_qkv, a.width(), keys..values)),
-                ("dV", difference(&d_qkv, &exact_d_qkv, a.width(), values..a.width())),
-            ];
-            for (what, difference) in differences {
-                assert!(difference < tolerance, "{what} of {a:?} in {dtype:?} over {:?}: {differences:?}", batch.segments);
-            }
-        }
-
-        const F32: f64 = 1e-5;
-        /// Probabilities and gradients of scores are rounded to bf16 before they are multiplied, like what is stored.
-        const BF16: f64 = 1e-2;
-
-        #[test]
-        fn f32_equals_the_cpu() {
-            let batch = forest([17, 16, 5, 15, 65, 1, 1, 1, 30]);
-            for (heads, head_dim, window, cap) in [
-                ((4, 4), 6, None, None),
-                ((4, 1), 16, Some(9), None),
-                ((7, 1), 64, Some(40), Some(1.5)),
-                ((2, 1), 80, None, Some(0.7)),
-                ((2, 2), 128, Some(2), None),
-            ] {
-                check(&attention(heads, head_dim, window, cap), &batch, DType::F32, F32);
-            }
-        }
-
-        #[test]
-        fn f32_equals_the_cpu_over_wide_heads_and_long_sequences() {
-            check(&attention((1, 1), 256, Some(20), None), &forest([17, 3, 1, 2, 5, 1, 1, 1, 3]), DType::F32, F32);
-            check(&attention((2, 1), 16, None, None), &forest([130, 3, 9, 70, 200, 1, 1, 1, 3]), DType::F32, F32);
-        }
-
-        #[test]
-        fn bf16_equals_the_cpu_over_narrow_heads() {
-            let batch = forest([65, 16, 5, 17, 130, 3, 1, 15, 40]);
-            for (heads, head_dim, window, cap) in [((1, 1), 16, None, None), ((4, 1), 64, Some(9), None), ((7, 1), 32, Some(70), Some(3.0))]
-            {
-                check(&attention(heads, head_dim, window, cap), &batch, DType::BF16, BF16);
-            }
-        }
-
-        #[test]
-        fn bf16_equals_the_cpu_over_heads_of_128() {
-            check(&attention((4, 2), 128, None, None), &forest([70, 16, 5, 65, 130, 3, 1, 15, 17]), DType::BF16, BF16);
-            check(&attention((4, 1), 80, Some(20), Some(5.0)), &forest([33, 16, 9, 17, 65, 3, 1, 1, 15]), DType::BF16, BF16);
-            check(&attention((1, 1), 128, Some(100), None), &forest([65, 64, 9, 17, 140, 3, 1, 1, 15]), DType::BF16, BF16);
-        }
-
-        #[test]
-        fn bf16_equals_the_cpu_over_heads_of_256() {
-            check(&attention((2, 1), 256, None, Some(20.0)), &forest([33, 16, 9, 17, 65, 3, 1, 1, 15]), DType::BF16, BF16);
-            check(&attention((1, 1), 256, Some(16), None), &forest([33, 16, 9, 17, 100, 3, 1, 1, 15]), DType::BF16, BF16);
-        }
-
-        #[test]
-        fn bf16_of_widths_that_tensor_cores_do_not_take_equals_the_cpu() {
-            check(&attention((2, 1), 24, Some(30), None), &forest([33, 16, 9, 17, 65, 3, 1, 1, 15]), DType::BF16, BF16);
-        }
-
-        #[test]
-        fn results_repeat_bit_for_bit_and_do_not_depend_on_what_is_packed_beside() {
-            for (dtype, head_dim) in [(DType::F32, 16), (DType::BF16, 64)] {
-                let a = attention((4, 2), head_dim, Some(50), None);
-                let mut alone = PackedBatch::default();
-                let prompt = alone.push_segment(&[0; 33], None, true);
-                alone.push_segment(&[0; 40], Some(prompt), true);
-                alone.push_segment(&[0; 17], Some(prompt), true);
-                let mut packed = PackedBatch::default();
-                packed.push_segment(&[0; 21], None, true);
-                let prompt = packed.push_segment(&[0; 33], None, true);
-                packed.push_segment(&[0; 40], Some(prompt), true);
-                packed.push_segment(&[0; 17], Some(prompt), true);
-                let all = given(&a, packed.n_tokens(), dtype);
-                let own = Given { qkv: all.qkv.narrow(0, 21, 90).unwrap(), d_out: all.d_out.narrow(0, 21, 90).unwrap() };
-                let together = on_gpu(&a, &packed, &all);
-                assert_eq!(on_gpu(&a, &packed, &all), together, "{dtype:?}");
-                for (own, all) in on_gpu(&a, &alone, &own).iter().zip(&together) {
-                    assert!(own[..] == all[all.len() - own.len()..], "{dtype:?}");
-                }
-            }
+        let a = attention((4, 2), 64, Some(50), None);
+        let tree = |batch: &mut PackedBatch| {
+            let prompt = batch.push_segment(&[0; 33], None, true);
+            batch.push_segment(&[0; 40], Some(prompt), true);
+            batch.push_segment(&[0; 17], Some(prompt), true);
+        };
+        let (mut alone, mut packed) = (PackedBatch::default(), PackedBatch::default());
+        packed.push_segment(&[0; 21], None, true);
+        tree(&mut alone);
+        tree(&mut packed);
+        let bits = |results: Vec<Tensor>, skipped: usize| -> Vec<Vec<u32>> {
+            let own = results.iter().map(|result| result.narrow(0, skipped, result.dim(0).unwrap() - skipped).unwrap());
+            own.map(|result| read(&result).unwrap().iter().map(|value| value.to_bits()).collect()).collect()
+        };
+        for dtype in [DType::F32, DType::BF16] {
+            let values = |seed, width| {
+                let values = check::values(seed, packed.n_tokens() * width);
+                Tensor::from_vec(values, (packed.n_tokens(), width), &Device::Cpu).unwrap().to_dtype(dtype).unwrap()
+            };
+            let all = [values(1, a.width()), values(2, a.n_heads * a.head_dim)];
+            let own = all.each_ref().map(|values| values.narrow(0, 21, 90).unwrap());
+            let together = on_emulated_gpu(|| results(&a, &packed.segments, &all[0], &all[1])).unwrap();
+            let alone = on_emulated_gpu(|| results(&a, &alone.segments, &own[0], &own[1])).unwrap();
+            assert!(bits(together, 21) == bits(alone, 0), "{dtype:?}");
         }
     }
 }
