@@ -7,6 +7,7 @@ use crate::data::loader::dominant_numbers;
 use crate::device::{self, gib};
 use crate::plan::StepMemory;
 use crate::plan::estimate::{Estimate, StepNeeds};
+use crate::plan::gpu::GpuMemory;
 use crate::plan::rates::Rates;
 use crate::plan::units::{byte_rate, count, duration, flop, flop_rate};
 use crate::plan::work::optimizer_bytes;
@@ -37,6 +38,8 @@ struct Report {
     rates: Rates,
     /// Bytes that this process may come to have; absent where the system does not say.
     available_bytes: Option<u64>,
+    /// On a GPU, with activation checkpointing and without: counted, not measured.
+    gpu: [GpuMemory; 2],
     switches: Vec<Switched>,
 }
 
@@ -95,6 +98,7 @@ fn report(config: RunConfig) -> Result<Report> {
         planned,
         rates,
         available_bytes: available,
+        gpu: [ActivationCheckpointing::ON, ActivationCheckpointing::Off].map(|setting| forecast.gpu_memory(forecast.settled(setting))),
         switches,
     })
 }
@@ -204,6 +208,16 @@ fn text(report: &Report) -> Result<String> {
     };
     writeln!(text, "  {:<24}{:>12}   {free}: {verdict}", "together", gib(planned.peak_bytes))?;
 
+    let [checkpointed, kept] = report.gpu.map(|memory| memory.total());
+    writeln!(
+        text,
+        "\nOn a GPU about {} with activation checkpointing ({}), {} without ({}): counted from shapes, not tried",
+        gib(checkpointed),
+        card_for(checkpointed),
+        gib(kept),
+        card_for(kept)
+    )?;
+
     let (mean, largest) = (&estimate.mean_step, &estimate.largest_step);
     writeln!(text, "\n{:<26}{:>12}{:>15}", "A step", "mean batch", "largest batch")?;
     let mut line = |name: &str, of: &dyn Fn(&StepNeeds) -> String| writeln!(text, "  {name:<24}{:>12}{:>15}", of(mean), of(largest));
@@ -237,6 +251,12 @@ fn text(report: &Report) -> Result<String> {
         row(&switched.set.iter().map(|set| format!("--set {set}")).collect::<Vec<_>>().join(" "), &switched.planned)?;
     }
     Ok(text)
+}
+
+/// The smallest usual card that so many bytes fit on, a twentieth of it left free.
+fn card_for(bytes: u64) -> String {
+    let fits = |gb: &u64| bytes as f64 <= 0.95 * *gb as f64 * 1e9;
+    [8, 16, 24, 48, 80, 141].iter().find(|gb| fits(gb)).map_or("more than a card of 141 GB has".into(), |gb| format!("a card of {gb} GB"))
 }
 
 /// What is kept of a forward.

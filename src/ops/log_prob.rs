@@ -24,6 +24,9 @@ pub const LOGITS_PER_CHUNK: usize = 24 * 1024 * 1024;
 /// The same where the head is frozen: nothing is added up over a chunk then, so that fewer rows cost no more.
 pub const FROZEN_LOGITS_PER_CHUNK: usize = LOGITS_PER_CHUNK / 2;
 
+/// The same on a GPU (1 GiB of f32): enough rows that a product runs at its full rate, and that the head's gradient is not read and written too often.
+pub const GPU_LOGITS_PER_CHUNK: usize = 256 << 20;
+
 /// A token whose log-probability is wanted, and the row of the hidden states that predicts it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TokenTarget {

@@ -74,11 +74,6 @@ impl ParameterBytes {
         Self { weight, beside, has_8_bit_moments: optimizer.moments == MomentType::EightBit }
     }
 
-    /// Of both moments of so many parameters. Small parameters, which keep exact ones, do not count.
-    fn moments(self, n_parameters: u64) -> u64 {
-        if self.has_8_bit_moments { 2 * (n_parameters + VALUE * n_parameters.div_ceil(BLOCK as u64)) } else { 2 * VALUE * n_parameters }
-    }
-
     /// Bytes of the largest weight that a product widens whole before it reads it.
     fn widened(self, description: &DecoderDescription) -> u64 {
         if self.weight == VALUE { 0 } else { VALUE * (description.vocab_size * description.hidden_size) as u64 }
@@ -123,7 +118,7 @@ impl Memory {
         Self {
             weights: frozen + (setup.bytes.weight + setup.bytes.beside) * n_trained,
             gradients: VALUE * n_trained,
-            moments: setup.bytes.moments(n_trained),
+            moments: moments_bytes(n_trained, setup.bytes.has_8_bit_moments),
             activations: bytes(lent.of(Kind::Activation)),
             logits: bytes(lent.of(Kind::Logits)),
             scratch: bytes(lent.of(Kind::Scratch) + n_idle + n_unpooled) + setup.bytes.widened(setup.description),
@@ -156,8 +151,13 @@ impl Memory {
     }
 }
 
+/// Of both moments of so many parameters. Small parameters, which keep exact ones, do not count.
+pub(super) fn moments_bytes(n_parameters: u64, in_8_bits: bool) -> u64 {
+    if in_8_bits { 2 * (n_parameters + VALUE * n_parameters.div_ceil(BLOCK as u64)) } else { 2 * VALUE * n_parameters }
+}
+
 /// The passes that no other one contains: whatever a run holds at most, it holds in one of these.
-fn fullest<'a>(passes: impl Iterator<Item = &'a Pass>) -> Vec<&'a Pass> {
+pub(super) fn fullest<'a>(passes: impl Iterator<Item = &'a Pass>) -> Vec<&'a Pass> {
     let mut longest_first: Vec<&Pass> = passes.collect();
     longest_first.sort_by_key(|pass| Reverse((pass.n_tokens, pass.n_scored, pass.n_compared)));
     let mut fullest: Vec<&Pass> = Vec::new();

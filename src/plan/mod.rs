@@ -5,6 +5,7 @@
 //! `mpo plan` prints it, `mpo train` decides by it, and the log compares every step with it: there is one count of everything.
 
 pub mod estimate;
+pub mod gpu;
 pub mod ledger;
 pub mod low_rank;
 pub mod memory;

@@ -12,6 +12,7 @@ use crate::device::{self, gib};
 use crate::model::decoder::Keep;
 use crate::plan::StepMemory;
 use crate::plan::estimate::{Estimate, Generation, Workload};
+use crate::plan::gpu::GpuMemory;
 use crate::plan::low_rank::LowRankTerms;
 use crate::plan::memory::{Memory, ParameterBytes, Setup};
 use crate::plan::rates::{self, Rates};
@@ -92,6 +93,12 @@ impl<'a> Forecast<'a> {
     pub fn memory(&self, step: StepMemory) -> Memory {
         let passes = self.workload.passes();
         Memory::of(&self.setup(step, &passes))
+    }
+
+    /// What the run would hold on a GPU.
+    pub fn gpu_memory(&self, step: StepMemory) -> GpuMemory {
+        let passes = self.workload.passes();
+        GpuMemory::of(&self.setup(step, &passes), self.config.model.dtype, &self.config.optimizer)
     }
 
     pub fn estimate(&self, step: StepMemory, rates: &Rates) -> Estimate {

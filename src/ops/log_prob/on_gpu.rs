@@ -1,15 +1,12 @@
 //! The head on the GPU: a chunk's raw logits in f32, one kernel for what they say, one for their gradient in the type of the activations.
 
-use super::{Head, Kept, ScoredTargets, TokenTarget, check, rows_per_chunk};
+use super::{GPU_LOGITS_PER_CHUNK, Head, Kept, ScoredTargets, TokenTarget, check, rows_per_chunk};
 use crate::ops::gemm::Write;
 use crate::ops::gpu::{self, Kernel, Operand, empty, empty_like, floats, indices, rows};
 use crate::ops::{Buffer, Scratch, on_device_of, read};
 use anyhow::{Result, bail};
 use candle_core::{DType, Tensor};
 
-/// Logits that are made at a time (1 GiB of f32): enough rows that a product runs at its full rate, and that the head's gradient is not read and
-/// written too often.
-const LOGITS_PER_CHUNK: usize = 256 << 20;
 const THREADS: usize = 512;
 
 /// What a backward reads.
@@ -32,7 +29,7 @@ impl Head {
         n_kept: usize,
         is_frozen: bool,
     ) -> Result<ScoredTargets> {
-        self.score_in_chunks_on_gpu(hidden, weight, targets, n_kept, is_frozen, LOGITS_PER_CHUNK)
+        self.score_in_chunks_on_gpu(hidden, weight, targets, n_kept, is_frozen, GPU_LOGITS_PER_CHUNK)
     }
 
     pub(super) fn score_in_chunks_on_gpu(
