@@ -4,7 +4,7 @@ use super::bench::{Benchmark, Scoring};
 use super::breakdown::{classify, language_match};
 use super::item::{Item, Kind};
 use super::judge::run::judge_all;
-use super::judge::{Card, Failure, Judge, ShouldStop};
+use super::judge::{Card, Failure, Judge, ShouldStop, slug};
 use super::lines;
 use super::record::{Key, Response, Verdict};
 use super::results::facts::JudgeFacts;
@@ -62,7 +62,7 @@ impl ByKind<'_> {
             translated_by,
             caveats,
         };
-        (joined(&Card::slug), facts)
+        (slug(&cards), facts)
     }
 }
 
@@ -153,6 +153,7 @@ pub fn count_kinds(bench: &mut LoadedBench, judge: Option<&str>) {
         }
     }
     bench.breakdown = breakdown;
+    bench.breakdown_by = judge.filter(|_| verdicts.is_some()).map(str::to_owned);
 }
 
 fn last_text(response: &Response) -> &str {

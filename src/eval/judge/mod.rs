@@ -144,11 +144,27 @@ pub struct Card {
 impl Card {
     /// For the name of a file: `openai-gpt-4o-multijail`.
     pub fn slug(&self) -> String {
-        let parts = [Some(self.judge.as_str()), (self.rubric != self.judge).then_some(self.rubric), self.translator.as_deref()];
-        let joined = parts.into_iter().flatten().collect::<Vec<_>>().join("-");
-        let slug: String = joined.chars().map(|c| if c.is_ascii_alphanumeric() || matches!(c, '.' | '_') { c } else { '-' }).collect();
-        slug.trim_matches(['-', '.']).to_owned()
+        slug(std::slice::from_ref(self))
     }
+}
+
+/// Characters of a slug: a file's name has to hold it with room for more.
+const SLUG_CHARS: usize = 120;
+
+/// One name for a judge with several rubrics: `openai-gpt-4o-multijail+xstest`. A long one ends in the hash of all of it.
+pub fn slug(cards: &[Card]) -> String {
+    let Some(first) = cards.first() else { return String::new() };
+    let rubrics: Vec<&str> = cards.iter().map(|card| card.rubric).filter(|rubric| *rubric != first.judge).collect();
+    let rubrics = rubrics.join("+");
+    let parts = [Some(first.judge.as_str()), Some(rubrics.as_str()).filter(|rubrics| !rubrics.is_empty()), first.translator.as_deref()];
+    let joined = parts.into_iter().flatten().collect::<Vec<_>>().join("-");
+    let slug: String = joined.chars().map(|c| if c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '+') { c } else { '-' }).collect();
+    let slug = slug.trim_matches(['-', '.']);
+    if slug.len() <= SLUG_CHARS {
+        return slug.to_owned();
+    }
+    let sha256 = hex(&Sha256::digest(&joined));
+    format!("{}-{}", &slug[..SLUG_CHARS - 13], &sha256[..12])
 }
 
 /// What a rubric sees: who said what, with nothing about who the model is.

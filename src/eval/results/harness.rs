@@ -52,9 +52,12 @@ impl<'a> Judged<'a> {
         self.facts.task(self.name, lang)
     }
 
-    /// Whether the verdicts are those of the judge that a user means: the NAME of `verdicts-NAME.jsonl`, or the judge's own.
+    /// Whether the verdicts are those of the judge that a user means: the NAME of `verdicts-NAME.jsonl`, or the judge's own, with or without what
+    /// stands behind its `@` (where an endpoint is, what a guard's weights are).
     pub fn is_by(&self, judge: &str) -> bool {
-        self.judge.as_deref() == Some(judge) || self.judge.is_some() && self.judge_facts.name == judge
+        let own = self.judge_facts.name.as_str();
+        let is_own = own == judge || own.split_once('@').is_some_and(|(bare, _)| bare == judge);
+        self.judge.as_deref() == Some(judge) || self.judge.is_some() && is_own
     }
 
     /// The metrics that the benchmark is about: of several filters of one metric the first, unless its facts name them.

@@ -56,6 +56,8 @@ impl Metric {
             "exact_match" => ("exact match", Scale::Share, Better::Higher, true, true),
             "rating" => ("rating, 1 to 10", Scale::Rating { low: 1.0, high: 10.0 }, Better::Higher, true, true),
             "reward_gap" => ("reward gap, nats a token", Scale::Number, Better::Higher, false, false),
+            "reference_gap" => ("reward gap under the reference, nats a token", Scale::Number, Better::Higher, false, false),
+            "gap_difference" => ("reward gap above the reference's, nats a token", Scale::Number, Better::Higher, false, false),
             "comprehension" => ("comprehension", Scale::Score, Better::Higher, false, false),
             // CSRT's own: 0 means refused.
             "refusal" => ("not refused", Scale::Score, Better::Neither, false, false),
