@@ -1,6 +1,7 @@
 //! Writing files so that a reader, or a run that is killed, sees all of a file or nothing of it; and folders that one process writes at a time.
 
 use anyhow::{Context, Result, bail};
+use std::ffi::OsStr;
 use std::fs::{self, File, TryLockError};
 use std::io::Write;
 use std::path::Path;
@@ -39,13 +40,17 @@ pub fn remove_temporaries(dir: &Path) -> Result<()> {
     let context = || format!("cannot clear away what an interrupted write left in `{}`", dir.display());
     for entry in fs::read_dir(dir).with_context(context)? {
         let entry = entry.with_context(context)?;
-        let name = entry.file_name();
-        let process = name.to_str().filter(|name| name.starts_with('.')).and_then(|name| name.strip_suffix(".tmp")?.rsplit_once('.'));
-        if process.is_some_and(|(_, id)| id.parse::<u32>().is_ok()) {
+        if is_temporary(&entry.file_name()) {
             fs::remove_file(entry.path()).with_context(context)?;
         }
     }
     Ok(())
+}
+
+/// Whether a file has a name that [`write_atomically`] gives while it writes.
+pub fn is_temporary(name: &OsStr) -> bool {
+    let process = name.to_str().filter(|name| name.starts_with('.')).and_then(|name| name.strip_suffix(".tmp")?.rsplit_once('.'));
+    process.is_some_and(|(_, id)| id.parse::<u32>().is_ok())
 }
 
 #[cfg(test)]

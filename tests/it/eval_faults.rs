@@ -202,6 +202,15 @@ fn killed_at_random_moments_a_run_with_a_judge_at_an_endpoint_ends_the_same() {
 }
 
 #[test]
+fn a_run_that_was_killed_in_its_first_write_begins_anew() {
+    let place = Place::new();
+    fs::create_dir(place.path("run")).unwrap();
+    fs::write(place.path("run/.run.json.4711.tmp"), "{").unwrap();
+    place.eval("run", &[]);
+    assert!(!place.path("run/.run.json.4711.tmp").exists());
+}
+
+#[test]
 fn two_processes_do_not_write_into_one_run() {
     let place = Place::new();
     place.eval("run", &[]);

@@ -16,7 +16,7 @@ use crate::eval::results::facts::{ModelFacts, RunFacts};
 use crate::eval::results::run::{CONTAMINATION, ITEMS, LoadedRun, REFERENCE, RESPONSES};
 use crate::eval::source::Source;
 use crate::eval::{gap, lines};
-use crate::files::write_atomically;
+use crate::files::{is_temporary, write_atomically};
 use crate::generate::{self, Generator};
 use crate::progress::say;
 use crate::reference::weights_digest;
@@ -75,7 +75,8 @@ impl Run {
         let tested = Tested::choose(args.model.as_deref(), args.adapter.as_deref())?;
         let asked = facts::asked(args, &tested)?;
         let folder = args.out.clone().unwrap_or_else(|| tested.default_out(&asked.benches));
-        let is_used = fs::read_dir(&folder).is_ok_and(|mut entries| entries.next().is_some());
+        // A process that was killed in its first write has left nothing to go on with.
+        let is_used = fs::read_dir(&folder).is_ok_and(|entries| entries.flatten().any(|entry| !is_temporary(&entry.file_name())));
         ensure!(
             !is_used,
             "`{0}` is not empty\nhint: `mpo eval --resume {0}` goes on with the run in it; `--out DIR` names another folder",

@@ -25,6 +25,7 @@ pub mod translate;
 
 use super::item::{Item, Kind};
 use super::record::{Response, Verdict};
+pub use super::results::metric::{Better, Scale};
 use crate::digest::hex;
 use prompt::Prompt;
 use serde::{Deserialize, Serialize};
@@ -103,24 +104,6 @@ pub struct Metric {
     pub scale: Scale,
     pub better: Better,
     pub about: &'static str,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Scale {
-    /// 0 or 1 of each response: the mean is a share, and a binomial interval applies.
-    Share,
-    /// A number in a range: the mean is a mean, and no binomial interval applies.
-    Score { low: f64, high: f64 },
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Better {
-    Lower,
-    Higher,
-    /// Describes, without being good or bad.
-    Neither,
 }
 
 /// What a report says about a judge.

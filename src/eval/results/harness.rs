@@ -235,7 +235,7 @@ impl Parts {
             insert_value(&mut entry, key, found.value, found.stderr);
             metrics.insert(key.to_owned(), json!(found));
             clean.extend(bench.without_trained.as_ref().and_then(measured).map(|found| (key.to_owned(), json!(found))));
-            let higher_is_better = higher_is_better(metric.better);
+            let higher_is_better = metric.better.higher_is_better();
             let name = split_key(key).0;
             if directions.insert(name.to_owned(), json!(higher_is_better)).is_none() {
                 list.push(json!({"metric": name, "aggregation": "mean", "higher_is_better": higher_is_better}));
@@ -280,7 +280,7 @@ impl Parts {
                 {
                     insert_value(&mut entry, key, found.value, Some(found.stderr));
                     counts.insert(full_key(key), json!(found.n));
-                    directions.insert(split_key(key).0.to_owned(), json!(higher_is_better(bench.facts.metric(key).better)));
+                    directions.insert(split_key(key).0.to_owned(), json!(bench.facts.metric(key).better.higher_is_better()));
                     intervals.insert(key.to_owned(), json!(found));
                 }
             }
@@ -296,14 +296,6 @@ impl Parts {
             self.tasks.insert(name.clone(), json!({"bench": bench.name, "over": over, "metrics": intervals}));
             self.group_subtasks.insert(name, json!(tasks(&languages)));
         }
-    }
-}
-
-fn higher_is_better(better: Better) -> Option<bool> {
-    match better {
-        Better::Higher => Some(true),
-        Better::Lower => Some(false),
-        Better::Neither => None,
     }
 }
 
