@@ -104,11 +104,12 @@ Examples:
 
 Written to `output.dir`, which must be new or empty without --resume:
   config.toml     every value in effect; runs again
-  metrics.jsonl   one line a step
+  metrics.jsonl   one line a step, and one for each time that canaries are asked
   summary.json    what the end of the run says
   checkpoint-*/   a model folder (or adapter) each, and what --resume needs
   final/          the trained model, or the adapter where `adapter.kind` is lora
   best/           the same of the best checkpoint, with `checkpoint.best`
+  canary/         what the benign prompts of `canary.path` were answered
 
 Ctrl-C finishes the step and saves a checkpoint; a second one stops at once.")]
 pub struct TrainArgs {

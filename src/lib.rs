@@ -35,6 +35,8 @@
 //! Before anything large is loaded, [`plan`] counts what the run's own batches will take, in operations and in bytes; [`train::forecast`] asks it
 //! whether the run fits and what of a forward may be kept, and the log compares every step with the same count.
 //!
+//! [`train::canary`] lets the policy answer benign prompts now and then, because no loss shows what else is lost.
+//!
 //! [`train::run`] is the loop, on one screen; [`train::step`] is one optimizer batch; [`objective`] is the paper, and the losses that it compares
 //! itself with. A loss says which scores it reads ([`objective::Passes`]); which passes are run, of policy and reference, follows from that
 //! alone.

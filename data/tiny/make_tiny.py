@@ -29,6 +29,7 @@ HERE = Path(__file__).parent
 DOMINANT, TARGETS = "en", ["zh", "ja", "ko", "ar", "bn", "sw"]
 LANGUAGES = [DOMINANT, *TARGETS]
 SEED = 20251122
+N_CANARIES = 8  # of each language
 VOCABULARY = 1536
 PAD, BEGIN, END = "<|pad|>", "<|begin|>", "<|end|>"
 SPECIAL = [PAD, BEGIN, END, "<|system|>", "<|user|>", "<|assistant|>"]
@@ -106,6 +107,18 @@ def write_rows(pairs, split, path):
         for name in dict.fromkeys(p.name for p in pairs if p.split == split):
             for lang in TARGETS:
                 row = {"id": f"{DOMINANT}-{name}/{lang}", "dominant": side(by_key[name, DOMINANT]), "target": side(by_key[name, lang])}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def write_canaries(grammars, path):
+    """Benign prompts in the manner of the pairs, none of which they are. Every other one has a good answer."""
+    with open(path, "w", encoding="utf-8") as file:
+        for lang in LANGUAGES:
+            rng = random.Random(SEED)  # of its own: the model is made as it would be without them
+            drawn = {pair.prompt: pair for pair in (grammars[lang].pair(rng) for _ in range(100))}
+            for number, pair in enumerate(list(drawn.values())[:N_CANARIES]):
+                answer = {"answer": pair.chosen} if number % 2 == 0 else {}
+                row = {"id": f"{lang}-{number}", "lang": lang, "prompt": pair.prompt, "kind": "benign", **answer}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
@@ -275,6 +288,7 @@ def main():
 
     write_rows(pairs, "train", HERE / "train.jsonl")
     write_rows(pairs, "heldout", HERE / "heldout.jsonl")
+    write_canaries(grammars, HERE / "canary.jsonl")
     drawn = [grammars[lang].pair(rng) for lang in LANGUAGES for _ in range(300)]
     tokenizer = train_tokenizer([s for p in pairs * 10 + drawn for s in (p.prompt, p.chosen, p.rejected)])
     lengths = [len(h) + len(r) for p in pairs for a in (p.chosen, p.rejected) for h, r in [encode(tokenizer, p.prompt, a)]]

@@ -192,7 +192,8 @@ fn text(report: &Report) -> Result<String> {
         rates.threads
     )?;
     writeln!(text, "\nMemory at the fullest moment, {}", checkpointing_in_words(planned.activation_checkpointing))?;
-    for (name, bytes) in estimate.memory.parts() {
+    // A run without canaries has nothing to say of them.
+    for (name, bytes) in estimate.memory.parts().into_iter().filter(|(_, bytes)| *bytes > 0) {
         writeln!(text, "  {name:<24}{:>12}", gib(bytes))?;
     }
     let free = report.available_bytes.map_or("what is free is not known".into(), |bytes| format!("{} free", gib(bytes)));
@@ -219,12 +220,9 @@ fn text(report: &Report) -> Result<String> {
     line("expected time", &|needs| duration(needs.seconds.total()))?;
 
     writeln!(text, "\nThe run: {} steps over {} rows", estimate.n_steps, report.n_rows)?;
-    for (name, seconds) in [
-        ("scoring the reference", estimate.scoring_seconds),
-        ("measuring", estimate.measuring_seconds),
-        ("steps", estimate.steps_seconds),
-        ("together", planned.run_seconds),
-    ] {
+    let answers = (estimate.generating_seconds > 0.0).then_some(("canaries' answers", estimate.generating_seconds));
+    let parts = [("scoring the reference", estimate.scoring_seconds), ("measuring", estimate.measuring_seconds)].into_iter().chain(answers);
+    for (name, seconds) in parts.chain([("steps", estimate.steps_seconds), ("together", planned.run_seconds)]) {
         writeln!(text, "  {name:<24}{:>12}", duration(seconds))?;
     }
 

@@ -102,6 +102,7 @@ fn say_warnings(prepared: &Prepared) {
             say(&report.to_string());
         }
     }
+    prepared.canaries.iter().flat_map(|canaries| &canaries.notes).for_each(|note| say(note));
     if let Some(free) = device::free_disk(&prepared.config.output.dir).filter(|free| *free < prepared.disk) {
         let keep = prepared.config.checkpoint.keep;
         say(&format!(
@@ -198,6 +199,12 @@ fn describe(prepared: &Prepared, peak: u64, available: Option<u64>) -> Result<St
     )?;
     for report in [Some(&prepared.encoding), prepared.eval_encoding.as_ref()].into_iter().flatten() {
         writeln!(text, "           {report}")?;
+    }
+    if let Some(canaries) = &prepared.canaries {
+        let languages: Vec<String> = canaries.n_of_language().iter().map(|(lang, n)| format!("{lang} {n}")).collect();
+        let within = prepared.config.canary.every_steps.map_or(String::new(), |every| format!(", every {every} steps"));
+        writeln!(text, "Canaries   {} benign prompts ({}), before and after{within}", canaries.all.len(), languages.join(", "))?;
+        canaries.notes.iter().try_for_each(|note| writeln!(text, "           {note}"))?;
     }
     writeln!(text, "Steps      {n_steps}, {} rows each", prepared.config.train.batch_size)?;
     let available = available.map_or("unknown".into(), gib);

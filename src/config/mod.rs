@@ -55,6 +55,8 @@ pub struct RunConfig {
     pub schedule: ScheduleConfig,
     /// Held-out rows.
     pub eval: EvalConfig,
+    /// Benign prompts that the policy answers now and then.
+    pub canary: CanaryConfig,
     /// When a failure sign is reported.
     pub signs: SignsConfig,
     /// What is saved on the way.
@@ -202,6 +204,20 @@ pub struct EvalConfig {
     pub every_steps: Option<usize>,
 }
 
+/// `[canary]`: benign prompts that show on the way what the loss does not: refusals, a lost language, loops, forgetting.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CanaryConfig {
+    /// The prompts, as `mpo eval --bench prompts` reads them: a file, `https://…`, or `builtin:tiny/canary`. No canaries when absent.
+    pub path: Option<String>,
+    /// Also every so many steps; only before the first and after the last when absent.
+    pub every_steps: Option<usize>,
+    /// The first benign prompts of each language, this many.
+    pub limit: usize,
+    /// Longest answer, in tokens.
+    pub max_new_tokens: usize,
+}
+
 /// `[signs]`: thresholds of the failure signs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -218,6 +234,12 @@ pub struct SignsConfig {
     pub bad_supervision_share: f64,
     /// Ratio of the two terms' gradient norms above which one drowns the other.
     pub gradient_ratio: f64,
+    /// Growth since step 0 of the share of a language's canaries that are refused, answered in another language, or with a loop.
+    pub canary_share: f64,
+    /// Rise since step 0 of the canaries' negative log-likelihood, nats a token.
+    pub canary_nll_nats: f64,
+    /// Divergence of the dominant language's canaries from the model of step 0, nats a token.
+    pub canary_kl_nats: f64,
 }
 
 /// `[checkpoint]`
@@ -323,6 +345,12 @@ impl Default for ScheduleConfig {
     }
 }
 
+impl Default for CanaryConfig {
+    fn default() -> Self {
+        Self { path: None, every_steps: None, limit: 8, max_new_tokens: 128 }
+    }
+}
+
 impl Default for SignsConfig {
     fn default() -> Self {
         Self {
@@ -332,6 +360,9 @@ impl Default for SignsConfig {
             stagnation_after: 0.25,
             bad_supervision_share: 0.1,
             gradient_ratio: 30.0,
+            canary_share: 0.25,
+            canary_nll_nats: 0.3,
+            canary_kl_nats: 0.1,
         }
     }
 }

@@ -35,7 +35,13 @@ pub fn is_hub_id(path: &str) -> bool {
 /// # Errors
 /// The current folder cannot be read, or its name is not UTF-8 and could not be written to a TOML file.
 pub(crate) fn make_absolute(config: &mut RunConfig) -> Result<()> {
-    let named = [Some(&mut config.model.path), config.reference.path.as_mut(), Some(&mut config.data.path), config.eval.path.as_mut()];
+    let named = [
+        Some(&mut config.model.path),
+        config.reference.path.as_mut(),
+        Some(&mut config.data.path),
+        config.eval.path.as_mut(),
+        config.canary.path.as_mut(),
+    ];
     for path in named.into_iter().flatten() {
         if !is_builtin(path) && !is_address(path) && !is_hub_id(path) && !path.is_empty() {
             *path = absolute(path)?;

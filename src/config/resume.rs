@@ -25,7 +25,7 @@ impl Change {
                 "train.max_steps" | "train.epochs" => {
                     matches!((number(&self.old), number(&self.new)), (Some(old), Some(new)) if new >= old)
                 }
-                "adapter.path" | "reference.path" | "eval.path" => self.old.is_some() && self.new.is_some(),
+                "adapter.path" | "reference.path" | "eval.path" | "canary.path" => self.old.is_some() && self.new.is_some(),
                 _ => true,
             }
     }
@@ -56,8 +56,8 @@ pub fn diff(old: &RunConfig, new: &RunConfig) -> Result<Vec<Change>> {
 /// schedule from the next step on, so that its result is not that of a run which was this long from the start.
 pub fn may_change_on_resume(key: &str) -> bool {
     let location = ["model.path", "model.revision", "adapter.path", "reference.path", "reference.revision"];
-    let data = ["data.path", "data.revision", "data.sha256", "data.format", "data.split", "eval.path", "output.dir"];
-    let cadence = ["eval.every_steps", "checkpoint.every_steps", "checkpoint.keep", "train.max_skipped_steps"];
+    let data = ["data.path", "data.revision", "data.sha256", "data.format", "data.split", "eval.path", "canary.path", "output.dir"];
+    let cadence = ["eval.every_steps", "canary.every_steps", "checkpoint.every_steps", "checkpoint.keep", "train.max_skipped_steps"];
     let means = ["hardware.threads", "train.activation_checkpointing"];
     let length = ["train.max_steps", "train.epochs"];
     [&location[..], &data, &cadence, &means, &length].concat().contains(&key) || key.starts_with("signs.")
@@ -96,7 +96,7 @@ mod tests {
             .flat_map(|section| section.keys.iter().map(move |key| format!("{}.{key}", section.name)))
             .filter(|key| may_change_on_resume(key) && !key.starts_with("signs."))
             .count();
-        assert_eq!(n_known, 20, "a key of the list is misspelt or was renamed");
+        assert_eq!(n_known, 22, "a key of the list is misspelt or was renamed");
     }
 
     #[test]

@@ -91,6 +91,15 @@ pub(crate) fn without_effect(config: &RunConfig) -> Vec<WithoutEffect> {
     );
     let nothing_held_out = config.eval.path.is_none() && config.eval.fraction.is_none();
     note(nothing_held_out, &["eval.every_steps"], "eval.path", "no rows are held out; set `eval.path` or `eval.fraction`");
+    let of_canaries = [
+        "canary.every_steps",
+        "canary.limit",
+        "canary.max_new_tokens",
+        "signs.canary_share",
+        "signs.canary_nll_nats",
+        "signs.canary_kl_nats",
+    ];
+    note(config.canary.path.is_none(), &of_canaries, "canary.path", "there are no canaries; set `canary.path`");
     let off_hub = |path: &str| !is_hub_id(path);
     note(config.checkpoint.best.is_none(), &["checkpoint.best_is"], "checkpoint.best", "`checkpoint.best` is not set");
     note(off_hub(&config.model.path), &["model.revision"], "model.path", "`model.path` is not a hub id of the form `org/name`");
@@ -122,6 +131,7 @@ pub(crate) fn check(config: &RunConfig, purpose: Purpose) -> Vec<Finding> {
     optimizer(config, &mut findings);
     schedule(config, &mut findings);
     eval(config, &mut findings);
+    canary(config, &mut findings);
     signs(config, &mut findings);
     outside(config, &mut findings);
     findings.0
@@ -141,6 +151,7 @@ fn sources(config: &RunConfig, findings: &mut Findings) {
         ("data.path", Some(config.data.path.as_str())),
         ("data.template", Some(config.data.template.as_str())),
         ("eval.path", config.eval.path.as_deref()),
+        ("canary.path", config.canary.path.as_deref()),
         ("output.dir", config.output.dir.to_str()),
     ];
     for (key, path) in paths.into_iter().filter_map(|(key, path)| Some((key, path?))) {
@@ -298,6 +309,12 @@ fn eval(config: &RunConfig, findings: &mut Findings) {
     }
 }
 
+fn canary(config: &RunConfig, findings: &mut Findings) {
+    findings.at_least("canary.every_steps", config.canary.every_steps, 1);
+    findings.at_least("canary.limit", Some(config.canary.limit), 1);
+    findings.at_least("canary.max_new_tokens", Some(config.canary.max_new_tokens), 1);
+}
+
 fn signs(config: &RunConfig, findings: &mut Findings) {
     let signs = &config.signs;
     findings.share("signs.overshoot_share", signs.overshoot_share);
@@ -306,6 +323,9 @@ fn signs(config: &RunConfig, findings: &mut Findings) {
     findings.share("signs.stagnation_after", signs.stagnation_after);
     findings.share("signs.bad_supervision_share", signs.bad_supervision_share);
     findings.positive("signs.gradient_ratio", signs.gradient_ratio);
+    findings.share("signs.canary_share", signs.canary_share);
+    findings.non_negative("signs.canary_nll_nats", signs.canary_nll_nats);
+    findings.non_negative("signs.canary_kl_nats", signs.canary_kl_nats);
 }
 
 /// Checkpoints, hardware and output.

@@ -22,6 +22,26 @@ pub struct Workload {
     pub n_steps: usize,
     /// Steps whose passes are made a second time, for the gradient norm of each term.
     pub n_repeated: usize,
+    /// Texts that the policy gives, with how often it is asked for them.
+    pub generating: (usize, Generation),
+}
+
+/// Texts that are generated together, at their longest.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Generation {
+    /// Each gives the sequences under way one token.
+    pub n_forwards: usize,
+    pub n_sequences: usize,
+}
+
+impl Generation {
+    /// A forward reads each weight once, and multiplies it for every sequence.
+    fn seconds(&self, setup: &Setup, rates: &Rates) -> f64 {
+        let n_weights = setup.n_parameters as f64;
+        let read = n_weights * size_of::<f32>() as f64 / rates.bytes;
+        let multiplied = 2.0 * n_weights * self.n_sequences as f64 / rates.products;
+        self.n_forwards as f64 * (read + multiplied)
+    }
 }
 
 impl Workload {
@@ -59,6 +79,8 @@ pub struct Estimate {
     pub scoring_seconds: f64,
     /// Measurements before, within and after the run.
     pub measuring_seconds: f64,
+    /// Answers to canaries, at most.
+    pub generating_seconds: f64,
     /// All steps.
     pub steps_seconds: f64,
 }
@@ -87,13 +109,14 @@ impl Estimate {
             n_steps: workload.n_steps,
             scoring_seconds: of(&workload.scoring).seconds.of_passes(),
             measuring_seconds: measuring.sum::<f64>() + workload.n_repeated as f64 * mean_step.seconds.of_passes(),
+            generating_seconds: workload.generating.0 as f64 * workload.generating.1.seconds(setup, rates),
             steps_seconds: workload.n_steps as f64 * mean_step.seconds.total(),
         }
     }
 
     /// From the start to the last checkpoint but for reading and writing files.
     pub fn run_seconds(&self) -> f64 {
-        self.scoring_seconds + self.measuring_seconds + self.steps_seconds
+        self.scoring_seconds + self.measuring_seconds + self.generating_seconds + self.steps_seconds
     }
 }
 

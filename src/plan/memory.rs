@@ -35,6 +35,8 @@ pub struct Setup<'a> {
     pub passes: &'a [&'a [Pass]],
     /// Values of the reference's states, of all sequences, and of its head where `kl` keeps one.
     pub n_reference: usize,
+    /// Bytes that canaries hold.
+    pub canaries: u64,
     /// Token ids and names of all rows.
     pub data: u64,
     /// What the process holds now, with `data` and without a model.
@@ -62,6 +64,8 @@ pub struct Memory {
     pub scratch: u64,
     /// The frozen reference's scores, and its head for `kl`.
     pub reference: u64,
+    /// Caches of the canaries' answers, and what is known of step 0.
+    pub canaries: u64,
     /// Encoded rows.
     pub data: u64,
     /// Program, tokenizer, templates, allocator.
@@ -89,6 +93,7 @@ impl Memory {
             logits: bytes(lent.of(Kind::Logits)),
             scratch: bytes(lent.of(Kind::Scratch) + n_idle + n_unpooled),
             reference: bytes(setup.n_reference),
+            canaries: setup.canaries,
             data: setup.data,
             process: setup.process.saturating_sub(setup.data) + OVERHEAD,
         }
@@ -100,7 +105,7 @@ impl Memory {
     }
 
     /// Every kind with its name, the largest of a usual run first.
-    pub fn parts(&self) -> [(&'static str, u64); 9] {
+    pub fn parts(&self) -> [(&'static str, u64); 10] {
         [
             ("weights", self.weights),
             ("gradients", self.gradients),
@@ -109,6 +114,7 @@ impl Memory {
             ("logits", self.logits),
             ("scratch", self.scratch),
             ("reference scores", self.reference),
+            ("canaries", self.canaries),
             ("encoded rows", self.data),
             ("program and tokenizer", self.process),
         ]
@@ -172,11 +178,13 @@ mod tests {
             threads: 1,
             passes: &[&passes],
             n_reference: 16,
+            canaries: 30,
             data: 700,
             process: 5000,
         };
         let memory = Memory::of(&setup);
         assert_eq!([memory.weights, memory.gradients, memory.moments, memory.reference], [4000, 4000, 8000, 64]);
+        assert_eq!(memory.canaries, 30);
         assert_eq!((memory.data, memory.process), (700, 4300 + OVERHEAD));
         // x and r; query, key and value; attended and its log-sum-exp; middle and r; gate and up; the final norm's input and r.
         let n_bytes = 4 * (1u64 << 14);

@@ -55,6 +55,9 @@ pub struct TrainerState {
     pub loader: LoaderState,
     /// Of all encoded rows: a run goes on with the rows it began with.
     pub data_sha256: String,
+    /// Of its canaries, where it has any.
+    #[serde(default)]
+    pub canary_sha256: Option<String>,
     pub signs: Signs,
     /// Measured before the first step, on the rows that the summary and the signs compare with.
     pub start: Measured,
@@ -255,6 +258,7 @@ mod tests {
             n_skipped: 1,
             loader,
             data_sha256: "ab".into(),
+            canary_sha256: None,
             signs: Signs::default(),
             start,
             best: None,

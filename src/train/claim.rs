@@ -10,7 +10,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 /// What a run writes before its first step.
-const BEFORE_FIRST_STEP: [&str; 3] = ["config.toml", "metrics.jsonl", "reference"];
+const BEFORE_FIRST_STEP: [&str; 4] = ["config.toml", "metrics.jsonl", "reference", "canary"];
 
 /// A run folder that no other process may claim.
 #[derive(Debug)]

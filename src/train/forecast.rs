@@ -11,7 +11,7 @@ use crate::data::loader::{Loader, dominant_numbers};
 use crate::device::{self, gib};
 use crate::model::decoder::Keep;
 use crate::plan::StepMemory;
-use crate::plan::estimate::{Estimate, Workload};
+use crate::plan::estimate::{Estimate, Generation, Workload};
 use crate::plan::low_rank::LowRankTerms;
 use crate::plan::memory::{Memory, Setup};
 use crate::plan::rates::{self, Rates};
@@ -109,6 +109,7 @@ impl<'a> Forecast<'a> {
             step,
             threads: self.threads,
             passes,
+            canaries: self.prepared.canaries.as_ref().map_or(0, |canaries| canaries.n_bytes(description)),
             n_reference: n_reference_values(&rows().collect::<Vec<_>>(), self.prepared, self.config),
             data: rows().map(bytes_of_row).sum(),
             process: self.process,
@@ -174,6 +175,8 @@ fn workload(prepared: &Prepared, config: &RunConfig, n_taken: Option<usize>) -> 
     let probe: Vec<&EncodedRow> = probe_rows(train).into_iter().map(|row| &train[row]).collect();
     let dominant_gaps = distinct_dominant(&probe).into_iter().map(|pair| score(&[pair], KeptStates::Nothing)).collect();
     let n_within = config.eval.every_steps.map_or(0, |every| n_steps.saturating_sub(1) / every);
+    let canaries = prepared.canaries.as_ref();
+    let n_asked = 2 + config.canary.every_steps.map_or(0, |every| n_steps.saturating_sub(1) / every);
     let n_repeated = if config.retention.kind == RetentionKind::None || n_taken.is_some() { 0 } else { N_TERM_NORMS.min(n_steps) };
     Ok(Workload {
         scoring: [(&wanted.dominant, states), (&wanted.target, KeptStates::Nothing)]
@@ -181,7 +184,13 @@ fn workload(prepared: &Prepared, config: &RunConfig, n_taken: Option<usize>) -> 
             .flat_map(|(pairs, states)| split_by_tokens(pairs).into_iter().map(move |pairs| score(pairs, states)))
             .collect(),
         // The training rows before, once within and after the run.
-        measuring: vec![(3, measure(&probe)), (2 + n_within, measure(&held_out.iter().collect::<Vec<_>>())), (2, dominant_gaps)],
+        measuring: vec![
+            (3, measure(&probe)),
+            (2 + n_within, measure(&held_out.iter().collect::<Vec<_>>())),
+            (2, dominant_gaps),
+            (n_asked, canaries.map_or(Vec::new(), |canaries| canaries.passes(description))),
+        ],
+        generating: (n_asked, canaries.map_or(Generation::default(), |canaries| canaries.generation())),
         batches,
         n_steps,
         n_repeated,

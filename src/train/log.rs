@@ -1,7 +1,8 @@
-//! `metrics.jsonl`: one JSON line a step, written at once and in one piece.
+//! `metrics.jsonl`: one JSON line a step, and one for each time that canaries are asked, written at once and in one piece.
 //!
 //! A line is in the file when the next step begins, so that a killed run keeps what it has measured. On resume the lines after the
-//! checkpoint are cut, and each step stands once.
+//! checkpoint are cut, and each step stands once. A line about something other than a step says so in `kind`; it is about the weights after
+//! `step` steps, and a run that goes on from there writes it again.
 
 use super::metrics::SHARE;
 use crate::files::write_atomically;
@@ -96,9 +97,14 @@ struct Line {
 pub fn totals(path: &Path) -> Result<Totals> {
     let text = fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
     let mut totals = Totals::default();
+    let mut is_first = true;
     for (index, line) in text.lines().enumerate() {
-        let line: Line = serde_json::from_str(line).with_context(|| format!("`{}` line {}", path.display(), index + 1))?;
-        if index == 0 {
+        let context = || format!("`{}` line {}", path.display(), index + 1);
+        if serde_json::from_str::<Head>(line).with_context(context)?.kind.is_some() {
+            continue;
+        }
+        let line: Line = serde_json::from_str(line).with_context(context)?;
+        if std::mem::take(&mut is_first) {
             totals.first_loss = line.loss;
         }
         totals.last_loss = line.loss;
@@ -120,18 +126,41 @@ pub fn totals(path: &Path) -> Result<Totals> {
     Ok(totals)
 }
 
+/// What every line has, and what only those have that are not about a step.
+#[derive(serde::Deserialize)]
+struct Head {
+    step: usize,
+    kind: Option<String>,
+}
+
 fn is_kept(line: &[u8], n_steps: usize) -> bool {
-    #[derive(serde::Deserialize)]
-    struct Step {
-        step: usize,
-    }
-    line.ends_with(b"\n") && serde_json::from_slice::<Step>(line).is_ok_and(|line| line.step <= n_steps)
+    let is_before = |head: Head| if head.kind.is_some() { head.step < n_steps } else { head.step <= n_steps };
+    line.ends_with(b"\n") && serde_json::from_slice(line).is_ok_and(is_before)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn a_line_that_is_no_step_is_written_again_by_whoever_goes_on_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics.jsonl");
+        let step = |step: usize| json!({"step": step, "loss": step, "epoch": 1.0, "tokens": 2, "tokens_computed": 2, "seconds": 0.5, "peak_rss_bytes": 9});
+        let other = |step: usize| json!({"step": step, "kind": "canary", "seconds": 100.0});
+        let mut log = MetricsLog::open(&path, 0).unwrap();
+        [other(0), step(1), step(2), other(2), step(3), other(3)].iter().for_each(|line| log.append(line).unwrap());
+        let totals = totals(&path).unwrap();
+        assert_eq!((totals.first_loss, totals.last_loss, totals.tokens, totals.seconds), (Some(1.0), Some(3.0), 6, 1.5));
+        let kept = |n_steps: usize| {
+            MetricsLog::open(&path, n_steps).unwrap();
+            fs::read_to_string(&path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<Value>>()
+        };
+        assert_eq!(kept(3), [other(0), step(1), step(2), other(2), step(3)]);
+        assert_eq!(kept(2), [other(0), step(1), step(2)]);
+        assert_eq!(kept(0), [] as [Value; 0]);
+    }
 
     #[test]
     fn each_step_stands_once_after_a_resume() {

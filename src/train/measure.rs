@@ -62,7 +62,7 @@ impl RowMeasure {
 }
 
 /// JSON has no NaN: it is written as null, and read back here.
-fn null_is_nan<'de, D: Deserializer<'de>>(source: D) -> Result<f64, D::Error> {
+pub(super) fn null_is_nan<'de, D: Deserializer<'de>>(source: D) -> Result<f64, D::Error> {
     Ok(Option::deserialize(source)?.unwrap_or(f64::NAN))
 }
 

@@ -1,4 +1,4 @@
-//! One line of `metrics.jsonl`.
+//! One line of `metrics.jsonl`. (Lines with `"kind": "canary"` are of another kind: [`super::canary::line`].)
 //!
 //! Values are those before the update, over the whole batch; gaps are without beta. Beside the fixed keys stand those that the loss has
 //! numbers for: `rewards/chosen`, `rewards/rejected`, `rewards/margins`, `rewards/accuracies`, `logps/chosen` and `logps/rejected` mean what

@@ -2,12 +2,14 @@
 //!
 //! In reading order: `prepare` finds everything that can be wrong, `forecast` what the run will need, `start` makes a [`run::Run`], whose `train`
 //! is the loop. `step` is one batch forward and backward (the objective and the engine behind it), `clip`, `optimizer` and `schedule` turn its
-//! gradient into an update. `evaluate` and `measure` say where the policy stands, `signs` what looks wrong about it. `metrics` and `log` write
+//! gradient into an update. `evaluate` and `measure` say where the policy stands, `canary` what it answers to harmless
+//! questions, `signs` what looks wrong about it. `metrics` and `log` write
 //! the lines, `checkpoint`, `folder` and `adapter` save, `best` says which checkpoint did best, `claim` holds the run's folder, `resume` goes on,
 //! `summary` ends the run; `console` and `interrupt` face the person. `phases` says where the time goes, `profile` draws it.
 
 pub mod adapter;
 pub mod best;
+pub mod canary;
 pub mod checkpoint;
 pub mod claim;
 pub mod clip;

@@ -3,6 +3,7 @@
 //! A [`Prepared`] run is one whose files exist, whose weights have the right names and shapes, and whose rows are encoded and fit the model.
 //! What it will need is the next question ([`super::forecast`]). `--dry-run` stops after both.
 
+use super::canary::Prompts;
 use super::checkpoint::Found;
 use super::columns::Reads;
 use crate::adapter::{Adapter, Base};
@@ -43,6 +44,8 @@ pub struct Prepared {
     pub pad_token: u32,
     pub train: Vec<EncodedRow>,
     pub held_out: Vec<EncodedRow>,
+    /// Benign prompts that the policy answers on the way.
+    pub canaries: Option<Prompts>,
     /// What encoding did to the training rows (before any were held out), and to those of `eval.path`.
     pub encoding: EncodeReport,
     pub eval_encoding: Option<EncodeReport>,
@@ -94,6 +97,7 @@ impl Prepared {
             mismatch::assign(&mut held_out, &train, max_tokens)?;
         }
         check_tokens(train.iter().chain(&held_out), &description)?;
+        let canaries = Prompts::load(&config.canary, &config.data, &encoder, &description, &train)?;
         // Finds a group that no batch can hold; the loader of the run is made once it is known which rows stay.
         Loader::new(&dominant_numbers(&train), &config.train)?;
 
@@ -110,6 +114,7 @@ impl Prepared {
             encoder,
             train,
             held_out,
+            canaries,
             encoding,
             eval_encoding,
             disk,

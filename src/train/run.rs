@@ -1,6 +1,7 @@
 //! The run: its parts, and the loop around the step on one screen.
 
 use super::best::{self, Contest};
+use super::canary::{self, Canaries};
 use super::checkpoint::{self, Snapshot, SourceFiles, TrainerState};
 use super::claim::Claim;
 use super::clip::{clip_factor, gradient_norm};
@@ -46,6 +47,7 @@ pub struct Run {
     pub held_out: Vec<EncodedRow>,
     /// The training rows that the run is measured on, as indices.
     pub probe: Vec<usize>,
+    pub canaries: Option<Canaries>,
     pub reference: Columns,
     /// Whether the policy began as the reference.
     pub starts_as_reference: bool,
@@ -95,6 +97,10 @@ impl Run {
     pub fn train(mut self) -> Result<Ending> {
         let _span = info_span!("run").entered();
         while self.state.step < self.n_steps && !interrupt::requested() {
+            // Where Ctrl-C came between, the run goes on with the same question.
+            if !self.ask_canaries()? {
+                break;
+            }
             // A checkpoint is saved once it is known whether it is the best.
             let measured = self.measure_if_due()?;
             if self.is_checkpoint_due() {
@@ -109,11 +115,32 @@ impl Run {
         }
         self.claim.keep();
         let checkpoint = self.saved.clone().map_or_else(|| self.save(), Ok)?;
-        if self.state.step < self.n_steps {
+        if self.state.step < self.n_steps || !self.ask_canaries()? {
             self.console.finish();
             return Ok(Ending::Interrupted(checkpoint));
         }
         self.finish().map(|summary| Ending::Finished(Box::new(summary)))
+    }
+
+    /// Asks the canaries where it is time for that; whether all have answered, which they have not where Ctrl-C came between.
+    fn ask_canaries(&mut self) -> Result<bool> {
+        let Some(canaries) = &mut self.canaries else { return Ok(true) };
+        let step = self.state.step;
+        let is_due = step == 0 || step == self.n_steps || self.config.canary.every_steps.is_some_and(|every| step.is_multiple_of(every));
+        if !is_due {
+            return Ok(true);
+        }
+        let _span = info_span!("canaries").entered();
+        let started = Instant::now();
+        let Some(asked) = self.console.aside(|| canaries.ask(&self.policy, step))? else { return Ok(false) };
+        self.log.append(&canary::line(asked.now, started.elapsed().as_secs_f64()))?;
+        let (thresholds, dominant) = (&self.config.signs, &asked.prompts.dominant);
+        for line in canary::describe(thresholds, asked.start, asked.now, dominant) {
+            self.console.say(&line);
+        }
+        canary::judge(thresholds, asked.start, asked.now, dominant).into_iter().for_each(|sign| self.state.signs.note(sign));
+        self.announce_signs();
+        Ok(true)
     }
 
     /// What is measured on other rows with the weights that the next step begins with, as keys of that step's line.

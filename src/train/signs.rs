@@ -29,6 +29,16 @@ pub enum SignKind {
     RetentionGrows,
     /// One term's gradient is far larger than the other's.
     GradientImbalance,
+    /// Benign prompts of a language are refused that were answered.
+    OverRefusal,
+    /// Benign prompts of a language are answered in another.
+    OtherLanguage,
+    /// Answers to benign prompts are empty, or loops.
+    Degeneration,
+    /// Answers to benign prompts became less likely.
+    Forgetting,
+    /// The dominant language's next-token distributions are not what they were.
+    DominantDrift,
 }
 
 /// A sign that was seen.
@@ -204,7 +214,7 @@ impl Signs {
 
     /// Keeps a sign unless the same one was seen before. A value that is not finite says that a loss was not, which has its own words; JSON,
     /// and so the checkpoint, has no number for it.
-    fn note(&mut self, sign: Sign) {
+    pub(super) fn note(&mut self, sign: Sign) {
         if sign.value.is_finite() && !self.found.iter().any(|known| (known.kind, &known.lang) == (sign.kind, &sign.lang)) {
             self.found.push(sign);
         }

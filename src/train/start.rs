@@ -2,6 +2,7 @@
 
 use super::adapter;
 use super::best::Contest;
+use super::canary::Canaries;
 use super::checkpoint::{self, Found, TrainerState};
 use super::claim::Claim;
 use super::columns::{Reads, Scorer, Wanted};
@@ -19,6 +20,8 @@ use crate::config::RunConfig;
 use crate::data::encode::EncodedRow;
 use crate::data::loader::{Loader, LoaderState, dominant_numbers};
 use crate::files::write_atomically;
+use crate::generate::Codec;
+use crate::hub;
 use crate::model::decoder::Purpose;
 use crate::objective::Objective;
 use crate::progress::say;
@@ -31,10 +34,14 @@ use tracing::info_span;
 /// `None` where Ctrl-C was pressed while the reference was being scored: the run can go on from the scores that it has.
 pub fn start(prepared: Prepared, found: Option<Found>, mut claim: Claim, machine: Machine) -> Result<Option<Run>> {
     let _span = info_span!("start").entered();
-    let Prepared { config, model_dir, adapter, base, reference_dir, pad_token, train, held_out, data_sha256, .. } = prepared;
+    let Prepared { config, model_dir, adapter, base, reference_dir, encoder, pad_token, train, held_out, canaries, data_sha256, .. } =
+        prepared;
     if let Some(found) = &found {
         let same = found.state.data_sha256 == data_sha256;
         ensure!(same, "the rows are not those that `{}` was trained on: did `{}` change?", found.dir.display(), config.data.path);
+        let same = found.state.canary_sha256.as_ref() == canaries.as_ref().map(|prompts| &prompts.sha256);
+        let path = config.canary.path.as_deref().unwrap_or_default();
+        ensure!(same, "the canaries are not those that `{}` was watched by: did `{path}` change?", found.dir.display());
     }
     let dir = config.output.dir.clone();
     let config_text = config.to_toml()?;
@@ -71,6 +78,10 @@ pub fn start(prepared: Prepared, found: Option<Found>, mut claim: Claim, machine
     let mut optimizer = AdamW::new(&config.optimizer, policy.trained_parameters())?;
     let settings = StepSettings { memory: machine.memory, ..StepSettings::new(&config, pad_token) };
     let probe = probe_rows(&train);
+    let canary_sha256 = canaries.as_ref().map(|prompts| prompts.sha256.clone());
+    let n_taken = found.as_ref().map_or(0, |found| found.state.step);
+    let canaries = canaries.map(|prompts| Canaries::new(prompts, Codec::new(&model_dir, encoder)?, &dir, n_taken)).transpose()?;
+    let canaries = canaries.map(|canaries| known_start(canaries, &config, n_taken)).transpose()?;
     let state = match found {
         Some(found) => {
             checkpoint::restore(&found, policy.trained_parameters(), &mut optimizer)?;
@@ -88,7 +99,7 @@ pub fn start(prepared: Prepared, found: Option<Found>, mut claim: Claim, machine
             let on_held_out = if held_out.is_empty() { None } else { Some(measure(&held_out)?) };
             let dominant = dominant_gaps(&policy, &rows, &settings)?;
             let start = Measured { train: on_train, held_out: on_held_out, dominant };
-            first_state(start, loader.state(), data_sha256, &config, &supervision)
+            TrainerState { canary_sha256, ..first_state(start, loader.state(), data_sha256, &config, &supervision) }
         }
     };
     let saved = (state.step > 0).then(|| checkpoint::folder_of(&dir, state.step));
@@ -107,6 +118,7 @@ pub fn start(prepared: Prepared, found: Option<Found>, mut claim: Claim, machine
         train,
         held_out,
         probe,
+        canaries,
         reference,
         starts_as_reference,
         policy,
@@ -117,6 +129,20 @@ pub fn start(prepared: Prepared, found: Option<Found>, mut claim: Claim, machine
         machine,
         claim,
     }))
+}
+
+/// The canaries of a run that goes on after some steps know those of step 0.
+fn known_start(mut canaries: Canaries, config: &RunConfig, n_taken: usize) -> Result<Canaries> {
+    if n_taken == 0 {
+        return Ok(canaries);
+    }
+    if let Err(error) = canaries.reopen() {
+        say(&format!("asking the canaries of step 0 again: {error:#}"));
+        let folder = hub::resolve_model(&config.model.path, config.model.revision.as_deref())?.dir;
+        let is_complete = canaries.begin(&adapter::load_at_the_start(config, &folder)?)?;
+        ensure!(is_complete, "stopped while the canaries of step 0 were being asked again; nothing has changed");
+    }
+    Ok(canaries)
 }
 
 fn first_state(start: Measured, loader: LoaderState, data_sha256: String, config: &RunConfig, reference_gaps: &[f64]) -> TrainerState {
@@ -131,6 +157,7 @@ fn first_state(start: Measured, loader: LoaderState, data_sha256: String, config
         n_skipped: 0,
         loader,
         data_sha256,
+        canary_sha256: None,
         signs,
         start,
         best: None,

@@ -1,6 +1,7 @@
 //! What a finished run says: `summary.json`, and a table for people.
 
 use super::best::Best;
+use super::canary::Compared;
 use super::log::{self, Totals};
 use super::measure::{Measured, Measurement};
 use super::phases::PHASES;
@@ -35,6 +36,9 @@ pub struct Summary {
     /// Both on the same rows, with the weights of step 0 and of the last step.
     pub before: Measured,
     pub after: Measured,
+    /// With the weights of step 0 and of the last step, where there are any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub canaries: Option<Compared>,
     pub failure_signs: Vec<Sign>,
     /// Which checkpoint did best, where one was to be kept (`checkpoint.best`).
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -100,6 +104,7 @@ impl Summary {
             gemm_flops_per_second: run.machine.rates.products,
             before: run.state.start.clone(),
             after,
+            canaries: run.canaries.as_ref().and_then(|canaries| canaries.measured()).map(|(before, after)| Compared::new(before, after)),
             failure_signs: run.state.signs.found.clone(),
             best: run.state.best.clone(),
             written,
@@ -140,6 +145,9 @@ impl Summary {
         self.write_measured(out, &rows, &self.before.train, &self.after.train, true)?;
         if let (Some(before), Some(after)) = (&self.before.held_out, &self.after.held_out) {
             self.write_measured(out, &format!("{} held-out rows", self.rows.held_out), before, after, false)?;
+        }
+        if let Some(canaries) = &self.canaries {
+            write!(out, "\n{canaries}")?;
         }
         writeln!(out)?;
         match &self.failure_signs[..] {

@@ -372,6 +372,12 @@ fn each_rule_says_what_is_wrong_and_what_would_be_right() {
             "`schedule.min_lr_ratio` has no effect: `schedule.kind` is \"constant\"; remove it, or choose \"linear\" or \"cosine\"",
         ),
         (&["eval.every_steps=5"], "`eval.every_steps` has no effect: no rows are held out; set `eval.path` or `eval.fraction`"),
+        (&["canary.every_steps=5"], "`canary.every_steps` has no effect: there are no canaries; set `canary.path`"),
+        (&["signs.canary_share=0.5"], "`signs.canary_share` has no effect: there are no canaries; set `canary.path`"),
+        (&["canary.path=/c", "canary.every_steps=0"], "`canary.every_steps` is 0: it must be at least 1"),
+        (&["canary.path=/c", "canary.max_new_tokens=0"], "`canary.max_new_tokens` is 0: it must be at least 1"),
+        (&["canary.path=/c", "signs.canary_share=2"], "`signs.canary_share` is 2: it must be between 0 and 1"),
+        (&["canary.path="], "`canary.path` is empty: leave it out, or name something"),
         (&["model.path=/m", "model.revision=main"], "`model.revision` has no effect: `model.path` is not a hub id of the form `org/name`"),
         (
             &["reference.revision=main"],

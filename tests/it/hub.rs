@@ -495,7 +495,7 @@ fn the_builtin_model_and_data_need_nothing() {
     assert_eq!(lines("builtin:tiny", "train").unwrap(), 48);
     assert_eq!(lines("builtin:tiny", "heldout").unwrap(), 12);
     assert_eq!(lines("builtin:tiny/heldout", "train").unwrap(), 12);
-    assert!(error_text(lines("builtin:tiny", "test")).contains("it has train and heldout"));
+    assert!(error_text(lines("builtin:tiny", "test")).contains("it has train, heldout and canary"));
     assert!(error_text(lines("builtin:big", "train")).contains("no `builtin:big`"));
 }
 

@@ -3,6 +3,7 @@
 mod architecture;
 mod bench;
 mod bf16;
+mod canary;
 mod candle_transformers;
 mod cli;
 mod config;

@@ -17,7 +17,7 @@ pub mod mgsm;
 pub mod mmmlu;
 mod mt_bench;
 mod multijail;
-mod prompts;
+pub mod prompts;
 pub mod reward_gap;
 mod subset;
 mod table;

@@ -1,8 +1,8 @@
-//! A user's own prompts, in any language: JSONL with `id`, `lang`, `prompt`, `kind` (`harmful` or `benign`), and `tags` and `english` where there
-//! are any.
+//! A user's own prompts, in any language: JSONL with `id`, `lang`, `prompt`, `kind` (`harmful` or `benign`), and `tags`, `english` and a good
+//! `answer` where there are any.
 //!
 //! Over-refusal has to be measured in the languages that were trained, and XSTest is English: this is how benign prompts in another language are
-//! asked. A prompt and its translations share an id.
+//! asked. A prompt and its translations share an id. The canaries of a training run are such prompts too.
 
 use super::card::{Card, Languages, Origin, Scoring, lower};
 use super::table::Row;
@@ -12,6 +12,7 @@ use crate::eval::source::Source;
 use anyhow::{Result, bail, ensure};
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::path::Path;
 
 pub(super) struct Prompts;
 
@@ -30,7 +31,7 @@ static CARD: Card = Card {
     max_new_tokens: 512,
 };
 
-const KEYS: [&str; 6] = ["id", "lang", "prompt", "kind", "tags", "english"];
+const KEYS: [&str; 7] = ["id", "lang", "prompt", "kind", "tags", "english", "answer"];
 /// Of a file's problems, shown at once.
 const SHOWN: usize = 10;
 
@@ -41,28 +42,7 @@ impl Benchmark for Prompts {
 
     fn read(&self, source: &Source<'_>, langs: &[String]) -> Result<Loaded> {
         let file = source.file(CARD.name, None, &[".jsonl"])?;
-        let rows = table::rows(&file.path)?;
-        let (mut items, mut problems) = (Vec::new(), Vec::new());
-        let mut first_place: BTreeMap<(String, String), String> = BTreeMap::new();
-        for row in rows {
-            match item(&row) {
-                Ok(item) => {
-                    let key = (item.id.clone(), item.lang.clone());
-                    match first_place.get(&key) {
-                        Some(place) => problems.push(format!("{}: the id `{}` in `{}` is that of {place} too", row.place(), key.0, key.1)),
-                        None => drop(first_place.insert(key, row.place())),
-                    }
-                    items.push(item);
-                }
-                Err(of_row) => problems.extend(of_row.into_iter().map(|problem| format!("{}: {problem}", row.place()))),
-            }
-        }
-        if !problems.is_empty() {
-            let more = problems.len().saturating_sub(SHOWN);
-            let more = if more > 0 { format!("\n  and {more} more") } else { String::new() };
-            problems.truncate(SHOWN);
-            bail!("the prompts cannot be used:\n  {}{more}", problems.join("\n  "));
-        }
+        let items = read(&file.path, &|_| None)?;
         // Language by language, as everywhere; those that were not asked for are left out.
         let mut order: Vec<String> = langs.to_vec();
         if order.is_empty() {
@@ -75,6 +55,36 @@ impl Benchmark for Prompts {
         let of = |lang: &String| items.iter().filter(|item| item.lang == *lang).cloned().collect::<Vec<_>>();
         Ok(Loaded { items: order.iter().flat_map(of).collect(), files: vec![file], notes: Vec::new() })
     }
+}
+
+/// All prompts of a file, in its order; a good answer is an item's `target`. `objection` says what else speaks against a prompt.
+///
+/// # Errors
+/// Every problem of the file, each with its line.
+pub fn read(path: &Path, objection: &dyn Fn(&Item) -> Option<String>) -> Result<Vec<Item>> {
+    let (mut items, mut problems) = (Vec::new(), Vec::new());
+    let mut first_place: BTreeMap<(String, String), String> = BTreeMap::new();
+    for row in table::rows(path)? {
+        match item(&row) {
+            Ok(item) => {
+                let key = (item.id.clone(), item.lang.clone());
+                match first_place.get(&key) {
+                    Some(place) => problems.push(format!("{}: the id `{}` in `{}` is that of {place} too", row.place(), key.0, key.1)),
+                    None => drop(first_place.insert(key, row.place())),
+                }
+                problems.extend(objection(&item).map(|problem| format!("{}: {problem}", row.place())));
+                items.push(item);
+            }
+            Err(of_row) => problems.extend(of_row.into_iter().map(|problem| format!("{}: {problem}", row.place()))),
+        }
+    }
+    if !problems.is_empty() {
+        let more = problems.len().saturating_sub(SHOWN);
+        let more = if more > 0 { format!("\n  and {more} more") } else { String::new() };
+        problems.truncate(SHOWN);
+        bail!("the prompts cannot be used:\n  {}{more}", problems.join("\n  "));
+    }
+    Ok(items)
 }
 
 /// The row as an item, or everything that is wrong with it.
@@ -95,7 +105,8 @@ fn item(row: &Row) -> Result<Item, Vec<String>> {
         ensure!(["harmful", "benign"].contains(&kind.as_str()), "`kind` is `{kind}`; it is `harmful` or `benign`");
         Ok(kind)
     }));
-    let english = if row.fields.contains_key("english") { vec![note(row.text("english").map(str::to_owned))] } else { Vec::new() };
+    let mut optional = |key: &str| row.fields.contains_key(key).then(|| note(row.text(key).map(str::to_owned)));
+    let (english, target) = (optional("english").into_iter().collect(), optional("answer"));
     let tags = row.list("tags").unwrap_or_else(|error| {
         note(Err(error));
         Vec::new()
@@ -112,7 +123,7 @@ fn item(row: &Row) -> Result<Item, Vec<String>> {
         kind: if kind == "benign" { Kind::Benign } else { Kind::Harmful },
         turns: vec![prompt],
         english,
-        target: None,
+        target,
         choices: Vec::new(),
         tags,
         temperature: None,
