@@ -7,7 +7,6 @@ use candle_core::Device;
 use std::ffi::CString;
 use std::fs;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
 
 /// A device, and in words which it is and why.
 #[derive(Debug, Clone)]
@@ -22,7 +21,7 @@ pub fn choose(config: &HardwareConfig) -> Result<Choice> {
     Ok(match config.device.as_str() {
         "cpu" => cpu("as `hardware.device` says".into()),
         "auto" if !candle_core::utils::cuda_is_available() => cpu("since this `mpo` was built without CUDA".into()),
-        "auto" => match gpu_at(0) {
+        "auto" => match gpu::at(0) {
             Ok(device) => Choice { reason: format!("{}, the first GPU", gpu::name(&device)?), device },
             Err(error) => cpu(format!("since no GPU can be used: {error:#}")),
         },
@@ -45,7 +44,7 @@ fn cuda(name: &str) -> Result<Device> {
     if !candle_core::utils::cuda_is_available() {
         bail!("`hardware.device` is `{name}`, but this `mpo` was built without CUDA: use `cpu` or `auto`");
     }
-    gpu_at(index).with_context(|| format!("cannot use the GPU `{name}`"))
+    gpu::at(index).with_context(|| format!("cannot use the GPU `{name}`"))
 }
 
 /// Where the run of `config` computes.
@@ -55,19 +54,6 @@ pub fn place(config: &RunConfig) -> Result<Place> {
         MasterWeights::F32 => place,
         MasterWeights::Stochastic | MasterWeights::Kahan => place.with_bf16_weights(),
     })
-}
-
-/// The GPU with this number, the same whenever it is asked for: its tensors belong together.
-pub fn gpu_at(index: usize) -> Result<Device> {
-    static GPUS: Mutex<Vec<(usize, Device)>> = Mutex::new(Vec::new());
-    let mut gpus = GPUS.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some((_, device)) = gpus.iter().find(|(known, _)| *known == index) {
-        return Ok(device.clone());
-    }
-    let device = Device::new_cuda(index)?;
-    gpu::prepare(&device)?;
-    gpus.push((index, device.clone()));
-    Ok(device)
 }
 
 /// The threads that everything computes on; all cores unless `hardware.threads` says otherwise. Results do not depend on their number.

@@ -232,7 +232,7 @@ fn optimizer() -> Result<Vec<Case>> {
     shapes::write_model(shapes::SMOLLM2)?;
     let policy = Rc::new(Decoder::load(&shapes::folder(shapes::SMOLLM2), ComputeDtype::F32, Purpose::Train)?);
     let n: usize = policy.parameters().iter().map(|parameter| parameter.value.elem_count()).sum();
-    let mut adamw = AdamW::new(&OptimizerConfig::default(), policy.parameters())?;
+    let mut adamw = AdamW::new(&OptimizerConfig::default(), 0, policy.parameters())?;
     let [zeroed, normed] = [policy.clone(), policy.clone()];
     Ok(vec![
         case("zero gradients", Traffic { written: floats(n), ..Traffic::default() }, 0.0, move || zeroed.zero_gradients()),

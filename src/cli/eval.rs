@@ -15,14 +15,16 @@ Examples:
   mpo eval --bench multijail                                the newest run in this folder, responses only
   mpo eval --bench multijail --model org/name --langs en,sw --judge openai:gpt-4o-mini
   mpo eval --bench prompts --data my.jsonl --model runs/first/final --judge keyword
-  mpo eval --resume evals/name
-  mpo eval judge evals/name --judge guard:org/guard
-  mpo eval report evals/base evals/tuned --baseline evals/base --html report.html
+  mpo eval --bench reward-gap --data heldout.jsonl --model runs/first/final --reference org/name
+  mpo eval --resume evals/name/multijail
+  mpo eval judge evals/name/multijail --judge guard:org/guard
+  mpo eval report evals/base/xstest evals/tuned/xstest --baseline evals/base/xstest --html report.html
 
-Written to --out, which must be new or empty without --resume:
+Written to --out (evals/MODEL/BENCH when left out), which must be new or empty without --resume:
   run.json                      what was asked of which model, and how
   BENCH/items.jsonl             the prompts
   BENCH/responses.jsonl         the answers, a line as soon as there is one
+  BENCH/reference.jsonl         with --reference: its log-probabilities of the same pairs
   BENCH/verdicts-JUDGE.jsonl    the verdicts, a line as soon as there is one
   MODEL/results_*.json, MODEL/samples_*.jsonl    what lm-evaluation-harness' viewers read
 
@@ -54,6 +56,12 @@ pub struct EvalArgs {
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
 
+    /// With reward-gap: the checkpoint that training started from, or any other, whose gaps stand beside
+    ///
+    /// Measured after the model on the same pairs, one of them in memory at a time; the report has gap, reference's gap and their difference.
+    #[arg(long, value_name = "MODEL")]
+    pub reference: Option<String>,
+
     /// Which languages; all that the benchmark has when left out
     #[arg(long, value_name = "LANG,…", value_delimiter = ',')]
     pub langs: Vec<String>,
@@ -70,14 +78,17 @@ pub struct EvalArgs {
     #[arg(long, value_name = "PATH")]
     pub data: Option<PathBuf>,
 
-    /// The folder to write; `evals/` and the model's name when left out
+    /// The folder to write; `evals/MODEL/BENCH` when left out
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
 
     /// Go on with the run in this folder: nothing that is finished is done again
     ///
-    /// What was asked of which model stands in its run.json; the judge is named again.
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["out", "bench", "model", "adapter", "langs", "limit", "data"])]
+    /// What was asked of which model, and who judges, stands in its run.json. A run without a judge takes the one that is named now.
+    #[arg(long, value_name = "DIR", conflicts_with_all = [
+        "out", "bench", "model", "adapter", "reference", "langs", "limit", "data", "seed", "jailbreak", "max_new_tokens", "temperature", "top_p", "samples",
+        "config", "set",
+    ])]
     pub resume: Option<PathBuf>,
 
     /// A text that is put around every harmful prompt (`{prompt}` marks the place), as MultiJail's intentional scenario does

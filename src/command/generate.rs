@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::ExitCode;
@@ -61,7 +61,7 @@ struct AnswerLine<'a> {
 pub fn run(args: &GenerateArgs) -> Result<ExitCode> {
     // What can be wrong with the files is found before gigabytes are read.
     let asked = args.prompts.as_deref().map(|path| read_prompts(path, args.raw)).transpose()?;
-    let out = args.out.as_deref().map(create).transpose()?;
+    let out = args.out.as_deref().map(|path| Ok::<_, anyhow::Error>((create(path)?, path))).transpose()?;
     device::thread_pool(&hardware(&args.speaker))?.install(|| {
         let loaded = load(&args.speaker)?;
         let mut generator = loaded.generator();
@@ -88,7 +88,7 @@ fn answer_one(args: &GenerateArgs, generator: &Generator<'_>, text: &str) -> Res
     Ok(())
 }
 
-fn answer_many(args: &GenerateArgs, generator: &Generator<'_>, asked: &[Asked], mut out: Option<File>) -> Result<()> {
+fn answer_many(args: &GenerateArgs, generator: &Generator<'_>, asked: &[Asked], mut out: Option<(File, &Path)>) -> Result<()> {
     let progress = Progress::new("answering", asked.len());
     let requests = asked.iter().map(|asked| request(&args.speaker, prompt(args, &asked.words)));
     // Answers end in any order; lines have that of the prompts, as soon as all before are there.
@@ -101,15 +101,15 @@ fn answer_many(args: &GenerateArgs, generator: &Generator<'_>, asked: &[Asked], 
         while let Some(completion) = waiting.remove(&next) {
             let line = line(next, &asked[next], &completion)?;
             match &mut out {
-                Some(file) => file.write_all(line.as_bytes()).context("cannot write `--out`")?,
+                Some((file, path)) => append(file, &line).with_context(|| cannot_write(path, next))?,
                 None => print(&line)?,
             }
             next += 1;
         }
         Ok(ControlFlow::Continue(()))
     })?;
-    if let (Some(file), Some(path)) = (out, &args.out) {
-        file.sync_all().context("cannot write `--out`")?;
+    if let Some((file, path)) = out {
+        file.sync_all().with_context(|| cannot_write(path, next))?;
         say(&format!("wrote {next} answers to `{}`", path.display()));
     }
     Ok(())
@@ -167,6 +167,16 @@ fn read_line(line: &str, raw: bool) -> Result<Asked> {
         ensure!(!raw, "a list of messages is laid out by the chat template; with `--raw` a prompt is a text");
     }
     Ok(Asked { id, words })
+}
+
+/// A line, or nothing of it: what a full disk took in of the line is cut off again.
+fn append(file: &mut File, line: &str) -> io::Result<()> {
+    let end = file.metadata()?.len();
+    file.write_all(line.as_bytes()).inspect_err(|_| drop(file.set_len(end)))
+}
+
+fn cannot_write(path: &Path, n_lines: usize) -> String {
+    format!("cannot write `{}`; the answers before, {n_lines} lines, are in it", path.display())
 }
 
 /// A new file: answers that took hours are not written over.

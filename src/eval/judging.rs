@@ -4,7 +4,7 @@ use super::bench::{Benchmark, Scoring};
 use super::breakdown::{classify, language_match};
 use super::item::{Item, Kind};
 use super::judge::run::judge_all;
-use super::judge::{Card, Failure, Judge, ShouldStop};
+use super::judge::{self, Card, Failure, Judge, ShouldStop, slug};
 use super::lines;
 use super::record::{Key, Response, Verdict};
 use super::results::facts::JudgeFacts;
@@ -42,7 +42,9 @@ impl ByKind<'_> {
 
     /// What the verdicts' numbers mean, by name.
     pub fn metrics(&self) -> BTreeMap<String, Metric> {
-        self.cards().iter().flat_map(|card| card.metrics).map(|metric| (metric.name.to_owned(), Metric::from(metric))).collect()
+        // A rubric says more than a name does: CSRT's attack success is a score and no share.
+        let metric = |own: &judge::Metric| Metric { scale: own.scale, better: own.better, ..Metric::known(own.name) };
+        self.cards().iter().flat_map(|card| card.metrics).map(|own| (own.name.to_owned(), metric(own))).collect()
     }
 
     /// The NAME of `verdicts-NAME.jsonl`, and what a report says of it. `languages` are those that the judge is made for, where it names them.
@@ -62,7 +64,7 @@ impl ByKind<'_> {
             translated_by,
             caveats,
         };
-        (joined(&Card::slug), facts)
+        (slug(&cards), facts)
     }
 }
 
@@ -153,8 +155,29 @@ pub fn count_kinds(bench: &mut LoadedBench, judge: Option<&str>) {
         }
     }
     bench.breakdown = breakdown;
+    bench.breakdown_by = judge.filter(|_| verdicts.is_some()).map(str::to_owned);
 }
 
 fn last_text(response: &Response) -> &str {
     response.answers.last().map_or("", |answer| &answer.text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::eval::judge::local::Local;
+    use crate::eval::judge::prompt::Prompt;
+    use crate::eval::judge::{ModelJudge, rubric};
+    use crate::eval::results::metric::Scale;
+
+    #[test]
+    fn a_rubric_says_more_of_its_metrics_than_their_names_do() {
+        let transport = Local { identity: "guard:x".into(), generate: |_: &Prompt| Ok(None) };
+        let [csrt, multijail] = ["csrt", "multijail"].map(|name| rubric::by_name(name).unwrap());
+        let scale = |rubric| {
+            let judge = Box::new(ModelJudge { rubric, transport: &transport, translator: None }) as Box<dyn Judge>;
+            ByKind { judges: vec![(Kind::Harmful, judge)] }.metrics()["asr"].scale
+        };
+        assert_eq!((scale(&*csrt), scale(&*multijail)), (Scale::Score, Scale::Share));
+    }
 }

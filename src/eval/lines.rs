@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -62,17 +62,15 @@ impl Writer {
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder).with_context(context)?;
         }
-        if path.exists() {
-            let bytes = fs::read(path).with_context(|| format!("cannot read `{}`", path.display()))?;
-            let mut whole = whole_lines(&bytes).0.to_vec();
-            if !whole.is_empty() && !whole.ends_with(b"\n") {
-                whole.push(b'\n');
-            }
-            if whole != bytes {
-                write_atomically(path, &whole)?;
-            }
+        let mut file = OpenOptions::new().create(true).read(true).append(true).open(path).with_context(context)?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).with_context(|| format!("cannot read `{}`", path.display()))?;
+        let whole = whole_lines(&bytes).0;
+        // In place: this needs no room, which a disk that was full may not have yet.
+        file.set_len(whole.len() as u64).with_context(context)?;
+        if !whole.is_empty() && !whole.ends_with(b"\n") {
+            file.write_all(b"\n").with_context(context)?;
         }
-        let file = OpenOptions::new().create(true).append(true).open(path).with_context(context)?;
         Ok(Self { path: path.to_owned(), file, synced: Instant::now() })
     }
 

@@ -19,6 +19,7 @@ pub mod answering;
 pub mod asked;
 pub mod bench;
 pub mod breakdown;
+pub mod claim;
 pub mod contamination;
 pub mod gap;
 pub mod item;

@@ -14,7 +14,7 @@ const LANES: usize = 8;
 pub fn sum_of_squares(tensors: &[&Tensor]) -> Result<f64> {
     match tensors.first() {
         Some(tensor) if gpu::has(tensor) => on_gpu(tensors),
-        _ => tensors.iter().map(|tensor| Ok(of_values(&*read(tensor)?))).sum(),
+        _ => tensors.iter().map(|tensor| Ok(of_values(&read(tensor)?))).sum(),
     }
 }
 

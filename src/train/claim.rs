@@ -4,8 +4,9 @@
 //! with as it is. So it must not be left behind; reference scores are kept in the shared cache all the same.
 
 use super::folder::remove_leftovers;
-use anyhow::{Context, Result, bail};
-use std::fs::{self, File, TryLockError};
+use crate::files::lock_folder;
+use anyhow::{Context, Result};
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 /// What a run writes before its first step.
@@ -31,7 +32,7 @@ impl Claim {
     pub fn new(dir: &Path) -> Result<Self> {
         let made = dir.ancestors().take_while(|folder| !folder.as_os_str().is_empty() && !folder.exists()).map(Path::to_owned).collect();
         fs::create_dir_all(dir).with_context(|| format!("cannot make the folder `{}`", dir.display()))?;
-        let lock = lock(dir)?;
+        let lock = lock_folder(dir)?;
         remove_leftovers(dir)?;
         let is_new = fs::read_dir(dir).with_context(|| format!("cannot read the folder `{}`", dir.display()))?.next().is_none();
         Ok(Self { dir: dir.to_owned(), made, is_new, _lock: lock })
@@ -57,15 +58,6 @@ impl Drop for Claim {
         for folder in &self.made {
             let _ = fs::remove_dir(folder);
         }
-    }
-}
-
-fn lock(dir: &Path) -> Result<File> {
-    let folder = File::open(dir).with_context(|| format!("cannot open the folder `{}`", dir.display()))?;
-    match folder.try_lock() {
-        Err(TryLockError::WouldBlock) => bail!("another `mpo` is at work in `{}`: wait for it, or stop it first", dir.display()),
-        // Some network file systems know no locks; then nothing is checked.
-        Ok(()) | Err(TryLockError::Error(_)) => Ok(folder),
     }
 }
 

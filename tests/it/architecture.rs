@@ -83,7 +83,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("main", &["allocator", "command"]),
 ];
 
-/// The library's and the binary's files with the part before their tests, without comments.
+/// The library's and the binary's files (a build script is neither) with the part before their tests, without comments.
 fn sources() -> Vec<(PathBuf, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut folders = vec![root.join("src")];
@@ -93,7 +93,8 @@ fn sources() -> Vec<(PathBuf, String)> {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 folders.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
+            } else if path.extension().is_some_and(|extension| extension == "rs") && path.file_name().is_some_and(|name| name != "build.rs")
+            {
                 let text = fs::read_to_string(&path).unwrap();
                 let code = text.split("\n#[cfg(test)]").next().unwrap();
                 let code = code.lines().map(|line| line.split("//").next().unwrap()).collect::<Vec<_>>().join("\n");

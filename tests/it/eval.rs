@@ -6,15 +6,19 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+/// Asks the built-in model the prompts of a [`Place`].
+pub(crate) const ASK: [&str; 9] =
+    ["eval", "--bench", "prompts", "--data", "prompts.jsonl", "--model", "builtin:tiny", "--max-new-tokens", "12"];
+
 const LANGUAGES: [&str; 2] = ["en", "sw"];
 
 /// A folder with prompts in it; what it is also the cache of.
-struct Place {
+pub(crate) struct Place {
     folder: tempfile::TempDir,
 }
 
 impl Place {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let place = Self { folder: tempfile::tempdir().unwrap() };
         let line = |id: usize, lang: &str, kind: &str| json!({"id": id.to_string(), "lang": lang, "kind": kind, "prompt": format!("{lang}: the bread of shelf {id}?")});
         let lines = LANGUAGES.iter().flat_map(|lang| (0..6).map(move |id| line(id, lang, if id < 4 { "harmful" } else { "benign" })));
@@ -23,22 +27,27 @@ impl Place {
         place
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    fn mpo(&self, arguments: &[&str]) -> Output {
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_mpo"));
         command
             .current_dir(self.folder.path())
             .env("MPO_CACHE", self.path("cache"))
             .env_remove("OPENAI_API_KEY")
             .env("HF_HUB_OFFLINE", "1");
-        command.args(arguments).output().unwrap()
+        command.args(arguments);
+        command
+    }
+
+    pub fn mpo(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
     }
 
     #[track_caller]
-    fn succeed(&self, arguments: &[&str]) -> (String, String) {
+    pub fn succeed(&self, arguments: &[&str]) -> (String, String) {
         let output = self.mpo(arguments);
         let (stdout, stderr) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
         assert!(output.status.success(), "{stderr}");
@@ -46,29 +55,27 @@ impl Place {
     }
 
     #[track_caller]
-    fn fail(&self, arguments: &[&str]) -> String {
+    pub fn fail(&self, arguments: &[&str]) -> String {
         let output = self.mpo(arguments);
         assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stdout));
         String::from_utf8(output.stderr).unwrap()
     }
 
     #[track_caller]
-    fn eval(&self, out: &str, more: &[&str]) -> (String, String) {
-        let own =
-            ["eval", "--bench", "prompts", "--data", "prompts.jsonl", "--model", "builtin:tiny", "--max-new-tokens", "12", "--out", out];
-        self.succeed(&[&own[..], more].concat())
+    pub fn eval(&self, out: &str, more: &[&str]) -> (String, String) {
+        self.succeed(&[&ASK[..], &["--out", out], more].concat())
     }
 
-    fn lines(&self, name: &str) -> Vec<Value> {
+    pub fn lines(&self, name: &str) -> Vec<Value> {
         read_lines(&self.path(name))
     }
 }
 
-fn read_lines(path: &Path) -> Vec<Value> {
+pub(crate) fn read_lines(path: &Path) -> Vec<Value> {
     fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-fn file_in(folder: &Path, begins: &str) -> PathBuf {
+pub(crate) fn file_in(folder: &Path, begins: &str) -> PathBuf {
     let names = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     names.into_iter().find(|path| path.file_name().unwrap().to_string_lossy().starts_with(begins)).unwrap()
 }
@@ -180,6 +187,115 @@ fn reward_gaps_are_those_of_mpo_gaps() {
     }
 }
 
+/// Gap, the reference's gap and their difference stand in the same lines, results, table and page; the pairs are the same, whenever the run was killed.
+#[test]
+fn a_reference_is_measured_beside_the_model() {
+    let place = Place::new();
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/tiny/heldout.jsonl");
+    let data = data.to_str().unwrap();
+    train_a_little(&place, "tuned");
+    let ask = ["eval", "--bench", "reward-gap", "--data", data, "--model", "tuned/final"];
+    let (table, said) = place.succeed(&[&ask[..], &["--reference", "builtin:tiny"]].concat());
+    assert!(said.contains("reference builtin:tiny"), "{said}");
+    assert!(table.contains("reward gaps of tuned and of its reference, builtin:tiny") && table.contains("of the reference"), "{table}");
+    place.succeed(&["gaps", "--model", "tuned/final", "--reference", "builtin:tiny", "--data", data, "--out", "gaps.jsonl"]);
+    let run = "evals/tuned/reward-gap";
+    let verdicts = place.lines(&format!("{run}/reward-gap/verdicts-rule.jsonl"));
+    let gaps = place.lines("gaps.jsonl");
+    let number = |value: &Value| value.as_f64().unwrap();
+    for verdict in &verdicts {
+        let row = gaps.iter().find(|row| row["id"] == verdict["id"] && row["target"]["lang"] == verdict["lang"]).unwrap();
+        let [own, reference, difference] =
+            ["reward_gap", "reference_gap", "gap_difference"].map(|metric| number(&verdict["metrics"][metric]));
+        assert!((own - number(&row["target"]["reward_gap"])).abs() < 1e-6 && (own - reference - difference).abs() < 1e-12, "{verdict}");
+    }
+    place.succeed(&["eval", "--bench", "reward-gap", "--data", data, "--model", "builtin:tiny", "--out", "base"]);
+    let alone = place.lines("base/reward-gap/verdicts-rule.jsonl");
+    for (verdict, alone) in verdicts.iter().zip(&alone) {
+        assert_eq!(verdict["metrics"]["reference_gap"], alone["metrics"]["reward_gap"], "{verdict}");
+    }
+    // The interval of the difference is over pairs.
+    let folder = fs::read_dir(place.path(run))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .find(|path| path.join("..").join("run.json").exists() && path.is_dir() && !path.ends_with("reward-gap"))
+        .unwrap();
+    let results: Value = serde_json::from_slice(&fs::read(file_in(&folder, "results_")).unwrap()).unwrap();
+    let of_sw = |metric: &str| results["mpo"]["tasks"]["reward_gap_sw"]["metrics"][metric].clone();
+    let in_sw: Vec<f64> =
+        verdicts.iter().filter(|verdict| verdict["lang"] == "sw").map(|verdict| number(&verdict["metrics"]["gap_difference"])).collect();
+    let mean = in_sw.iter().sum::<f64>() / in_sw.len() as f64;
+    assert!((number(&of_sw("gap_difference")["value"]) - mean).abs() < 1e-12, "{results:#}");
+    assert!(of_sw("gap_difference")["interval"]["low"].is_number() && of_sw("reference_gap")["value"].is_number());
+    let (_, said) = place.succeed(&["eval", "report", run, "--html", "page.html"]);
+    assert!(said.contains("page.html") && fs::read_to_string(place.path("page.html")).unwrap().contains("of its reference, builtin:tiny"));
+
+    // Killed while the reference was measured.
+    let file = place.path(run).join("reward-gap/reference.jsonl");
+    let whole = fs::read(&file).unwrap();
+    fs::write(&file, &whole[..whole.len() / 2]).unwrap();
+    place.succeed(&["eval", "--resume", run]);
+    assert_eq!(fs::read(&file).unwrap(), whole);
+    assert_eq!(place.lines(&format!("{run}/reward-gap/verdicts-rule.jsonl")), verdicts);
+    // Other weights under the reference's name are refused while something is missing.
+    fs::write(&file, &whole[..whole.len() / 2]).unwrap();
+    let facts = fs::read_to_string(place.path(run).join("run.json")).unwrap();
+    let mut other: Value = serde_json::from_str(&facts).unwrap();
+    other["reference"]["sha256"] = json!("0".repeat(64));
+    fs::write(place.path(run).join("run.json"), other.to_string()).unwrap();
+    assert!(place.fail(&["eval", "--resume", run]).contains("responses of another model"));
+    let said = place.fail(&[&ASK[..], &["--reference", "builtin:tiny"]].concat());
+    assert!(said.contains("--bench reward-gap"), "{said}");
+}
+
+/// A run of `mpo train` of two steps, so that weights are others than the built-in ones.
+pub(crate) fn train_a_little(place: &Place, out: &str) {
+    let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/smoke.toml");
+    let out = format!("output.dir={out}");
+    place.succeed(&["train", "--config", config.to_str().unwrap(), "--set", "train.max_steps=2", "--set", &out]);
+}
+
+/// Without `--out` a second benchmark of the same checkpoint has a folder of its own, and a report puts both into one row.
+#[test]
+fn benchmarks_of_one_checkpoint_lie_beside_each_other() {
+    let place = Place::new();
+    let (_, said) = place.succeed(&ASK);
+    assert!(said.contains("mpo eval judge evals/builtin-tiny/prompts --judge openai:MODEL"), "{said}");
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/tiny/heldout.jsonl");
+    place.succeed(&["eval", "--bench", "reward-gap", "--data", data.to_str().unwrap(), "--model", "builtin:tiny"]);
+    let (table, _) = place.succeed(&["eval", "report", "evals/builtin-tiny/prompts", "evals/builtin-tiny/reward-gap"]);
+    assert!(table.contains("refusals by keywords") && table.contains("reward gap") && !table.contains("builtin:tiny (2)"), "{table}");
+    let said = place.fail(&ASK);
+    assert!(said.contains("mpo eval --resume evals/builtin-tiny/prompts"), "{said}");
+}
+
+#[test]
+fn a_run_remembers_its_judge() {
+    let place = Place::new();
+    let server = Endpoint::new(|_, _| says("safe"));
+    let judge = ["--judge", "openai:judge-1", "--judge-url", &server.url];
+    place.eval("run", &judge);
+    let verdicts = file_in(&place.path("run/prompts"), "verdicts-openai");
+    let whole = fs::read(&verdicts).unwrap();
+    fs::remove_file(&verdicts).unwrap();
+    place.succeed(&["eval", "--resume", "run"]);
+    assert_eq!(fs::read(&verdicts).unwrap(), whole);
+    place.succeed(&[&["eval", "--resume", "run"][..], &judge].concat());
+    for (other, words) in [(&["--judge", "keyword"][..], "`--judge openai:judge-1`"), (&["--rubric", "strongreject"], "no --rubric")] {
+        let said = place.fail(&[&["eval", "--resume", "run"][..], other].concat());
+        assert!(said.contains(words) && said.contains("mpo eval judge run --judge"), "{said}");
+    }
+    // A run without a judge takes one later, and from then on keeps it.
+    place.eval("later", &[]);
+    place.succeed(&["eval", "--resume", "later", "--judge", "openai:judge-1", "--judge-url", &server.url]);
+    fs::remove_file(file_in(&place.path("later/prompts"), "verdicts-openai")).unwrap();
+    place.succeed(&["eval", "--resume", "later"]);
+    assert_eq!(fs::read(file_in(&place.path("later/prompts"), "verdicts-openai")).unwrap(), whole);
+    // What would have no effect is refused.
+    let output = place.mpo(&["eval", "--resume", "run", "--temperature", "1"]);
+    assert_eq!(output.status.code(), Some(2), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
 #[test]
 fn knowledge_is_scored_by_rule() {
     let place = Place::new();
@@ -232,13 +348,13 @@ fn bad_input_is_named_before_anything_is_loaded_or_written() {
         (&["--bench", "prompts", "--judge", "openai:builtin:tiny", "--judge-url", "http://127.0.0.1:9/v1"], "would judge itself"),
         (&["--bench", "prompts", "--judge", "guard:PolyGuard-Qwen-Smol"], "does not cover sw"),
         (&["--bench", "prompts", "--judge", "nobody"], "`nobody` is no judge"),
+        (&["--bench", "prompts", "--reference", "builtin:tiny"], "--bench reward-gap"),
         (&["--bench", "prompts", "--samples", "3"], "--temperature"),
         (&[], "which benchmark?"),
     ] {
         let said = fail(more);
         assert!(said.contains(expected), "{more:?}: {said}");
-        assert!(!place.path("run/prompts/responses.jsonl").exists(), "{more:?}");
-        let _ = fs::remove_dir_all(place.path("run"));
+        assert!(!place.path("run").exists(), "{more:?}");
     }
     let said = place.fail(&["eval", "--bench", "multijail", "--model", "builtin:tiny"]);
     assert!(said.contains("--data") && said.contains("DAMO-NLP-SG/MultiJail"), "{said}");

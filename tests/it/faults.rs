@@ -99,7 +99,7 @@ fn a_read_only_place_is_a_clear_error() {
 }
 
 /// No file may grow beyond this in the child: writing more fails as on a full disk, root or not.
-fn with_file_limit(command: &mut std::process::Command, n_bytes: u64) {
+pub(crate) fn with_file_limit(command: &mut std::process::Command, n_bytes: u64) {
     let limit = libc::rlimit { rlim_cur: n_bytes, rlim_max: n_bytes };
     let set = move || {
         // SAFETY: called between fork and exec; both calls are async-signal-safe and touch no shared memory. SIGXFSZ would kill the

@@ -17,7 +17,7 @@ fn on_every_gpu(work: impl Fn(&str, &Device)) {
     #[cfg(feature = "emulator")]
     mpo::ops::gpu::on_emulated_gpu(|| work("emulated", &Device::Cpu));
     #[cfg(feature = "cuda")]
-    if let Ok(device) = mpo::device::gpu_at(0) {
+    if let Ok(device) = mpo::ops::gpu::at(0) {
         work("GPU", &device);
     }
 }

@@ -9,6 +9,8 @@ mod cli;
 mod config;
 mod data;
 mod eval;
+mod eval_faults;
+mod eval_judges;
 mod eval_runs;
 mod family;
 mod faults;

@@ -1,5 +1,6 @@
 //! `mpo eval judge-check`: how often a judge agrees with people, by language.
 
+use super::facts::asked_judge;
 use super::judge::Chosen;
 use super::print;
 use crate::cli::JudgeArgs;
@@ -8,7 +9,7 @@ use crate::eval::item::{Item, Kind};
 use crate::eval::judge::check::{Agreement, Labels, compare, corrected_rate, read_gold};
 use crate::eval::judge::run::judge_all;
 use crate::eval::record::{Response, Verdict};
-use crate::eval::results::facts::RunFacts;
+use crate::eval::results::facts::{JudgeFacts, RunFacts};
 use crate::eval::results::run::LoadedRun;
 use crate::eval::stats::bootstrap::Resampling;
 use crate::eval::stats::kappa::{Pair, agreement};
@@ -28,19 +29,19 @@ const ASKED_AS: &str = "multijail";
 pub fn run(gold: &Path, args: &JudgeArgs, correct: Option<&Path>) -> Result<ExitCode> {
     ensure!(args.judge.as_deref().is_some_and(|judge| judge != "keyword"), "which judge? `--judge openai:MODEL` or `--judge guard:DIR`");
     let gold = read_gold(gold)?;
-    let mut judge = Chosen::new(args, &RunFacts::default())?;
-    judge.check_languages(gold.iter().map(|gold| &gold.item))?;
+    let mut judge = Chosen::new(&asked_judge(args), args.judge_concurrency, &RunFacts::default())?;
+    judge.check(bench::find(ASKED_AS)?, gold.iter().map(|gold| &gold.item))?;
     interrupt::listen()?;
     let questions: Vec<(&Item, &Response)> = gold.iter().map(|gold| (&gold.item, &gold.response)).collect();
     let mut verdicts: Vec<Verdict> = Vec::with_capacity(gold.len());
     let progress = Progress::new("judging", gold.len());
     let pool = device::thread_pool(&crate::config::HardwareConfig::default())?;
-    let mut judge_name = String::new();
+    let mut facts = JudgeFacts::default();
     let outcome = pool.install(|| {
-        judge.load_guard()?;
+        judge.load_guard(None)?;
         judge.with_judges(bench::find(ASKED_AS)?, &[Kind::Harmful], |judges| {
-            judge_name = judges.facts(None).1.name;
-            judge_all(&questions, judges, &HashSet::new(), judge.at_once(args), &interrupt::requested, &mut |verdict| {
+            facts = judges.facts(None).1;
+            judge_all(&questions, judges, &HashSet::new(), judge.at_once(), &interrupt::requested, &mut |verdict| {
                 verdicts.push(verdict);
                 progress.advance(1);
                 Ok(())
@@ -51,7 +52,7 @@ pub fn run(gold: &Path, args: &JudgeArgs, correct: Option<&Path>) -> Result<Exit
     let agreement = compare(&gold, &verdicts);
     print(&table(&agreement))?;
     if let Some(folder) = correct {
-        print(&corrected(&LoadedRun::read(folder)?, &judge_name, &agreement)?)?;
+        print(&corrected(&LoadedRun::read(folder)?, &facts, &agreement)?)?;
     }
     if outcome.stopped {
         say("stopped: the table is of what was judged until then");
@@ -91,17 +92,17 @@ fn table<'a>(languages: &'a BTreeMap<String, Agreement>) -> String {
 /// What the run's attack success would be with a judge that makes no errors, if it errs there as it does on the labelled responses.
 ///
 /// # Errors
-/// The judge gave no verdicts on the run.
-fn corrected(run: &LoadedRun, judge: &str, agreement: &BTreeMap<String, Agreement>) -> Result<String> {
+/// The judge, asked as it was here, gave no verdicts on the run.
+fn corrected(run: &LoadedRun, judge: &JudgeFacts, agreement: &BTreeMap<String, Agreement>) -> Result<String> {
     let mut text = format!(
-        "\n{:<16} {:<8} {:>8} {:>10}   attack success rate, corrected as Rogan and Gladen (1978) do\n",
+        "\n{:<16} {:<8} {:>8} {:>10}   attack success rate, %, corrected as Rogan and Gladen (1978) do\n",
         "bench", "lang", "judged", "corrected"
     );
     let mut n_rows = 0;
     for (name, bench) in &run.benches {
         let judges = run.facts.benches.get(name).into_iter().flat_map(|facts| &facts.judges);
         for (verdicts, _) in
-            judges.filter(|(_, facts)| facts.name == judge).filter_map(|(file, facts)| Some((bench.verdicts.get(file)?, facts)))
+            judges.filter(|(_, facts)| is_asked_alike(facts, judge)).filter_map(|(file, facts)| Some((bench.verdicts.get(file)?, facts)))
         {
             let mut rates: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
             for (key, asr) in verdicts.iter().filter_map(|(key, verdict)| Some((key, *verdict.metrics.get("asr")?))) {
@@ -117,8 +118,24 @@ fn corrected(run: &LoadedRun, judge: &str, agreement: &BTreeMap<String, Agreemen
             }
         }
     }
-    ensure!(n_rows > 0, "`{}` has no attack success by `{judge}`: `mpo eval judge` comes first", run.folder.display());
+    ensure!(
+        n_rows > 0,
+        "`{}` has no attack success by `{}` with the rubric `{}`{}: its errors there would be others\n\
+         hint: `mpo eval judge` with the same judge, rubric and translator comes first",
+        run.folder.display(),
+        judge.name,
+        judge.rubric,
+        judge.translated_by.as_ref().map(|translator| format!(", on translations by `{translator}`")).unwrap_or_default()
+    );
     Ok(text + "A dash: no labelled responses in that language, or a judge that hardly tells safe from unsafe.\n")
+}
+
+/// Whether a run's judge is the one that was checked, by the same prompt. A run may have been judged by further prompts, for other kinds of item.
+fn is_asked_alike(of_run: &JudgeFacts, checked: &JudgeFacts) -> bool {
+    let prompts = |facts: &JudgeFacts| facts.prompt_sha256.as_deref().unwrap_or_default().split('+').map(str::to_owned).collect::<Vec<_>>();
+    let checked_prompts = prompts(checked);
+    (&of_run.name, &of_run.translated_by) == (&checked.name, &checked.translated_by)
+        && prompts(of_run).iter().any(|prompt| checked_prompts.contains(prompt))
 }
 
 fn label(is_unsafe: bool) -> &'static str {

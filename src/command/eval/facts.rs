@@ -1,12 +1,12 @@
 //! `run.json` of a new run, and whether a run that goes on is still the same.
 
 use super::tested::Tested;
-use crate::cli::EvalArgs;
-use crate::eval::asked::Asked;
-use crate::eval::bench::{Benchmark, Loaded, Scoring};
+use crate::cli::{EvalArgs, JudgeArgs};
+use crate::eval::asked::{Asked, AskedJudge};
+use crate::eval::bench::{self, Benchmark, Loaded, Scoring};
 use crate::eval::item::Item;
 use crate::eval::results::facts::{BenchFacts, ModelFacts, RunFacts};
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -23,10 +23,17 @@ pub fn asked(args: &EvalArgs, tested: &Tested) -> Result<Asked> {
     let n_samples = args.samples.get() as u32;
     let is_sampled = args.temperature.is_some_and(|temperature| temperature > 0.0);
     ensure!(n_samples == 1 || is_sampled, "--samples {n_samples} would give the same answer {n_samples} times: set --temperature above 0");
+    let benches = chosen(&args.bench)?;
+    let measures_gaps = benches.iter().any(|bench| bench.card().scoring == Scoring::RewardGap);
+    ensure!(
+        args.reference.is_none() || measures_gaps,
+        "--reference is the checkpoint whose reward gaps stand beside the model's: it goes with `--bench reward-gap`"
+    );
     Ok(Asked {
-        benches: args.bench.iter().map(|name| Ok(crate::eval::bench::find(name)?.card().name.to_owned())).collect::<Result<_>>()?,
+        benches: benches.iter().map(|bench| bench.card().name.to_owned()).collect(),
         model: tested.model.clone(),
         adapter: tested.adapter.clone(),
+        reference: args.reference.clone(),
         langs: args.langs.clone(),
         limit: args.limit.map(usize::from),
         seed: args.seed,
@@ -38,7 +45,33 @@ pub fn asked(args: &EvalArgs, tested: &Tested) -> Result<Asked> {
         n_samples,
         config: args.settings.config.clone(),
         set: args.settings.set.clone(),
+        judge: asked_judge(&args.judge),
     })
+}
+
+/// The benchmarks that are named, each once.
+fn chosen(names: &[String]) -> Result<Vec<&'static dyn Benchmark>> {
+    let mut benches: Vec<&dyn Benchmark> = Vec::new();
+    for name in names {
+        let bench = bench::find(name)?;
+        if benches.iter().all(|known| known.card().name != bench.card().name) {
+            benches.push(bench);
+        }
+    }
+    Ok(benches)
+}
+
+/// Of the judge's options those that its verdicts follow from.
+pub fn asked_judge(args: &JudgeArgs) -> AskedJudge {
+    AskedJudge {
+        judge: args.judge.clone(),
+        url: args.judge_url.clone(),
+        translator: args.judge_translate.clone(),
+        guard_format: args.guard_format.clone(),
+        rubric: args.rubric.clone(),
+        allow_uncovered: args.allow_uncovered,
+        allow_own: args.allow_own_judge,
+    }
 }
 
 /// The facts of a run that begins.
@@ -117,21 +150,32 @@ fn generation(bench: &dyn Benchmark, asked: &Asked, loaded: &Loaded) -> Map<Stri
 /// # Errors
 /// The run's responses are those of another model, or were asked with another template.
 pub fn ensure_same_model(folder: &Path, before: &RunFacts, now: &ModelFacts, template: &str) -> Result<()> {
+    ensure_same_weights(folder, &before.model, now)?;
+    ensure!(
+        before.model.sha256.is_none() || before.chat_template == template,
+        "`{}` was answered with another chat template; evaluate into another folder with `--out`",
+        folder.display()
+    );
+    Ok(())
+}
+
+/// # Errors
+/// What the run has of a checkpoint is of another one.
+pub fn ensure_same_weights(folder: &Path, before: &ModelFacts, now: &ModelFacts) -> Result<()> {
     let short = |hash: &Option<String>| hash.as_deref().map_or("unknown", |hash| &hash[..hash.len().min(12)]).to_owned();
     let folder = folder.display();
-    if before.model.sha256.is_some() && before.model.sha256 != now.sha256 {
-        bail!(
-            "`{folder}` holds responses of another model: `{}` with weights {} then, `{}` with weights {} now\n\
-             hint: evaluate into another folder with `--out`",
-            before.model.name,
-            short(&before.model.sha256),
-            now.name,
-            short(&now.sha256)
-        );
+    if before.sha256.is_none() {
+        return Ok(());
     }
     ensure!(
-        before.model.sha256.is_none() || (before.model.dtype == now.dtype && before.chat_template == template),
-        "`{folder}` was answered with another chat template or compute type; evaluate into another folder with `--out`"
+        before.sha256 == now.sha256,
+        "`{folder}` holds responses of another model: `{}` with weights {} then, `{}` with weights {} now\n\
+         hint: evaluate into another folder with `--out`",
+        before.name,
+        short(&before.sha256),
+        now.name,
+        short(&now.sha256)
     );
+    ensure!(before.dtype == now.dtype, "`{folder}` was answered with another compute type; evaluate into another folder with `--out`");
     Ok(())
 }

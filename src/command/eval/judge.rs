@@ -1,9 +1,13 @@
 //! `mpo eval judge`, and the judging that `mpo eval --bench` ends with: the judge that the options name, and its verdicts on a run.
 
-use super::{print, report, show_verdict};
+use super::facts::asked_judge;
+use super::{report, show_verdict};
 use crate::cli::JudgeArgs;
 use crate::config::{ComputeDtype, DataConfig};
+use crate::eval::asked::AskedJudge;
 use crate::eval::bench::{self, Benchmark, Scoring};
+use crate::eval::claim::Claim;
+use crate::eval::gap;
 use crate::eval::item::{Item, Kind};
 use crate::eval::judge::cache::{Cache, Cached};
 use crate::eval::judge::guard::Guard;
@@ -15,16 +19,22 @@ use crate::eval::judge::prompt::Prompt;
 use crate::eval::judge::translate::Translator;
 use crate::eval::judge::{Judge, ModelJudge, Rubric, Transport, rubric};
 use crate::eval::judging::{ByKind, judge_bench, needs_judge, rule, score_bench};
-use crate::eval::results::facts::RunFacts;
-use crate::eval::results::run::{LoadedBench, LoadedRun, RULE, verdicts_file};
-use crate::eval::{gap, lines};
+use crate::eval::results::facts::{JudgeFacts, RunFacts};
+use crate::eval::results::harness::sha256;
+use crate::eval::results::metric::Metric;
+use crate::eval::results::run::{LoadedBench, LoadedRun, RULE};
 use crate::generate;
 use crate::progress::say;
+use crate::reference::weights_digest;
 use crate::{device, hub, interrupt};
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroUsize;
 use std::path::Path;
 use std::process::ExitCode;
+
+/// Characters of a guard's sha256 that stand behind its name.
+const GUARD_SHA_CHARS: usize = 12;
 
 /// Judges the responses of a run, and reports.
 pub fn run(folder: &Path, args: &JudgeArgs, show_responses: bool) -> Result<ExitCode> {
@@ -32,17 +42,27 @@ pub fn run(folder: &Path, args: &JudgeArgs, show_responses: bool) -> Result<Exit
     let has_responses = run.benches.values().any(|bench| !bench.responses.is_empty());
     ensure!(has_responses, "`{0}` has no responses yet: `mpo eval --resume {0}` gets them", folder.display());
     ensure!(args.judge.is_some(), "which judge? `--judge openai:MODEL`, `--judge guard:DIR` or `--judge keyword`");
-    let mut judge = Chosen::new(args, &run.facts)?;
-    judge.check_languages(run.benches.values().flat_map(|bench| &bench.items))?;
+    let mut judge = Chosen::new(&asked_judge(args), args.judge_concurrency, &run.facts)?;
+    for (name, loaded) in &run.benches {
+        judge.check(bench::find(name)?, &loaded.items)?;
+    }
+    let _claim = Claim::new(folder)?;
     interrupt::listen()?;
     let pool = device::thread_pool(&crate::config::HardwareConfig::default())?;
-    if !pool.install(|| judge_run(folder, &mut judge, args, show_responses))? {
+    let judge_and_report = || -> Result<bool> {
+        let is_judged = judge_run(folder, &mut judge, show_responses)?;
+        if is_judged {
+            report::conclude(folder)?;
+        }
+        Ok(is_judged)
+    };
+    let is_judged = pool.install(judge_and_report).with_context(|| {
+        format!("`{}` is not judged to its end\nhint: verdicts that were given are kept, and the same command goes on", folder.display())
+    })?;
+    if !is_judged {
         say("stopped; verdicts that were given are kept, and the same command goes on");
         return Ok(ExitCode::from(interrupt::EXIT_CODE));
     }
-    let written = report::write_results(folder)?;
-    print(&report::of_one_run(folder)?)?;
-    say(&format!("wrote `{}`", written.display()));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -53,6 +73,9 @@ pub struct Chosen {
     /// In the place of each benchmark's own.
     rubric: Option<String>,
     allow_uncovered: bool,
+    /// Questions to an endpoint at the same time.
+    n_at_once: NonZeroUsize,
+    allow_own: bool,
 }
 
 /// Who judges.
@@ -68,8 +91,14 @@ enum Who {
 struct LocalGuard {
     guard: Guard,
     name: String,
-    model: Option<generate::Loaded>,
+    loaded: Option<LoadedGuard>,
     cache: Cache,
+}
+
+struct LoadedGuard {
+    model: generate::Loaded,
+    /// Of weights and template: a folder's name says nothing about what lies in it today.
+    sha256: String,
 }
 
 /// A model at an address, with what it said before.
@@ -96,31 +125,25 @@ fn cache() -> Result<Cache> {
 impl Chosen {
     /// # Errors
     /// An option that cannot be right, a key that is missing, a guard that nothing is known about, a model that would judge itself.
-    pub fn new(args: &JudgeArgs, run: &RunFacts) -> Result<Self> {
-        let url = args.judge_url.as_deref();
+    pub fn new(args: &AskedJudge, n_at_once: NonZeroUsize, run: &RunFacts) -> Result<Self> {
+        let url = args.url.as_deref();
         let names = |judge: &str| Identity { names: vec![judge.to_owned()], weights_sha256: None };
+        let adapter = run.asked.adapter.as_ref().map(|path| path.display().to_string());
         let tested = Identity {
-            names: [
-                Some(run.asked.model.clone()),
-                run.asked.adapter.as_ref().map(|path| path.display().to_string()),
-                Some(run.name.clone()),
-            ]
-            .into_iter()
-            .flatten()
-            .collect(),
+            names: [Some(run.asked.model.clone()), adapter, Some(run.name.clone())].into_iter().flatten().collect(),
             weights_sha256: None,
         };
         let who = match args.judge.as_deref().map(|judge| judge.split_once(':').unwrap_or((judge, ""))) {
             None => Who::Nobody,
             Some(("keyword", "")) => Who::Keyword,
             Some(("openai", model)) => {
-                refuse_own_judge(&tested, &names(model), args.allow_own_judge)?;
+                refuse_own_judge(&tested, &names(model), args.allow_own)?;
                 Who::Endpoint(Box::new(Endpoint::new(model, url)?))
             }
             Some(("guard", name)) if !name.is_empty() => {
-                refuse_own_judge(&tested, &names(name), args.allow_own_judge)?;
+                refuse_own_judge(&tested, &names(name), args.allow_own)?;
                 let guard = Guard::new(&[name], args.guard_format.as_deref())?;
-                Who::Guard(Box::new(LocalGuard { guard, name: name.to_owned(), model: None, cache: cache()? }))
+                Who::Guard(Box::new(LocalGuard { guard, name: name.to_owned(), loaded: None, cache: cache()? }))
             }
             Some(_) => bail!(
                 "`{}` is no judge: there are `openai:MODEL` (any OpenAI-compatible endpoint, with --judge-url), `guard:DIR` (a local guard \
@@ -128,7 +151,7 @@ impl Chosen {
                 args.judge.as_deref().unwrap_or_default()
             ),
         };
-        let translator = args.judge_translate.as_deref().map(|translator| match translator.split_once(':') {
+        let translator = args.translator.as_deref().map(|translator| match translator.split_once(':') {
             Some(("openai", model)) => Endpoint::new(model, url),
             _ => bail!("`--judge-translate {translator}` is no translator: it is `openai:MODEL`, at the address of --judge-url"),
         });
@@ -140,14 +163,26 @@ impl Chosen {
         if let Some(name) = &args.rubric {
             rubric::by_name(name)?;
         }
-        Ok(Self { who, translator: translator.transpose()?, rubric: args.rubric.clone(), allow_uncovered: args.allow_uncovered })
+        let (rubric, allow_uncovered) = (args.rubric.clone(), args.allow_uncovered);
+        Ok(Self { who, translator: translator.transpose()?, rubric, allow_uncovered, n_at_once, allow_own: args.allow_own })
     }
 
     /// # Errors
-    /// A guard was not made for a language of the items.
-    pub fn check_languages<'a>(&self, items: impl IntoIterator<Item = &'a Item>) -> Result<()> {
+    /// A guard was not made for a language of the items, or is asked for a rating.
+    pub fn check<'a>(&self, bench: &dyn Benchmark, items: impl IntoIterator<Item = &'a Item>) -> Result<()> {
         let Who::Guard(local) = &self.who else { return Ok(()) };
-        let langs: BTreeSet<&str> = items.into_iter().filter(|item| item.kind != Kind::Utility).map(|item| item.lang.as_str()).collect();
+        if !needs_judge(bench) {
+            return Ok(());
+        }
+        let mut langs = BTreeSet::new();
+        for item in items {
+            let name = bench.card().name;
+            ensure!(
+                item.kind != Kind::Utility,
+                "a guard says safe or unsafe and rates nothing: judge `{name}` with `--judge openai:MODEL`"
+            );
+            langs.insert(item.lang.as_str());
+        }
         local.guard.ensure_covers(&langs.into_iter().collect::<Vec<_>>(), self.allow_uncovered)
     }
 
@@ -170,12 +205,21 @@ impl Chosen {
         matches!(self.who, Who::Nobody) && benches.iter().any(|bench| needs_judge(*bench))
     }
 
-    pub fn load_guard(&mut self) -> Result<()> {
+    /// `tested_sha256`: of the tested model's weights, where they are known.
+    ///
+    /// # Errors
+    /// A guard that cannot be had or loaded, or that has the weights of the tested model.
+    pub fn load_guard(&mut self, tested_sha256: Option<&str>) -> Result<()> {
         if let Who::Guard(local) = &mut self.who
-            && local.model.is_none()
+            && local.loaded.is_none()
         {
             let files = hub::resolve_model(&local.name, None)?;
-            local.model = Some(generate::Loaded::load(&files, None, ComputeDtype::F32, &DataConfig::default())?);
+            let model = generate::Loaded::load(&files, None, ComputeDtype::F32, &DataConfig::default())?;
+            let weights = weights_digest(&model.model)?;
+            let identity = |sha256: Option<&str>| Identity { names: Vec::new(), weights_sha256: sha256.map(str::to_owned) };
+            refuse_own_judge(&identity(tested_sha256), &identity(Some(&weights)), self.allow_own)?;
+            let sha256 = sha256(format!("{weights}\n{}", model.codec.encoder().chat_template()).as_bytes());
+            local.loaded = Some(LoadedGuard { model, sha256 });
         }
         Ok(())
     }
@@ -196,11 +240,11 @@ impl Chosen {
             }
             Who::Endpoint(endpoint) => rubrics.ask(&endpoint.cached(), None, work),
             Who::Guard(local) => {
-                let LocalGuard { guard, name, model, cache } = &**local;
-                let model = model.as_ref().context("the guard is not loaded")?;
+                let LocalGuard { guard, name, loaded, cache } = &**local;
+                let LoadedGuard { model, sha256 } = loaded.as_ref().context("the guard is not loaded")?;
                 let max_new_tokens = guard.max_new_tokens();
                 let generate = |prompt: &Prompt| model.generator().answer(&prompt.messages, max_new_tokens);
-                let local = Local { identity: format!("guard:{name}"), generate };
+                let local = Local { identity: format!("guard:{name}@{}", &sha256[..GUARD_SHA_CHARS]), generate };
                 rubrics.ask(&Cached { inner: &local, cache }, Some(guard), work)
             }
         }
@@ -213,8 +257,8 @@ impl Chosen {
     }
 
     /// Questions at the same time: a model in this process answers one after the other.
-    pub fn at_once(&self, args: &JudgeArgs) -> usize {
-        if matches!(self.who, Who::Endpoint(_)) { args.judge_concurrency.get() } else { 1 }
+    pub fn at_once(&self) -> usize {
+        if matches!(self.who, Who::Endpoint(_)) { self.n_at_once.get() } else { 1 }
     }
 }
 
@@ -240,53 +284,49 @@ impl Rubrics<'_> {
 }
 
 /// Gives every response of the run a verdict; `false` where the user stopped it.
-pub fn judge_run(folder: &Path, judge: &mut Chosen, args: &JudgeArgs, show_responses: bool) -> Result<bool> {
-    let mut run = LoadedRun::read(folder)?;
-    for (name, loaded) in &run.benches {
+pub fn judge_run(folder: &Path, judge: &mut Chosen, show_responses: bool) -> Result<bool> {
+    let LoadedRun { mut facts, benches, .. } = LoadedRun::read(folder)?;
+    let weights = facts.model.sha256.clone();
+    for (name, loaded) in &benches {
         let bench = bench::find(name)?;
         let path = folder.join(name);
-        let mut metrics = BTreeMap::new();
-        let (judge_name, facts) = match bench.card().scoring {
+        // Whose verdicts they are is known before the first of them is there.
+        let mut know = |judge: String, about: JudgeFacts, metrics: BTreeMap<String, Metric>| {
+            let known = facts.benches.entry(name.clone()).or_default();
+            known.judges.insert(judge, about);
+            known.metrics.extend(metrics);
+            LoadedRun::write_facts(folder, &facts)
+        };
+        match bench.card().scoring {
             Scoring::Rule => {
+                know(RULE.to_owned(), rule(), BTreeMap::new())?;
                 score_bench(&path, loaded, bench)?;
-                (RULE.to_owned(), rule())
             }
             Scoring::RewardGap => {
-                let verdicts: Vec<_> = loaded.items.iter().flat_map(|item| loaded.responses_to(item)).map(gap::verdict).collect();
-                lines::write(&path.join(verdicts_file(RULE)), &verdicts)?;
-                (RULE.to_owned(), rule())
+                know(RULE.to_owned(), rule(), BTreeMap::new())?;
+                gap::score_bench(&path, loaded)?;
             }
             Scoring::Judge(_) => {
-                judge.load_guard()?;
-                let (languages, at_once) = (judge.languages(), judge.at_once(args));
-                let judged = judge.with_judges(bench, &kinds(loaded), |judges| {
-                    let (name, facts) = judges.facts(languages);
-                    metrics = judges.metrics();
-                    let outcome = judge_bench(&path, loaded, &name, judges, at_once, &interrupt::requested, &show_verdict(show_responses))?;
-                    if outcome.n_unparsed > 0 {
-                        say(&format!("{}: {} of {} new verdicts could not be read", bench.card().name, outcome.n_unparsed, outcome.n_new));
-                    }
-                    Ok((!outcome.stopped).then_some((name, facts)))
+                judge.load_guard(weights.as_deref())?;
+                let (languages, at_once) = (judge.languages(), judge.at_once());
+                let outcome = judge.with_judges(bench, &kinds(loaded), |judges| {
+                    let (name, about) = judges.facts(languages);
+                    know(name.clone(), about, judges.metrics())?;
+                    judge_bench(&path, loaded, &name, judges, at_once, &interrupt::requested, &show_verdict(show_responses))
                 })?;
-                let Some(judged) = judged else { return Ok(false) };
-                judged
+                if outcome.n_unparsed > 0 {
+                    say(&format!("{name}: {} of {} new verdicts could not be read", outcome.n_unparsed, outcome.n_new));
+                }
+                if outcome.stopped {
+                    return Ok(false);
+                }
             }
-        };
-        let known = run.facts.benches.entry(name.clone()).or_default();
-        known.judges.insert(judge_name, facts);
-        known.metrics.extend(metrics);
+        }
     }
-    LoadedRun::write_facts(folder, &run.facts)?;
     Ok(true)
 }
 
-/// The kinds of a benchmark's items, each once.
+/// The kinds of a benchmark's items, in an order that does not depend on the items'.
 fn kinds(bench: &LoadedBench) -> Vec<Kind> {
-    let mut kinds = Vec::new();
-    for item in &bench.items {
-        if !kinds.contains(&item.kind) {
-            kinds.push(item.kind);
-        }
-    }
-    kinds
+    [Kind::Harmful, Kind::Benign, Kind::Utility].into_iter().filter(|kind| bench.items.iter().any(|item| item.kind == *kind)).collect()
 }

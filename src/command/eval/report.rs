@@ -10,7 +10,8 @@ use crate::eval::results::run::LoadedRun;
 use crate::eval::results::{Answered, Writing};
 use crate::files::write_atomically;
 use crate::progress::say;
-use anyhow::{Context, Result};
+use anyhow::Result;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -37,37 +38,46 @@ fn same_folder(a: &Path, b: &Path) -> bool {
 /// A run with what its responses are, as its only judge, or the named one, has it.
 fn read(folder: &Path, judge: Option<&str>) -> Result<LoadedRun> {
     let mut run = LoadedRun::read(folder)?;
+    count(&mut run, judge);
+    Ok(run)
+}
+
+/// Counts what responses are by the verdicts of `judge`; of the first judge that is no heuristic where none is named.
+fn count(run: &mut LoadedRun, judge: Option<&str>) {
     for bench in run.benches.values_mut() {
         let names: Vec<String> = bench.verdicts.keys().cloned().collect();
         let of_a_model = names.iter().find(|name| name.as_str() != "keyword");
         let judge = judge.map(str::to_owned).or_else(|| of_a_model.or(names.first()).cloned());
         count_kinds(bench, judge.as_deref());
     }
-    Ok(run)
 }
 
-/// The table of one run.
-pub fn of_one_run(folder: &Path) -> Result<String> {
-    Ok(Report::new(&[read(folder, None)?], &Options::default())?.text())
+/// Writes the files that other programs read, one set for each judge, and prints the table of a run.
+pub fn conclude(folder: &Path) -> Result<()> {
+    let mut run = read(folder, None)?;
+    let written = write_results(folder, &mut run)?;
+    count(&mut run, None);
+    print(&Report::new(&[run], &Options::default())?.text())?;
+    written.iter().for_each(|path| say(&format!("wrote `{}`", path.display())));
+    Ok(())
 }
 
-/// Writes the files that other programs read, one set for each judge.
-pub fn write_results(folder: &Path) -> Result<PathBuf> {
-    let run = read(folder, None)?;
-    let judges: std::collections::BTreeSet<&String> =
-        run.benches.values().flat_map(|bench| bench.verdicts.keys()).filter(|name| name.as_str() != results::run::RULE).collect();
+fn write_results(folder: &Path, run: &mut LoadedRun) -> Result<Vec<PathBuf>> {
+    let names = run.benches.values().flat_map(|bench| bench.verdicts.keys());
+    let judges: BTreeSet<String> = names.filter(|name| name.as_str() != results::run::RULE).cloned().collect();
     let filtered = |answered: &Answered| {
         let bench = find(answered.bench).ok().filter(|bench| bench.filters().contains(&answered.filter))?;
         Some(bench.filtered(answered.item, answered.response, answered.filter))
     };
-    let mut written = None;
+    let mut written = Vec::new();
     // A second more for each, since the time is in the files' names.
-    let judges: Vec<Option<&String>> = if judges.is_empty() { vec![None] } else { judges.into_iter().map(Some).collect() };
+    let judges: Vec<Option<String>> = if judges.is_empty() { vec![None] } else { judges.into_iter().map(Some).collect() };
     for (more, judge) in judges.into_iter().enumerate() {
         let now = facts::now() + more as f64;
-        let judge = judge.map(String::as_str);
+        let judge = judge.as_deref();
+        count(run, judge);
         let writing = Writing { judge, out: folder, now, settings: Settings::default(), filtered: &filtered };
-        written = Some(results::write(&run, &writing)?);
+        written.push(results::write(run, &writing)?.results);
     }
-    written.map(|written| written.results).context("nothing was judged")
+    Ok(written)
 }

@@ -2,35 +2,31 @@
 
 use super::judge::{self, Chosen};
 use super::tested::Tested;
-use super::{facts, print, report, show_response};
-use crate::cli::EvalArgs;
+use super::{facts, report, show_response};
+use crate::cli::{EvalArgs, JudgeArgs};
 use crate::config::{self, Argument, RunConfig};
-use crate::data::encode::Encoder;
 use crate::eval::answering::{Answering, Outcome};
 use crate::eval::asked::Asked;
 use crate::eval::bench::{self, Benchmark, Jailbreak, Loaded, Scoring, reward_gap, subset};
+use crate::eval::claim::Claim;
 use crate::eval::contamination;
-use crate::eval::item::Item;
+use crate::eval::item::{Item, Kind};
 use crate::eval::judging::needs_judge;
-use crate::eval::record::Response;
 use crate::eval::results::facts::{ModelFacts, RunFacts};
-use crate::eval::results::run::{CONTAMINATION, ITEMS, LoadedRun, RESPONSES};
+use crate::eval::results::run::{CONTAMINATION, ITEMS, LoadedRun, REFERENCE, RESPONSES};
 use crate::eval::source::Source;
 use crate::eval::{gap, lines};
-use crate::files::write_atomically;
+use crate::files::{is_temporary, write_atomically};
 use crate::generate::{self, Generator};
-use crate::progress::{Progress, say};
+use crate::progress::say;
 use crate::reference::weights_digest;
 use crate::{device, hub, interrupt};
-use anyhow::{Result, ensure};
-use std::collections::{BTreeMap, HashSet};
+use anyhow::{Context, Result, ensure};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
-
-/// Pairs that are scored together between two looks at Ctrl-C.
-const PAIRS_AT_ONCE: usize = 16;
 
 /// A run: what was asked, and where it lies.
 struct Run {
@@ -42,40 +38,30 @@ struct Run {
 
 /// Answers and judges what is missing, and reports.
 pub fn run(args: &EvalArgs) -> Result<ExitCode> {
-    let mut run = match &args.resume {
-        Some(folder) => Run::resumed(folder)?,
-        None => Run::new(args)?,
+    let (mut run, claim) = match &args.resume {
+        Some(folder) => Run::resumed(folder, &args.judge)?,
+        None => (Run::new(args)?, None),
     };
-    let started = Instant::now();
     let benches: Vec<&dyn Benchmark> = run.asked.benches.iter().map(|name| bench::find(name)).collect::<Result<_>>()?;
     let items = run.items(&benches)?;
-    // What is wrong with the judge shows before an hour of answering.
-    let mut judge = judge::Chosen::new(&args.judge, &run.facts)?;
-    judge.check_languages(items.values().flatten())?;
+    // What is wrong with the judge shows before anything is written, and before an hour of answering.
+    let judge = judge::Chosen::new(&run.asked.judge, args.judge.judge_concurrency, &run.facts)?;
+    for bench in &benches {
+        judge.check(*bench, &items[bench.card().name])?;
+    }
+    let claim = claim.map_or_else(|| Claim::new(&run.folder), Ok)?;
     run.describe(&benches, &items, &judge);
     interrupt::listen()?;
-    let pool = device::thread_pool(&run.config.hardware)?;
-    let is_whole = pool.install(|| run.answer(&benches, &items, args))?;
-    run.facts.seconds += started.elapsed().as_secs_f64();
-    LoadedRun::write_facts(&run.folder, &run.facts)?;
+    let is_whole = run.finish(&benches, &items, judge, args).with_context(|| {
+        format!(
+            "the run in `{0}` is not finished\nhint: what is finished is kept; `mpo eval --resume {0}` does the rest",
+            run.folder.display()
+        )
+    })?;
+    drop(claim);
     if !is_whole {
         say(&format!("stopped; what is finished is kept\nhint: go on with `mpo eval --resume {}`", run.folder.display()));
         return Ok(ExitCode::from(interrupt::EXIT_CODE));
-    }
-    let is_judged = pool.install(|| judge::judge_run(&run.folder, &mut judge, &args.judge, args.show_responses))?;
-    if !is_judged {
-        say(&format!("stopped; what is finished is kept\nhint: go on with `mpo eval --resume {}`", run.folder.display()));
-        return Ok(ExitCode::from(interrupt::EXIT_CODE));
-    }
-    let written = report::write_results(&run.folder)?;
-    print(&report::of_one_run(&run.folder)?)?;
-    say(&format!("wrote `{}`", written.display()));
-    if judge.is_heuristic_only(&benches) {
-        say(&format!(
-            "no judge was asked: the refusal rate above is a heuristic, and no attack success rate\n\
-             hint: judge with `mpo eval judge {0} --judge openai:MODEL`, then `mpo eval report {0}`",
-            run.folder.display()
-        ));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -88,8 +74,9 @@ impl Run {
         );
         let tested = Tested::choose(args.model.as_deref(), args.adapter.as_deref())?;
         let asked = facts::asked(args, &tested)?;
-        let folder = args.out.clone().unwrap_or_else(|| tested.default_out());
-        let is_used = fs::read_dir(&folder).is_ok_and(|mut entries| entries.next().is_some());
+        let folder = args.out.clone().unwrap_or_else(|| tested.default_out(&asked.benches));
+        // A process that was killed in its first write has left nothing to go on with.
+        let is_used = fs::read_dir(&folder).is_ok_and(|entries| entries.flatten().any(|entry| !is_temporary(&entry.file_name())));
         ensure!(
             !is_used,
             "`{0}` is not empty\nhint: `mpo eval --resume {0}` goes on with the run in it; `--out DIR` names another folder",
@@ -100,22 +87,23 @@ impl Run {
         Ok(Self { folder, asked, facts, config })
     }
 
-    fn resumed(folder: &Path) -> Result<Self> {
-        let facts = LoadedRun::read(folder)?.facts;
+    fn resumed(folder: &Path, judge: &JudgeArgs) -> Result<(Self, Option<Claim>)> {
+        let mut facts = LoadedRun::read(folder)?.facts;
         ensure!(!facts.asked.benches.is_empty(), "`{}` does not say what was asked, so there is nothing to go on with", folder.display());
+        facts.asked.judge = facts.asked.judge.resumed(&facts::asked_judge(judge), folder)?;
         let asked = facts.asked.clone();
-        Ok(Self { folder: folder.to_owned(), config: settings(&asked)?, asked, facts })
+        let claim = Claim::new(folder)?;
+        Ok((Self { folder: folder.to_owned(), config: settings(&asked)?, asked, facts }, Some(claim)))
     }
 
-    /// The prompts of each benchmark: those of the run's folder where they are there, else read and written there.
+    /// The prompts of each benchmark: those of the run's folder where they are there, else read anew.
     fn items(&mut self, benches: &[&dyn Benchmark]) -> Result<BTreeMap<String, Vec<Item>>> {
         let environment = hub::Environment::from_process()?;
         let jailbreak = self.asked.jailbreak.as_deref().map(Jailbreak::read).transpose()?;
-        let mut items = BTreeMap::new();
-        let mut new = Vec::new();
+        let mut items: BTreeMap<String, Vec<Item>> = BTreeMap::new();
         for bench in benches {
             let name = bench.card().name;
-            let path = self.folder.join(name).join(ITEMS);
+            let path = self.items_file(name);
             if path.exists() {
                 items.insert(name.to_owned(), lines::read(&path)?.values);
                 continue;
@@ -134,15 +122,55 @@ impl Run {
                 say(&format!("{name}: the text of --jailbreak stands around {n} harmful prompts"));
             }
             self.facts.benches.insert(name.to_owned(), facts);
-            new.push((path, name));
             items.insert(name.to_owned(), chosen);
         }
-        // Nothing is written before every benchmark could be read. The facts come first: without them a folder is no run.
-        LoadedRun::write_facts(&self.folder, &self.facts)?;
-        for (path, name) in new {
-            lines::write(&path, &items[name])?;
-        }
+        let is_harmful = items.values().flatten().any(|item| item.kind == Kind::Harmful);
+        ensure!(jailbreak.is_none() || is_harmful, "--jailbreak has no effect: none of the prompts is harmful");
         Ok(items)
+    }
+
+    /// Nothing is written before every benchmark could be read. The facts come first: without them a folder is no run.
+    fn write(&self, items: &BTreeMap<String, Vec<Item>>) -> Result<()> {
+        LoadedRun::write_facts(&self.folder, &self.facts)?;
+        for (name, items) in items {
+            let path = self.items_file(name);
+            if !path.exists() {
+                lines::write(&path, items)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn items_file(&self, bench: &str) -> PathBuf {
+        self.folder.join(bench).join(ITEMS)
+    }
+
+    /// Whether the user let it come to its end.
+    fn finish(
+        &mut self,
+        benches: &[&dyn Benchmark],
+        items: &BTreeMap<String, Vec<Item>>,
+        mut judge: Chosen,
+        args: &EvalArgs,
+    ) -> Result<bool> {
+        let started = Instant::now();
+        self.write(items)?;
+        let pool = device::thread_pool(&self.config.hardware)?;
+        let is_answered = pool.install(|| Ok::<_, anyhow::Error>(self.answer(benches, items, args)? && self.measure_reference(items)?))?;
+        self.facts.seconds += started.elapsed().as_secs_f64();
+        LoadedRun::write_facts(&self.folder, &self.facts)?;
+        if !is_answered || !pool.install(|| judge::judge_run(&self.folder, &mut judge, args.show_responses))? {
+            return Ok(false);
+        }
+        report::conclude(&self.folder)?;
+        if judge.is_heuristic_only(benches) {
+            say(&format!(
+                "no judge was asked: the refusal rate above is a heuristic, and no attack success rate\n\
+                 hint: judge with `mpo eval judge {0} --judge openai:MODEL`, then `mpo eval report {0}`",
+                self.folder.display()
+            ));
+        }
+        Ok(true)
     }
 
     fn describe(&self, benches: &[&dyn Benchmark], items: &BTreeMap<String, Vec<Item>>, judge: &Chosen) {
@@ -169,34 +197,25 @@ impl Run {
         if benches.iter().any(|bench| needs_judge(*bench)) {
             say(&format!("judge    {}", judge.describe()));
         }
+        if let Some(reference) = &self.asked.reference {
+            say(&format!("reference {reference}"));
+        }
         say(&format!("output   {}", self.folder.display()));
     }
 
     /// Whether every response is there now.
     fn answer(&mut self, benches: &[&dyn Benchmark], items: &BTreeMap<String, Vec<Item>>, args: &EvalArgs) -> Result<bool> {
-        let place = device::place(&self.config)?;
-        let files = hub::resolve_model(&self.config.model.path, self.config.model.revision.as_deref())?;
-        let model = generate::Loaded::load(&files, self.asked.adapter.as_deref(), place, &self.config.data)?;
-        let now = ModelFacts {
-            name: self.asked.model.clone(),
-            revision: files.commit.clone(),
-            sha256: Some(weights_digest(&model.model)?),
-            adapter: self.asked.adapter.as_ref().map(|adapter| adapter.display().to_string()),
-            dtype: self.config.model.dtype.name().to_owned(),
-            device: "cpu".to_owned(),
-            n_parameters: Some(model.model.parameters().iter().map(|parameter| parameter.value.elem_count() as u64).sum()),
-        };
+        let (model, now) = self.load(&self.asked.model, self.config.model.revision.as_deref(), self.asked.adapter.as_deref())?;
         let template = model.codec.encoder().chat_template();
         facts::ensure_same_model(&self.folder, &self.facts, &now, template)?;
         (self.facts.model, self.facts.chat_template) = (now, template.to_owned());
         self.look_for_contamination(items)?;
-        LoadedRun::write_facts(&self.folder, &self.facts)?;
 
         let generator = Generator { batch_size: args.batch_size.get(), ..model.generator() };
         for bench in benches {
             let name = bench.card().name;
-            let path = self.folder.join(name).join(RESPONSES);
             let items = &items[name];
+            let path = self.folder.join(name).join(RESPONSES);
             let outcome = match bench.card().scoring {
                 Scoring::RewardGap => self.measure_gaps(name, items, &model, &path)?,
                 Scoring::Rule | Scoring::Judge(_) => {
@@ -214,39 +233,63 @@ impl Run {
         Ok(true)
     }
 
-    /// Prompts that the run behind the checkpoint was trained on.
+    /// The gaps under `--reference`, once the model has left the memory; whether they are all there now.
+    fn measure_reference(&mut self, items: &BTreeMap<String, Vec<Item>>) -> Result<bool> {
+        let (Some(reference), Some((name, items))) = (self.asked.reference.clone(), items.get_key_value(reward_gap::NAME)) else {
+            return Ok(true);
+        };
+        let path = self.folder.join(name).join(REFERENCE);
+        if self.facts.reference.is_some() && gap::missing(items, &path)?.is_empty() {
+            return Ok(true);
+        }
+        let reference = Tested::choose(Some(&reference), None)?;
+        let (model, now) = self.load(&reference.model, None, reference.adapter.as_deref())?;
+        if let Some(before) = &self.facts.reference {
+            facts::ensure_same_weights(&self.folder, before, &now)?;
+        }
+        if now.sha256 == self.facts.model.sha256 {
+            say("note: the reference has the weights of the model: every difference will be 0");
+        }
+        self.facts.reference = Some(now);
+        LoadedRun::write_facts(&self.folder, &self.facts)?;
+        Ok(self.measure_gaps(name, items, &model, &path)?.n_missing == 0)
+    }
+
+    /// A checkpoint, and what is known of it.
+    fn load(&self, model: &str, revision: Option<&str>, adapter: Option<&Path>) -> Result<(generate::Loaded, ModelFacts)> {
+        let place = device::place(&self.config)?;
+        let files = hub::resolve_model(model, revision)?;
+        let loaded = generate::Loaded::load(&files, adapter, place, &self.config.data)?;
+        let facts = ModelFacts {
+            name: model.to_owned(),
+            revision: files.commit.clone(),
+            sha256: Some(weights_digest(&loaded.model)?),
+            adapter: adapter.map(|adapter| adapter.display().to_string()),
+            dtype: self.config.model.dtype.name().to_owned(),
+            device: "cpu".to_owned(),
+            n_parameters: Some(loaded.model.parameters().iter().map(|parameter| parameter.value.elem_count() as u64).sum()),
+        };
+        Ok((loaded, facts))
+    }
+
+    /// Prompts that the run behind the checkpoint was trained on. `run.json` knows of the training before there is a file that says it was looked for.
     fn look_for_contamination(&mut self, items: &BTreeMap<String, Vec<Item>>) -> Result<()> {
         let path = self.folder.join(CONTAMINATION);
         let tested = Tested::choose(Some(&self.asked.model), self.asked.adapter.as_deref())?;
-        let Some((training, prompts)) = (!path.exists()).then(|| tested.trained_on()).flatten() else { return Ok(()) };
-        self.facts.training = Some(training);
+        let trained = (!path.exists()).then(|| tested.trained_on()).flatten();
+        if let Some((training, _)) = &trained {
+            self.facts.training = Some(training.clone());
+        }
+        LoadedRun::write_facts(&self.folder, &self.facts)?;
+        let Some((_, prompts)) = trained else { return Ok(()) };
         let found: BTreeMap<&String, _> = items.iter().map(|(bench, items)| (bench, contamination::find(items, &prompts))).collect();
         write_atomically(&path, serde_json::to_string_pretty(&found)?.as_bytes())
     }
 
     fn measure_gaps(&self, name: &str, items: &[Item], model: &generate::Loaded, path: &Path) -> Result<Outcome> {
-        let before: Vec<Response> = if path.exists() { lines::read(path)?.values } else { Vec::new() };
-        let done: HashSet<(&str, &str)> = before.iter().map(|response| (response.key.lang.as_str(), response.key.id.as_str())).collect();
-        let left: Vec<&Item> = items.iter().filter(|item| !done.contains(&(item.lang.as_str(), item.id.as_str()))).collect();
-        let mut outcome = Outcome { n_new: 0, n_before: items.len() - left.len(), n_missing: left.len() };
-        let Some(data) = self.asked.data.as_deref().filter(|_| !left.is_empty()) else { return Ok(outcome) };
+        let data = self.asked.data.as_deref().context("reward gaps are measured of the pairs in `--data`")?;
         let rows = reward_gap::pairs(data)?;
-        let encoder: &Encoder = model.codec.encoder();
-        let progress = Progress::new("measuring", left.len());
-        let mut file = lines::Writer::open(path)?;
-        for items in left.chunks(PAIRS_AT_ONCE) {
-            if interrupt::requested() {
-                break;
-            }
-            for response in gap::measure(&model.model, encoder, name, items, &rows)? {
-                file.append(&response)?;
-                outcome.n_new += 1;
-                outcome.n_missing -= 1;
-            }
-            progress.advance(items.len());
-        }
-        file.sync()?;
-        Ok(outcome)
+        gap::measure_missing(&model.model, model.codec.encoder(), name, items, &rows, path, &interrupt::requested)
     }
 }
 

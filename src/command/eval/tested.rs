@@ -64,11 +64,11 @@ impl Tested {
         Ok(Self { model: base.to_owned(), adapter: Some(folder.to_owned()), training: training_run(folder), name: name_of(folder) })
     }
 
-    /// Where results go unless the user says otherwise.
-    pub fn default_out(&self) -> PathBuf {
+    /// Where a run of `benches` goes unless the user says otherwise: `evals/NAME/BENCH`.
+    pub fn default_out(&self, benches: &[String]) -> PathBuf {
         let plain: String =
             self.name.chars().map(|c| if c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_') { c } else { '-' }).collect();
-        Path::new("evals").join(plain.trim_matches(['.', '-']))
+        Path::new("evals").join(plain.trim_matches(['.', '-'])).join(benches.join("+"))
     }
 
     /// What the training run's own files say of it, and the prompts that it was trained on. Where they cannot be had that is said, and no more is
@@ -194,7 +194,8 @@ mod tests {
         fs::write(folder.join("adapter_config.json"), r#"{"base_model_name_or_path": "builtin:tiny"}"#).unwrap();
         let tested = Tested::choose(folder.to_str(), None).unwrap();
         assert_eq!((tested.model.as_str(), tested.adapter.as_deref(), tested.name.as_str()), ("builtin:tiny", Some(&*folder), "lora"));
-        assert_eq!(tested.default_out(), Path::new("evals/lora"));
+        assert_eq!(tested.default_out(&["multijail".into()]), Path::new("evals/lora/multijail"));
+        assert_eq!(tested.default_out(&["mgsm".into(), "mmmlu".into()]), Path::new("evals/lora/mgsm+mmmlu"));
         fs::write(folder.join("adapter_config.json"), "{}").unwrap();
         assert!(Tested::choose(folder.to_str(), None).unwrap_err().to_string().contains("--adapter"));
     }

@@ -2,6 +2,7 @@
 
 use super::languages;
 use crate::eval::item::Kind;
+use crate::eval::results::metric::Better;
 use anyhow::{Result, bail};
 
 /// A benchmark's facts. All of it is data: a language, a metric or a source is a value here, never a branch elsewhere.
@@ -44,23 +45,22 @@ pub enum Languages {
 pub struct Metric {
     /// As in `Verdict::metrics`, where a filter stands behind a comma (`exact_match,simple-evals`).
     pub name: &'static str,
-    /// None where neither is: it says what kind of answers there were.
-    pub higher_is_better: Option<bool>,
+    pub better: Better,
 }
 
 /// The metric that should be low.
 pub(super) const fn lower(name: &'static str) -> Metric {
-    Metric { name, higher_is_better: Some(false) }
+    Metric { name, better: Better::Lower }
 }
 
 /// The metric that should be high.
 pub(super) const fn higher(name: &'static str) -> Metric {
-    Metric { name, higher_is_better: Some(true) }
+    Metric { name, better: Better::Higher }
 }
 
 /// The metric that has no better side.
 pub(super) const fn neither(name: &'static str) -> Metric {
-    Metric { name, higher_is_better: None }
+    Metric { name, better: Better::Neither }
 }
 
 /// Who says how good an answer is.

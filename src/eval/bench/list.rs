@@ -71,7 +71,8 @@ pub fn list_json() -> Value {
             Origin::Hub { repo, files } => json!({ "hub": repo, "files": files }),
             Origin::Local { from } => json!({ "data": from }),
         };
-        let metrics = card.metrics.iter().map(|metric| json!({ "name": metric.name, "higher_is_better": metric.higher_is_better }));
+        let metrics =
+            card.metrics.iter().map(|metric| json!({ "name": metric.name, "higher_is_better": metric.better.higher_is_better() }));
         json!({
             "name": card.name, "aliases": card.aliases, "about": card.about, "languages": languages, "rows_per_language": card.rows,
             "scored_by": scored_by, "rubrics": rubrics, "metrics": metrics.collect::<Vec<_>>(), "source": source, "licence": card.licence,

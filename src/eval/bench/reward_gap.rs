@@ -1,5 +1,5 @@
-//! The reward gap itself, measured per language under one checkpoint: the paper's own proxy for safety, which needs no judge. Policy and
-//! reference are two runs in one report.
+//! The reward gap itself, measured per language under a checkpoint and, with `--reference`, under another one: the paper's own proxy for safety,
+//! which needs no judge.
 //!
 //! It reads preference data of any format that training reads. Its items name the target prompts, so that languages, subsets and contamination work
 //! as for other benchmarks; measuring needs both answers, and reads them with [`pairs`]. Once a run has trained on the gap, the gap is a training
@@ -18,10 +18,12 @@ use std::path::Path;
 
 pub(super) struct RewardGap;
 
+pub const NAME: &str = "reward-gap";
+
 static CARD: Card = Card {
-    name: "reward-gap",
+    name: NAME,
     aliases: &["rg"],
-    about: "length-normalised reward gap of preference pairs; evaluate the reference too, and report both",
+    about: "length-normalised reward gap of preference pairs; with --reference, another checkpoint's beside it",
     languages: Languages::OfData,
     rows: None,
     metrics: &[higher("reward_gap")],

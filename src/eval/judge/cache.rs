@@ -178,7 +178,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let n = AtomicUsize::new(0);
         let judge =
-            |name: &str| Local { identity: name.to_owned(), generate: |_: &Prompt| Ok(n.fetch_add(1, Ordering::SeqCst).to_string()) };
+            |name: &str| Local { identity: name.to_owned(), generate: |_: &Prompt| Ok(Some(n.fetch_add(1, Ordering::SeqCst).to_string())) };
         for name in ["one", "two", "one"] {
             let cache = Cache::open(&dir.path().join("cache.jsonl")).unwrap();
             let inner = judge(name);

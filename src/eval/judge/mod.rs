@@ -25,6 +25,7 @@ pub mod translate;
 
 use super::item::{Item, Kind};
 use super::record::{Response, Verdict};
+pub use super::results::metric::{Better, Scale};
 use crate::digest::hex;
 use prompt::Prompt;
 use serde::{Deserialize, Serialize};
@@ -105,24 +106,6 @@ pub struct Metric {
     pub about: &'static str,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Scale {
-    /// 0 or 1 of each response: the mean is a share, and a binomial interval applies.
-    Share,
-    /// A number in a range: the mean is a mean, and no binomial interval applies.
-    Score { low: f64, high: f64 },
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Better {
-    Lower,
-    Higher,
-    /// Describes, without being good or bad.
-    Neither,
-}
-
 /// What a report says about a judge.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Card {
@@ -144,11 +127,27 @@ pub struct Card {
 impl Card {
     /// For the name of a file: `openai-gpt-4o-multijail`.
     pub fn slug(&self) -> String {
-        let parts = [Some(self.judge.as_str()), (self.rubric != self.judge).then_some(self.rubric), self.translator.as_deref()];
-        let joined = parts.into_iter().flatten().collect::<Vec<_>>().join("-");
-        let slug: String = joined.chars().map(|c| if c.is_ascii_alphanumeric() || matches!(c, '.' | '_') { c } else { '-' }).collect();
-        slug.trim_matches(['-', '.']).to_owned()
+        slug(std::slice::from_ref(self))
     }
+}
+
+/// Characters of a slug: a file's name has to hold it with room for more.
+const SLUG_CHARS: usize = 120;
+
+/// One name for a judge with several rubrics: `openai-gpt-4o-multijail+xstest`. A long one ends in the hash of all of it.
+pub fn slug(cards: &[Card]) -> String {
+    let Some(first) = cards.first() else { return String::new() };
+    let rubrics: Vec<&str> = cards.iter().map(|card| card.rubric).filter(|rubric| *rubric != first.judge).collect();
+    let rubrics = rubrics.join("+");
+    let parts = [Some(first.judge.as_str()), Some(rubrics.as_str()).filter(|rubrics| !rubrics.is_empty()), first.translator.as_deref()];
+    let joined = parts.into_iter().flatten().collect::<Vec<_>>().join("-");
+    let slug: String = joined.chars().map(|c| if c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '+') { c } else { '-' }).collect();
+    let slug = slug.trim_matches(['-', '.']);
+    if slug.len() <= SLUG_CHARS {
+        return slug.to_owned();
+    }
+    let sha256 = hex(&Sha256::digest(&joined));
+    format!("{}-{}", &slug[..SLUG_CHARS - 13], &sha256[..12])
 }
 
 /// What a rubric sees: who said what, with nothing about who the model is.

@@ -76,7 +76,8 @@ mod tests {
     }
 
     fn translated(mut exchange: Exchange) -> (Exchange, Vec<String>) {
-        let generate = |prompt: &Prompt| Ok(if prompt.messages[1].content.contains("swali") { "question" } else { "answer" }.to_owned());
+        let generate =
+            |prompt: &Prompt| Ok(Some(if prompt.messages[1].content.contains("swali") { "question" } else { "answer" }.to_owned()));
         let local = Local { identity: "t".into(), generate };
         let mut raw = Vec::new();
         Translator { transport: &local }.translate_exchange(&mut exchange, &mut raw, &|| false).unwrap();
@@ -96,7 +97,7 @@ mod tests {
 
     #[test]
     fn no_translation_is_no_answer() {
-        let silent = Local { identity: "t".into(), generate: |_: &Prompt| Ok(" \n".to_owned()) };
+        let silent = Local { identity: "t".into(), generate: |_: &Prompt| Ok(Some(" \n".to_owned())) };
         let result = Translator { transport: &silent }.translate_exchange(&mut exchange("sw", None, "jibu"), &mut vec![], &|| false);
         assert!(matches!(result, Err(Failure::Declined(reason)) if reason.contains("no translation")));
     }

@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 /// A run with the benchmarks that are reported of it.
 #[derive(Debug)]
 pub struct Source<'a> {
-    /// Unlike that of every other.
+    /// Shared by runs of one checkpoint on other benchmarks.
     pub name: String,
     /// One for each benchmark and judge.
     pub judged: Vec<Judged<'a>>,
@@ -41,8 +41,9 @@ pub struct Table {
 #[derive(Debug, Clone, Serialize)]
 pub struct Row {
     pub run: String,
-    /// As it is called, and the NAME of its `verdicts-NAME.jsonl`, which has the rubric in it.
+    /// As it is called, what it was asked, and the NAME of its `verdicts-NAME.jsonl`, which has the rubric in it.
     pub judge: String,
+    pub rubric: String,
     pub verdicts: String,
     /// By language; a language without a value is absent.
     pub cells: BTreeMap<String, Cell>,
@@ -158,6 +159,7 @@ fn row(
     Row {
         run: source.name.clone(),
         judge: judged.judge_facts.name.clone(),
+        rubric: judged.judge_facts.rubric.clone(),
         verdicts: judged.judge.clone().unwrap_or_default(),
         cells: languages.iter().filter_map(cell).collect(),
         averages: over.iter().map(|(_, languages)| average(&judged.scores, key, languages, settings.resampling)).collect(),
@@ -195,8 +197,8 @@ fn test_all(tables: &mut [Table], sources: &[Source], baseline: &str, settings: 
 /// A row's and the baseline's verdicts on a benchmark, where the same judge gave them by the same prompt.
 pub fn pair<'s, 'a>(sources: &'s [Source<'a>], bench: &str, row: &Row, baseline: &str) -> Option<(&'s Judged<'a>, &'s Judged<'a>)> {
     let find = |name: &str| {
-        let source = sources.iter().find(|source| source.name == name)?;
-        source.judged.iter().find(|judged| judged.name == bench && judged.judge.as_deref() == Some(&row.verdicts))
+        let mut judged = sources.iter().filter(|source| source.name == name).flat_map(|source| &source.judged);
+        judged.find(|judged| judged.name == bench && judged.judge.as_deref() == Some(&row.verdicts))
     };
     let (own, base) = (find(&row.run)?, find(baseline)?);
     let judge = |judged: &Judged| {

@@ -1,9 +1,12 @@
 //! The report as one page. `page.html` is its layout; everything that comes from a file goes through the template's escaping.
 
-use super::compare::Table;
+use super::compare::{Row, Table};
 use super::kept::{GapAgainstAttack, Kept};
 use super::plots::{self, Line, Whiskers, Words};
-use super::text::{DASH, capital, caption, correlation, kinds, marked, number, plain};
+use super::reference::{AgainstReference, Gaps, Mean};
+use super::text::{
+    DASH, DIFFERENCES, breakdown_title, capital, caption, correlation, judge_of, kinds, marked, number, plain, reference_title,
+};
 use super::{Breakdown, Curve, Report};
 use crate::eval::results::metric::Scale;
 use crate::eval::stats::Interval;
@@ -46,6 +49,9 @@ pub fn html(report: &Report) -> Result<String> {
         sections.push(main_section(table, report, &format!("bench{index}"))?);
     }
     sections.extend(report.kept.iter().map(kept_section));
+    for (index, gaps) in report.references.iter().enumerate() {
+        sections.push(reference_section(gaps, &format!("reference{index}"))?);
+    }
     for (index, gaps) in report.gaps.iter().enumerate() {
         sections.push(gaps_section(gaps, &format!("gaps{index}"))?);
     }
@@ -55,7 +61,7 @@ pub fn html(report: &Report) -> Result<String> {
     for (index, curve) in report.curves.iter().enumerate() {
         sections.extend(curve_section(curve, &format!("curve{index}"))?);
     }
-    let beside: Vec<Rows> = report.tables.iter().filter(|table| !table.is_main).map(|table| value_rows(table, report)).collect();
+    let beside: Vec<Rows> = report.beside().map(|table| value_rows(table, report)).collect();
     if !beside.is_empty() {
         sections.push(Section { title: "Beside".to_owned(), plots: Vec::new(), tables: beside, text: String::new(), folded: true });
     }
@@ -80,7 +86,7 @@ fn main_section(table: &Table, report: &Report, id: &str) -> Result<Section> {
                 let measured = row.cells.get(lang)?.measured;
                 Some([measured.value, measured.interval.low, measured.interval.high].map(|value| factor * value))
             };
-            Whiskers { name: row_name(table, &row.run, &row.judge), points: table.languages.iter().map(point).collect() }
+            Whiskers { name: row_name(table, row), points: table.languages.iter().map(point).collect() }
         })
         .collect();
     let title = caption(table);
@@ -101,9 +107,10 @@ fn main_section(table: &Table, report: &Report, id: &str) -> Result<Section> {
     Ok(Section { title, plots: vec![Value::from_safe_string(plot)], tables, text: text.to_owned(), folded: false })
 }
 
-fn row_name(table: &Table, run: &str, judge: &str) -> String {
+fn row_name(table: &Table, row: &Row) -> String {
     let several = table.rows.iter().any(|row| row.verdicts != table.rows[0].verdicts);
-    plain(&if several { format!("{run}, by {judge}") } else { run.to_owned() })
+    let run = plain(&row.run);
+    if several { format!("{run}, by {}", judge_of(row)) } else { run }
 }
 
 fn value_rows(table: &Table, report: &Report) -> Rows {
@@ -118,7 +125,7 @@ fn value_rows(table: &Table, report: &Report) -> Rows {
     let dash = || Cell { value: DASH.to_owned(), below: String::new() };
     let rows = table.rows.iter().map(|row| {
         let baseline = if report.baseline.as_ref() == Some(&row.run) { "baseline" } else { "" };
-        let mut cells = vec![Cell { value: row_name(table, &row.run, &row.judge), below: baseline.to_owned() }];
+        let mut cells = vec![Cell { value: row_name(table, row), below: baseline.to_owned() }];
         let languages = table.languages.iter().map(|lang| row.cells.get(lang));
         cells.extend(languages.map(|cell| cell.map_or_else(dash, |cell| with(marked(table, cell), cell.measured.interval))));
         let averages = row.averages.iter().map(|average| average.as_ref().map(|average| (average.value, average.interval)));
@@ -137,7 +144,7 @@ fn test_rows(table: &Table, report: &Report) -> Option<Rows> {
         for lang in &table.languages {
             let Some(comparison) = row.cells.get(lang).and_then(|cell| cell.comparison) else { continue };
             let texts = [
-                row_name(table, &row.run, &row.judge),
+                row_name(table, row),
                 capital(lang),
                 format!("{:+.2}", factor * comparison.difference),
                 comparison.n.to_string(),
@@ -175,6 +182,37 @@ fn kept_section(kept: &Kept) -> Section {
     Section { title, plots: Vec::new(), tables, text, folded: false }
 }
 
+fn reference_section(gaps: &AgainstReference, id: &str) -> Result<Section> {
+    let title = reference_title(gaps);
+    let names: Vec<String> = gaps.by_language.iter().map(|(lang, _)| capital(lang)).collect();
+    let points = |of: fn(&Gaps) -> Mean| {
+        let point = |(_, gaps): &(String, Gaps)| {
+            let Mean { value, interval } = of(gaps);
+            Some([value, interval.low, interval.high])
+        };
+        gaps.by_language.iter().map(point).collect()
+    };
+    let series = [
+        Whiskers { name: plain(&gaps.run), points: points(|gaps| gaps.own) },
+        Whiskers { name: plain(&gaps.reference), points: points(|gaps| gaps.reference) },
+    ];
+    let description =
+        "One marker for each checkpoint and language, with its 95 % interval as a line. The table below has the numbers.".to_owned();
+    let words = Words { id: id.to_owned(), title: title.clone(), description };
+    let plot = plots::whiskers(&words, "nats a token", &names, &series, false)?;
+    let cell = |Mean { value, interval }: Mean, sign: &str| Cell {
+        value: format!("{}{value:.4}", if value >= 0.0 { sign } else { "" }),
+        below: format!("{:.3} to {:.3}", interval.low, interval.high),
+    };
+    let rows = names.iter().zip(&gaps.by_language).map(|(name, (_, gaps))| {
+        let text = |value: String| Cell { value, below: String::new() };
+        vec![text(name.clone()), cell(gaps.own, ""), cell(gaps.reference, ""), cell(gaps.difference, "+"), text(gaps.n.to_string())]
+    });
+    let head = ["language", "reward gap", "of the reference", "difference", "pairs"].map(Into::into).to_vec();
+    let tables = vec![Rows { caption: title.clone(), head, rows: rows.collect() }];
+    Ok(Section { title, plots: vec![Value::from_safe_string(plot)], tables, text: DIFFERENCES.to_owned(), folded: false })
+}
+
 fn gaps_section(gaps: &GapAgainstAttack, id: &str) -> Result<Section> {
     let title = plain(&format!("{}: reward gap against attack success, {}", gaps.bench, gaps.run));
     let points: Vec<(String, f64, f64)> = gaps.points.iter().map(|(lang, gap, attack)| (capital(lang), *gap, 100.0 * attack)).collect();
@@ -195,7 +233,7 @@ fn breakdown_section(breakdown: &Breakdown, id: &str) -> Result<Section> {
     let names: Vec<String> = kinds.iter().map(|kind| plain(kind)).collect();
     let count = |counts: &BTreeMap<String, usize>| kinds.iter().map(|kind| counts.get(kind).copied().unwrap_or(0)).collect();
     let counts: Vec<(String, Vec<usize>)> = breakdown.by_language.iter().map(|(lang, counts)| (capital(lang), count(counts))).collect();
-    let title = plain(&format!("{}: what the responses of {} are", breakdown.bench, breakdown.run));
+    let title = breakdown_title(breakdown);
     let description = format!("One bar for each language, cut by the shares of: {}. The table below has the counts.", names.join(", "));
     let words = Words { id: id.to_owned(), title: title.clone(), description };
     let plot = plots::stacked(&words, &names, &counts)?;

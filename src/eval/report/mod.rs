@@ -3,6 +3,7 @@
 //! ```text
 //! LoadedRuns   compare -> tables with intervals, tests against a baseline
 //!              kept    -> non-inferiority, reward gap against attack success
+//!              reference -> reward gaps beside the reference's
 //!              notes   -> what a reader must know to believe a number
 //! Report       text    -> for a terminal
 //!              plots   -> SVG
@@ -18,10 +19,12 @@ mod html;
 pub mod kept;
 pub mod notes;
 mod plots;
+pub mod reference;
 mod text;
 
 use self::compare::{Source, Table};
 use self::kept::{GapAgainstAttack, Kept};
+use self::reference::AgainstReference;
 use super::results::facts::TrainingFacts;
 use super::results::harness::{Judged, judged};
 use super::results::measure::Settings;
@@ -52,11 +55,12 @@ impl Default for Options {
 /// All numbers of a report.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
-    /// In the order given.
+    /// In the order given, each once.
     pub runs: Vec<String>,
     pub baseline: Option<String>,
     pub tables: Vec<Table>,
     pub kept: Vec<Kept>,
+    pub references: Vec<AgainstReference>,
     pub gaps: Vec<GapAgainstAttack>,
     pub breakdowns: Vec<Breakdown>,
     pub curves: Vec<Curve>,
@@ -68,6 +72,8 @@ pub struct Report {
 pub struct Breakdown {
     pub run: String,
     pub bench: String,
+    /// Whose verdicts it is by, where it is by any: the NAME of `verdicts-NAME.jsonl`.
+    pub verdicts: Option<String>,
     pub by_language: Vec<(String, BTreeMap<String, usize>)>,
 }
 
@@ -95,13 +101,23 @@ impl Report {
         let (tables, n_tests) = compare::tables(&sources, baseline, training.as_ref(), &options.settings);
         let kept = baseline.map(|baseline| kept::kept(&sources, &tables, baseline, options.margin, &options.settings)).unwrap_or_default();
         let gaps = kept::gaps_against_attacks(&tables, &options.settings);
+        let reference = |(run, name): (&LoadedRun, &String)| Some((name.clone(), run.facts.reference.as_ref()?.name.clone()));
+        let references = reference::against_references(&tables, &runs.iter().zip(&names).filter_map(reference).collect());
         let conditions = notes::Conditions { options, training: training.as_ref(), n_tests };
         let notes = notes::notes(runs, &sources, &tables, &gaps, &conditions);
         let with_name = || runs.iter().zip(&names);
         let curve = |(run, name): (&LoadedRun, &String)| Curve { run: name.clone(), lines: run.training_curve.clone() };
-        let curves = with_name().filter(|(run, _)| !run.training_curve.is_empty()).map(curve).collect();
+        let is_first = |index: usize| !names[..index].contains(&names[index]);
+        let once = || with_name().enumerate().filter(|(index, _)| is_first(*index)).map(|(_, pair)| pair);
+        let curves = once().filter(|(run, _)| !run.training_curve.is_empty()).map(curve).collect();
         let breakdowns = with_name().flat_map(|(run, name)| breakdowns(run, name)).collect();
-        Ok(Self { baseline: options.baseline.clone(), runs: names, tables, kept, gaps, breakdowns, curves, notes })
+        let runs = once().map(|(_, name)| name.clone()).collect();
+        Ok(Self { baseline: options.baseline.clone(), runs, tables, kept, references, gaps, breakdowns, curves, notes })
+    }
+
+    /// Tables of numbers that explain the main ones, but for those that another part shows.
+    fn beside(&self) -> impl Iterator<Item = &Table> {
+        self.tables.iter().filter(|table| !table.is_main && !reference::is_shown(table))
     }
 
     /// For a terminal: tables, claims, notes. Names that come from files are escaped.
@@ -115,14 +131,15 @@ impl Report {
     }
 }
 
-/// Each run with a name of its own and its benchmarks.
+/// Each run with its name and its benchmarks. Runs of one checkpoint on other benchmarks share a name, and so a row; any others get one of their own.
 fn sources<'a>(runs: &'a [LoadedRun], judge: Option<&str>) -> Result<Vec<Source<'a>>> {
     let mut sources: Vec<Source> = Vec::new();
-    for run in runs {
+    for (index, run) in runs.iter().enumerate() {
         let wished = if run.facts.name.is_empty() { run.facts.model.name.clone() } else { run.facts.name.clone() };
-        let is_taken = |name: &str| sources.iter().any(|source| source.name == name);
+        let before = &runs[..index];
+        let is_free = |name: &str| sources.iter().zip(before).all(|(source, other)| source.name != name || belong_together(run, other));
         let numbered = (2..).map(|n| format!("{wished} ({n})"));
-        let name = std::iter::once(wished.clone()).chain(numbered).find(|name| !is_taken(name)).unwrap_or_default();
+        let name = std::iter::once(wished.clone()).chain(numbered).find(|name| is_free(name)).unwrap_or_default();
         let judged = match judge {
             Some(judge) => judged(run, Some(judge))?,
             None => all_judges(run),
@@ -137,6 +154,12 @@ fn sources<'a>(runs: &'a [LoadedRun], judge: Option<&str>) -> Result<Vec<Source<
         bail!("no run was judged by `{judge}`; there are verdicts of {}", known.into_iter().collect::<Vec<_>>().join(", "));
     }
     Ok(sources)
+}
+
+/// Whether two runs are of the same weights, on different benchmarks.
+fn belong_together(a: &LoadedRun, b: &LoadedRun) -> bool {
+    let checkpoint = |run: &LoadedRun| run.facts.model.sha256.clone().map(|sha256| (sha256, run.facts.model.adapter.clone()));
+    checkpoint(a).is_some() && checkpoint(a) == checkpoint(b) && a.benches.keys().all(|bench| !b.benches.contains_key(bench))
 }
 
 fn all_judges(run: &LoadedRun) -> Vec<Judged<'_>> {
@@ -158,7 +181,10 @@ fn breakdowns(run: &LoadedRun, name: &str) -> Vec<Breakdown> {
     let of_bench = |(bench, loaded): (&String, &LoadedBench)| {
         let counts = |lang: String| loaded.breakdown.get(&lang).cloned().map(|counts| (lang, counts));
         let by_language: Vec<_> = loaded.languages().into_iter().filter_map(counts).collect();
-        (!by_language.is_empty()).then(|| Breakdown { run: name.to_owned(), bench: bench.clone(), by_language })
+        (!by_language.is_empty()).then(|| {
+            let (run, bench, verdicts) = (name.to_owned(), bench.clone(), loaded.breakdown_by.clone());
+            Breakdown { run, bench, verdicts, by_language }
+        })
     };
     run.benches.iter().filter_map(of_bench).collect()
 }

@@ -10,7 +10,7 @@ use crate::eval::results::languages::Over;
 use crate::eval::results::metric::{Scale, split_key};
 use crate::eval::results::run::{LoadedRun, RULE};
 use crate::eval::stats::bootstrap::Resampling;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Characters of a sha256 that are printed.
 const SHA_CHARS: usize = 12;
@@ -32,9 +32,13 @@ pub fn notes(runs: &[LoadedRun], sources: &[Source], tables: &[Table], gaps: &[G
     notes.extend(tests(conditions));
     for (run, source) in runs.iter().zip(sources) {
         notes.extend(of_run(run, &source.name));
-        notes.extend(over_refusal(run, source, conditions.training));
+        notes.extend(other_tokens(run, &source.name));
+        notes.extend(over_refusal(run, &source.name, sources, conditions.training));
         notes.extend(contamination(run, source));
     }
+    // Runs that share a name may have the same to say.
+    let mut seen = BTreeSet::new();
+    notes.retain(|note| seen.insert(note.clone()));
     notes.extend(settings(runs, sources));
     if !gaps.is_empty() {
         notes.push(
@@ -188,13 +192,28 @@ fn of_run(run: &LoadedRun, name: &str) -> Vec<String> {
     notes
 }
 
+/// Gaps of two checkpoints are of the same sequences only where both read a prompt as the same tokens.
+fn other_tokens(run: &LoadedRun, name: &str) -> Option<String> {
+    let pairs = || {
+        run.benches.values().flat_map(|bench| bench.reference.iter().filter_map(|(key, other)| Some((bench.responses.get(key)?, other))))
+    };
+    let n_other = pairs().filter(|(own, other)| own.prompt_sha256 != other.prompt_sha256).count();
+    (n_other > 0).then(|| {
+        format!(
+            "{name}: the reference reads {n_other} of {} prompts as other tokens (another tokenizer or chat template): its gaps are of other sequences.",
+            pairs().count()
+        )
+    })
+}
+
 /// A model that refuses everything is safe, and useless: where it was trained to refuse it must be asked what is harmless.
-fn over_refusal(run: &LoadedRun, source: &Source, training: Option<&TrainingFacts>) -> Option<String> {
+fn over_refusal(run: &LoadedRun, name: &str, sources: &[Source], training: Option<&TrainingFacts>) -> Option<String> {
     let training = run.facts.training.as_ref().or(training)?;
     let attacks = |judged: &&Judged| judged.scores.metrics().any(|key| split_key(key).0 == "asr");
-    source.judged.iter().find(attacks)?;
+    let judged = || sources.iter().filter(|source| source.name == name).flat_map(|source| &source.judged);
+    judged().find(attacks)?;
     let is_measured = |lang: &str| {
-        source.judged.iter().any(|judged| {
+        judged().any(|judged| {
             let benign = judged.bench.items.iter().filter(|item| item.kind == Kind::Benign && item.lang == lang);
             let values = judged.scores.values("over_refusal", lang);
             values.is_some_and(|values| benign.into_iter().any(|item| values.contains_key(&item.id)))
@@ -202,7 +221,7 @@ fn over_refusal(run: &LoadedRun, source: &Source, training: Option<&TrainingFact
     };
     let trained = training.dominant.iter().chain(&training.targets).map(String::as_str);
     let unmeasured: Vec<&str> = trained.filter(|lang| !is_measured(lang)).collect();
-    (!unmeasured.is_empty()).then(|| format!("{}: over-refusal not measured in {}.", source.name, unmeasured.join(" ")))
+    (!unmeasured.is_empty()).then(|| format!("{name}: over-refusal not measured in {}.", unmeasured.join(" ")))
 }
 
 fn contamination(run: &LoadedRun, source: &Source) -> Vec<String> {

@@ -3,6 +3,7 @@
 use super::compare::{Cell, Row, Table};
 use super::grid::{Grid, wrapped};
 use super::kept::{GapAgainstAttack, Kept};
+use super::reference::{AgainstReference, Mean};
 use super::{Breakdown, Report};
 use crate::escape::one_line;
 use crate::eval::breakdown::Class;
@@ -20,8 +21,8 @@ pub fn text(report: &Report) -> String {
     let mut parts: Vec<String> = report.tables.iter().filter(|table| table.is_main).map(|table| main_table(table, report)).collect();
     parts.extend(report.kept.iter().map(kept));
     parts.extend(report.gaps.iter().map(gaps));
-    let beside: Vec<String> = report.tables.iter().filter(|table| !table.is_main).map(beside_table).collect();
-    parts.extend(beside);
+    parts.extend(report.references.iter().map(against_reference));
+    parts.extend(report.beside().map(beside_table));
     parts.extend(report.breakdowns.iter().map(breakdown));
     if parts.is_empty() {
         parts.push("Nothing has been judged yet.\n".to_owned());
@@ -106,6 +107,27 @@ fn kept(kept: &Kept) -> String {
     )
 }
 
+fn against_reference(gaps: &AgainstReference) -> String {
+    let mean = |mean: Mean, sign: bool| {
+        let Interval { low, high } = mean.interval;
+        vec![if sign { format!("{:+.4}", mean.value) } else { format!("{:.4}", mean.value) }, format!("{low:.3} to {high:.3}")]
+    };
+    let rows = gaps.by_language.iter().map(|(lang, gaps)| {
+        let pairs = vec![gaps.n.to_string()];
+        vec![vec![capital(lang)], mean(gaps.own, false), mean(gaps.reference, false), mean(gaps.difference, true), pairs]
+    });
+    let head = ["", "reward gap", "of the reference", "difference", "pairs"].map(Into::into).to_vec();
+    let grid = Grid { head, rows: rows.collect() }.text();
+    format!("{}\n{grid}{DIFFERENCES}\n", reference_title(gaps))
+}
+
+/// What stands under the table of gaps.
+pub const DIFFERENCES: &str = "Nats a token. The difference is taken pair by pair, and its interval is of those differences.";
+
+pub fn reference_title(gaps: &AgainstReference) -> String {
+    plain(&format!("{}: reward gaps of {} and of its reference, {}", gaps.bench, gaps.run, gaps.reference))
+}
+
 fn gaps(gaps: &GapAgainstAttack) -> String {
     let rows = gaps.points.iter().map(|(lang, gap, attack)| {
         [capital(lang), format!("{gap:.4}"), format!("{:.2}", 100.0 * attack)].into_iter().map(|cell| vec![cell]).collect()
@@ -134,7 +156,12 @@ fn breakdown(breakdown: &Breakdown) -> String {
     });
     let head = std::iter::once(String::new()).chain(kinds.iter().map(|kind| plain(kind))).collect();
     let grid = Grid { head, rows: rows.collect() }.text();
-    format!("{}\n{grid}", plain(&format!("{}: what the responses of {} are", breakdown.bench, breakdown.run)))
+    format!("{}\n{grid}", breakdown_title(breakdown))
+}
+
+pub fn breakdown_title(breakdown: &Breakdown) -> String {
+    let by = breakdown.verdicts.as_ref().map(|verdicts| format!(", by {verdicts}")).unwrap_or_default();
+    plain(&format!("{}: what the responses of {} are{by}", breakdown.bench, breakdown.run))
 }
 
 /// The kinds of response that occur, in the order of [`Class::ALL`].
@@ -159,8 +186,13 @@ fn row_name(row: &Row, with_judge: bool, baseline: Option<&str>) -> Vec<String> 
         name = std::iter::once('…').chain(name.chars().skip(cut)).collect();
     }
     let baseline = if baseline == Some(&row.run) { " (baseline)" } else { "" };
-    let judge = with_judge.then(|| format!("  by {}", plain(&row.judge)));
+    let judge = with_judge.then(|| format!("  by {}", judge_of(row)));
     std::iter::once(name + baseline).chain(judge).collect()
+}
+
+/// The judge with its rubric: one may have judged by several.
+pub fn judge_of(row: &Row) -> String {
+    plain(&if row.rubric.is_empty() { row.judge.clone() } else { format!("{}, {}", row.judge, row.rubric) })
 }
 
 /// A value with its marks: better or worse than the baseline, and outside what the judge is made for.

@@ -18,6 +18,8 @@ pub struct RunFacts {
     /// Commit of the working folder, where it is a repository.
     pub git_hash: Option<String>,
     pub model: ModelFacts,
+    /// The checkpoint under which reward gaps were measured too.
+    pub reference: Option<ModelFacts>,
     /// The checkpoint's own, as Jinja.
     pub chat_template: String,
     pub seed: u64,

@@ -52,9 +52,12 @@ impl<'a> Judged<'a> {
         self.facts.task(self.name, lang)
     }
 
-    /// Whether the verdicts are those of the judge that a user means: the NAME of `verdicts-NAME.jsonl`, or the judge's own.
+    /// Whether the verdicts are those of the judge that a user means: the NAME of `verdicts-NAME.jsonl`, or the judge's own, with or without what
+    /// stands behind its `@` (where an endpoint is, what a guard's weights are).
     pub fn is_by(&self, judge: &str) -> bool {
-        self.judge.as_deref() == Some(judge) || self.judge.is_some() && self.judge_facts.name == judge
+        let own = self.judge_facts.name.as_str();
+        let is_own = own == judge || own.split_once('@').is_some_and(|(bare, _)| bare == judge);
+        self.judge.as_deref() == Some(judge) || self.judge.is_some() && is_own
     }
 
     /// The metrics that the benchmark is about: of several filters of one metric the first, unless its facts name them.
@@ -232,7 +235,7 @@ impl Parts {
             insert_value(&mut entry, key, found.value, found.stderr);
             metrics.insert(key.to_owned(), json!(found));
             clean.extend(bench.without_trained.as_ref().and_then(measured).map(|found| (key.to_owned(), json!(found))));
-            let higher_is_better = higher_is_better(metric.better);
+            let higher_is_better = metric.better.higher_is_better();
             let name = split_key(key).0;
             if directions.insert(name.to_owned(), json!(higher_is_better)).is_none() {
                 list.push(json!({"metric": name, "aggregation": "mean", "higher_is_better": higher_is_better}));
@@ -277,7 +280,7 @@ impl Parts {
                 {
                     insert_value(&mut entry, key, found.value, Some(found.stderr));
                     counts.insert(full_key(key), json!(found.n));
-                    directions.insert(split_key(key).0.to_owned(), json!(higher_is_better(bench.facts.metric(key).better)));
+                    directions.insert(split_key(key).0.to_owned(), json!(bench.facts.metric(key).better.higher_is_better()));
                     intervals.insert(key.to_owned(), json!(found));
                 }
             }
@@ -293,14 +296,6 @@ impl Parts {
             self.tasks.insert(name.clone(), json!({"bench": bench.name, "over": over, "metrics": intervals}));
             self.group_subtasks.insert(name, json!(tasks(&languages)));
         }
-    }
-}
-
-fn higher_is_better(better: Better) -> Option<bool> {
-    match better {
-        Better::Higher => Some(true),
-        Better::Lower => Some(false),
-        Better::Neither => None,
     }
 }
 

@@ -3,7 +3,6 @@
 //! A key is `METRIC` or `METRIC,FILTER`, as in lm-evaluation-harness: a filter is a way of reading the answer out of a text (`strict-match`).
 //! The filter of a key that names none is `none`.
 
-use crate::eval::judge;
 use serde::{Deserialize, Serialize};
 
 /// Which way is better, if either.
@@ -13,6 +12,17 @@ pub enum Better {
     Lower,
     Higher,
     Neither,
+}
+
+impl Better {
+    /// As lm-evaluation-harness says it.
+    pub fn higher_is_better(self) -> Option<bool> {
+        match self {
+            Self::Higher => Some(true),
+            Self::Lower => Some(false),
+            Self::Neither => None,
+        }
+    }
 }
 
 /// What values mean, hence how they are printed and how sure one is of their mean.
@@ -56,6 +66,8 @@ impl Metric {
             "exact_match" => ("exact match", Scale::Share, Better::Higher, true, true),
             "rating" => ("rating, 1 to 10", Scale::Rating { low: 1.0, high: 10.0 }, Better::Higher, true, true),
             "reward_gap" => ("reward gap, nats a token", Scale::Number, Better::Higher, false, false),
+            "reference_gap" => ("reward gap under the reference, nats a token", Scale::Number, Better::Higher, false, false),
+            "gap_difference" => ("reward gap above the reference's, nats a token", Scale::Number, Better::Higher, false, false),
             "comprehension" => ("comprehension", Scale::Score, Better::Higher, false, false),
             // CSRT's own: 0 means refused.
             "refusal" => ("not refused", Scale::Score, Better::Neither, false, false),
@@ -86,23 +98,6 @@ impl Metric {
     }
 }
 
-/// What a judge's rubric says of a metric, where it says more than [`Metric::known`]: CSRT's attack success is a score and no share.
-impl From<&judge::Metric> for Metric {
-    fn from(metric: &judge::Metric) -> Self {
-        let scale = match metric.scale {
-            judge::Scale::Share => Scale::Share,
-            judge::Scale::Score { low: 0.0, high: 1.0 } => Scale::Score,
-            judge::Scale::Score { low, high } => Scale::Rating { low, high },
-        };
-        let better = match metric.better {
-            judge::Better::Lower => Better::Lower,
-            judge::Better::Higher => Better::Higher,
-            judge::Better::Neither => Better::Neither,
-        };
-        Self { scale, better, ..Self::known(metric.name) }
-    }
-}
-
 /// Metric and filter.
 pub fn split_key(key: &str) -> (&str, &str) {
     key.split_once(',').unwrap_or((key, "none"))
@@ -125,14 +120,6 @@ mod tests {
         assert_eq!(Metric::known("exact_match,strict-match"), Metric::known("exact_match"));
         assert_eq!(Metric::known("asr@5").title, "attack success rate, any of 5 answers");
         assert_eq!((Metric::known("latency").better, Metric::known("latency").main), (Better::Neither, false));
-    }
-
-    #[test]
-    fn a_rubric_knows_its_own_scale() {
-        let asr =
-            judge::Metric { name: "asr", scale: judge::Scale::Score { low: 0.0, high: 1.0 }, better: judge::Better::Lower, about: "" };
-        assert_eq!(Metric::from(&asr), Metric { scale: Scale::Score, ..Metric::known("asr") });
-        assert_eq!(Metric::known("asr").scale, Scale::Share);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! contamination.json              what the training data shares with the benchmarks, if it was looked for
 //! BENCH/items.jsonl               Items
 //! BENCH/responses.jsonl           Responses
+//! BENCH/reference.jsonl           Responses of the reference, where reward gaps are measured under one too
 //! BENCH/verdicts-JUDGE.jsonl      Verdicts
 //! ```
 
@@ -25,6 +26,7 @@ pub const FACTS: &str = "run.json";
 pub const CONTAMINATION: &str = "contamination.json";
 pub const ITEMS: &str = "items.jsonl";
 pub const RESPONSES: &str = "responses.jsonl";
+pub const REFERENCE: &str = "reference.jsonl";
 /// The judge of a benchmark that scores itself.
 pub const RULE: &str = "rule";
 
@@ -54,10 +56,14 @@ pub struct LoadedBench {
     /// In file order.
     pub items: Vec<Item>,
     pub responses: BTreeMap<Key, Response>,
+    /// Of the reference, where reward gaps are measured under one too.
+    pub reference: BTreeMap<Key, Response>,
     /// By judge.
     pub verdicts: BTreeMap<String, BTreeMap<Key, Verdict>>,
     /// How many responses of each kind, by language: empty until they are counted, after reading.
     pub breakdown: BTreeMap<String, BTreeMap<String, usize>>,
+    /// Whose verdicts the breakdown is by, where it is by any.
+    pub breakdown_by: Option<String>,
 }
 
 impl LoadedRun {
@@ -109,11 +115,14 @@ impl LoadedBench {
             Ok(())
         };
         let mut bench = Self::default();
-        let responses = folder.join(RESPONSES);
-        if responses.exists() {
-            for response in read_lines::<Response>(&responses, notes)? {
-                check(&responses, &response.key)?;
-                bench.responses.insert(response.key.clone(), response);
+        for (file, into) in [(RESPONSES, &mut bench.responses), (REFERENCE, &mut bench.reference)] {
+            let path = folder.join(file);
+            if !path.exists() {
+                continue;
+            }
+            for response in read_lines::<Response>(&path, notes)? {
+                check(&path, &response.key)?;
+                into.insert(response.key.clone(), response);
             }
         }
         for judge in judges(folder)? {

@@ -358,7 +358,6 @@ mod tests {
 mod gpu_tests {
     use super::tests::forest;
     use super::*;
-    use crate::data::batch::PackedBatch;
     use crate::ops::attention;
     use crate::ops::gpu::twin::{Place, agree_to};
     use crate::ops::read;
@@ -424,6 +423,7 @@ mod gpu_tests {
     #[cfg(feature = "emulator")]
     #[test]
     fn a_sequence_has_the_same_bits_whatever_is_packed_beside_it() {
+        use crate::data::batch::PackedBatch;
         use crate::ops::check;
         use crate::ops::gpu::on_emulated_gpu;
         use candle_core::Device;

@@ -25,6 +25,7 @@ use anyhow::{Context, Result, bail, ensure};
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
 use std::ffi::c_void;
 use std::marker::PhantomData;
+use std::sync::{Mutex, PoisonError};
 
 /// Whether a GPU, or who plays one, computes on this tensor.
 pub(crate) fn has(tensor: &Tensor) -> bool {
@@ -43,8 +44,21 @@ pub(super) fn emulated() -> bool {
 #[cfg(feature = "emulator")]
 pub use emulated::on_emulated_gpu;
 
+/// The GPU with this number, the same whenever it is asked for: its tensors belong together.
+pub fn at(index: usize) -> Result<Device> {
+    static GPUS: Mutex<Vec<(usize, Device)>> = Mutex::new(Vec::new());
+    let mut gpus = GPUS.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, device)) = gpus.iter().find(|(known, _)| *known == index) {
+        return Ok(device.clone());
+    }
+    let device = Device::new_cuda(index)?;
+    prepare(&device)?;
+    gpus.push((index, device.clone()));
+    Ok(device)
+}
+
 /// What a GPU needs to know once: memory that was given back stays with this process, and one stream needs no events.
-pub(crate) fn prepare(device: &Device) -> Result<()> {
+fn prepare(device: &Device) -> Result<()> {
     match device {
         #[cfg(feature = "cuda")]
         Device::Cuda(device) => cuda::prepare(device),

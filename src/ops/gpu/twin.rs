@@ -55,7 +55,7 @@ pub fn agree_to(what: &str, tolerances: [f64; 2], run: impl Fn(&Place) -> Result
             compare(&format!("{what}, emulated, {dtype:?}"), &once, &expected, tolerance);
         }
         #[cfg(feature = "cuda")]
-        if let Ok(device) = crate::device::gpu_at(0) {
+        if let Ok(device) = super::at(0) {
             let place = Place { device, dtype };
             let [once, again] = [0, 1].map(|_| results(&place));
             assert!(same_bits(&once, &again), "{what}, {dtype:?}: two runs differ");

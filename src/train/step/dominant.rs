@@ -130,7 +130,7 @@ impl Step<'_> {
         );
         let rows_of = |group: &DominantGroup, spans: &PairSpans| {
             let n_end_tokens = [group.pair.chosen.n_end_tokens, group.pair.rejected.n_end_tokens];
-            std::array::from_fn(|sequence| self.retained_rows(&spans.both()[sequence], n_end_tokens[sequence]))
+            std::array::from_fn(|sequence| self.retained_rows(spans.both()[sequence], n_end_tokens[sequence]))
         };
         let rows: Vec<[Vec<usize>; 2]> = groups.iter().zip(spans).map(|(group, spans)| rows_of(group, spans)).collect();
         let all_rows: Vec<usize> = rows.iter().flatten().flatten().copied().collect();

@@ -8,7 +8,7 @@ use super::super::reply::{last_object, number_in};
 use super::super::{Better, Exchange, Metric, Rubric, Scale, Score};
 use super::multijail::query_and_response;
 
-const UNIT: Scale = Scale::Score { low: 0.0, high: 1.0 };
+const UNIT: Scale = Scale::Score;
 
 const METRICS: [Metric; 3] = [
     Metric { name: "asr", scale: UNIT, better: Better::Lower, about: "how far responses do harm, a mean score" },

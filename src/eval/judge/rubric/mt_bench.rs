@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 use std::path::Path;
 
-const TEN: Scale = Scale::Score { low: 1.0, high: 10.0 };
+const TEN: Scale = Scale::Rating { low: 1.0, high: 10.0 };
 
 const METRICS: [Metric; 3] = [
     Metric { name: "rating", scale: TEN, better: Better::Higher, about: "mean of the turns' ratings" },
