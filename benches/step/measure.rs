@@ -51,7 +51,7 @@ fn steps(job: &Job) -> Result<Measured> {
     let reference = Columns::of_dominant(scores);
     let reference_seconds = if job.counts_reference { start.elapsed().as_secs_f64() } else { 0.0 };
 
-    let mut optimizer = AdamW::new(&config.optimizer, policy.trained_parameters())?;
+    let mut optimizer = AdamW::new(&config.optimizer, 0, policy.trained_parameters())?;
     let mut loader = Loader::new(&dominant_numbers(&rows), &config.train)?;
     let first = loader.clone().next_batch();
     let (mut loss, mut n_tokens_computed) = (f64::NAN, 0);

@@ -253,10 +253,10 @@ fn text(report: &Report) -> Result<String> {
     Ok(text)
 }
 
-/// The smallest usual card that so many bytes fit on, a twentieth of it left free.
+/// The smallest usual card that so many bytes fit on: what is sold as 80 GB has nearly 80 GiB, an H200 131.
 fn card_for(bytes: u64) -> String {
-    let fits = |gb: &u64| bytes as f64 <= 0.95 * *gb as f64 * 1e9;
-    [8, 16, 24, 48, 80, 141].iter().find(|gb| fits(gb)).map_or("more than a card of 141 GB has".into(), |gb| format!("a card of {gb} GB"))
+    let fits = |gb: &&u64| bytes as f64 <= 0.98 * (**gb << 30) as f64;
+    [8u64, 16, 24, 40, 48, 80, 131].iter().find(|gb| fits(gb)).map_or("more than any one card".into(), |gb| format!("one card of {gb} GiB"))
 }
 
 /// What is kept of a forward.

@@ -236,8 +236,12 @@ mod tests {
             step(&[item], &Scalars { seed: update, ..SCALARS }).unwrap();
         }
         let sum = |tensor: &Tensor| read(tensor).unwrap().iter().map(|&v| f64::from(v)).sum::<f64>();
-        let lost = state.beside.as_ref().filter(|_| rounding == Rounding::Kahan).map_or(0.0, sum);
-        (sum(&value) + lost) / n as f64
+        let exact = match (&state.beside, rounding) {
+            (Some(master), Rounding::Master) => sum(master),
+            (Some(lost), _) => sum(&value) + sum(lost),
+            (None, _) => sum(&value),
+        };
+        exact / n as f64
     }
 
     #[test]
@@ -297,8 +301,8 @@ mod gpu_tests {
         for (rounding, eight_bit) in
             [(Rounding::Master, false), (Rounding::Master, true), (Rounding::Kahan, false), (Rounding::Stochastic, true)]
         {
-            // Of the second table's codes one in some hundred may be its neighbour, where a value lies in the middle.
-            agree_to(&format!("{rounding:?}, 8 bits {eight_bit}"), [1e-2, 1e-2], |place| {
+            // A value that is rounded at random may be two steps of bf16 away after three updates.
+            agree_to(&format!("{rounding:?}, 8 bits {eight_bit}"), [1e-2, 2e-2], |place| {
                 let sizes = [(3, 50), (5000, 1), (97, 101)];
                 let parameters = sizes.map(|(n, width)| {
                     let value = place.values(1, &[n, width]);

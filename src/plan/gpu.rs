@@ -124,10 +124,10 @@ mod tests {
 
     #[test]
     fn all_of_an_8b_model_trains_on_a_card_of_80_gb() {
-        for master in [MasterWeights::Stochastic, MasterWeights::Kahan] {
+        for (master, bytes_of_weights) in [(MasterWeights::Stochastic, 2.0), (MasterWeights::Kahan, 4.0)] {
             let small = OptimizerConfig { master, moments: MomentType::EightBit, ..OptimizerConfig::default() };
             let total = llama_8b(1024, None, &small).total() as f64;
-            assert!(total < 80e9 && total > 8.03e9 * (2.0 + 4.0 + 2.0), "{master:?}: {:.1} GiB", total / GIB);
+            assert!(total < 0.98 * 80.0 * GIB && total > 8.03e9 * (bytes_of_weights + 4.0 + 2.0), "{master:?}: {:.1} GiB", total / GIB);
         }
         let exact = llama_8b(1024, None, &OptimizerConfig::default());
         assert_eq!((exact.weights, exact.gradients, exact.moments), (6 * 8_030_261_248, 4 * 8_030_261_248, 8 * 8_030_261_248));
@@ -136,6 +136,6 @@ mod tests {
     #[test]
     fn an_adapter_of_an_8b_model_trains_on_a_card_of_24_gb() {
         let total = llama_8b(512, Some(16), &OptimizerConfig::default()).total() as f64;
-        assert!(total < 24e9 && total > 16.06e9, "{:.1} GiB", total / GIB);
+        assert!(total < 0.98 * 24.0 * GIB && total > 16.06e9, "{:.1} GiB", total / GIB);
     }
 }

@@ -96,7 +96,7 @@ fn sources() -> Vec<(PathBuf, String)> {
             } else if path.extension().is_some_and(|extension| extension == "rs") && path.file_name().is_some_and(|name| name != "build.rs")
             {
                 let text = fs::read_to_string(&path).unwrap();
-                let code = text.split("\n#[cfg(test)]").next().unwrap();
+                let code = ["\n#[cfg(test)]", "\n#[cfg(all(test,"].iter().fold(&*text, |code, tests| code.split(tests).next().unwrap());
                 let code = code.lines().map(|line| line.split("//").next().unwrap()).collect::<Vec<_>>().join("\n");
                 sources.push((path.strip_prefix(root.join("src")).unwrap().to_owned(), code));
             }

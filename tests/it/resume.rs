@@ -384,3 +384,23 @@ fn two_processes_do_not_write_into_one_run() {
     let output = work.mpo(&["train", "--resume", "run", "--set", "train.max_steps=12"]);
     assert!(output.status.success(), "{}", stderr(&output));
 }
+
+#[test]
+fn bf16_weights_and_8_bit_moments_resume_to_the_bit() {
+    for (master, moments) in [("kahan", "8bit"), ("stochastic", "f32")] {
+        let work = Sandbox::new();
+        let [master, moments] = [("master", master), ("moments", moments)].map(|(key, value)| format!("optimizer.{key}={value}"));
+        let settings = ["model.dtype=bf16", &master, &moments];
+        work.train("whole", &settings);
+        work.train("cut", &settings);
+        // As if it had been killed on its way from step 10 to step 12.
+        let cut = work.path("cut");
+        ["final", "checkpoint-000012"].iter().for_each(|folder| std::fs::remove_dir_all(cut.join(folder)).unwrap());
+        std::fs::remove_file(cut.join("summary.json")).unwrap();
+        let output = work.mpo(&["train", "--resume", "cut"]);
+        assert!(output.status.success(), "{}", stderr(&output));
+        assert_same_run(&work.path("whole"), &cut);
+        let losses: Vec<f64> = metrics(&cut).iter().map(|line| line["loss"].as_f64().unwrap()).collect();
+        assert!(losses[11] < 0.5 * losses[0], "{master}: it learns: {losses:?}");
+    }
+}

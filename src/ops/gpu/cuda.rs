@@ -107,6 +107,8 @@ pub(super) fn multiply(device: &CudaDevice, out: &Tensor, write: Write, factor: 
     let (out_values, out_type, out_stride) = matrix(out)?;
     let beta = if write == Write::Add { 1.0f32 } else { 0.0 };
     let operation = |operand: &Operand| if operand.transposed { cublasOperation_t::CUBLAS_OP_T } else { cublasOperation_t::CUBLAS_OP_N };
+    // Any thread may come here, and cuBLAS works in the context that is its thread's.
+    device.cuda_stream().context().bind_to_thread()?;
     let handle = device.cublas_handle();
     // SAFETY: the three matrices lie on the device in the strides told, which `row_stride` read from their layouts; the factors are on the host.
     unsafe {

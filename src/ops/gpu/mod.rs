@@ -51,7 +51,8 @@ pub fn at(index: usize) -> Result<Device> {
     if let Some((_, device)) = gpus.iter().find(|(known, _)| *known == index) {
         return Ok(device.clone());
     }
-    let device = Device::new_cuda(index)?;
+    // One stream for all threads: candle's usual device has one for each, and work of different streams is in no order.
+    let device = Device::new_cuda_with_stream(index)?;
     prepare(&device)?;
     gpus.push((index, device.clone()));
     Ok(device)

@@ -1,5 +1,7 @@
 //! Every op on the GPU against its twin on the CPU: on the emulated GPU (feature `emulator`), and on a real one where there is one (feature `cuda`).
 
+// The module is compiled for tests only; so is this line, which says so to readers of the file.
+#[cfg(all(test, any(feature = "cuda", feature = "emulator")))]
 use crate::ops::{check, read};
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
