@@ -26,15 +26,30 @@ pub(super) fn prepare(device: &CudaDevice) -> Result<()> {
     // SAFETY: every tensor is made, used and freed on the one stream that the device has.
     unsafe { device.disable_event_tracking() };
     let mut keep_all = u64::MAX;
-    let mut pool = std::ptr::null_mut();
-    let ordinal = device.cuda_stream().context().cu_device();
-    // SAFETY: the pool is the device's own, and the attribute's value is 64 bits wide.
-    unsafe {
-        driver::cuDeviceGetDefaultMemPool(&mut pool, ordinal).result()?;
-        let attribute = driver::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
-        driver::cuMemPoolSetAttribute(pool, attribute, std::ptr::from_mut(&mut keep_all).cast()).result()?;
-    }
+    let attribute = driver::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+    // SAFETY: the attribute's value is 64 bits wide.
+    unsafe { driver::cuMemPoolSetAttribute(pool(device)?, attribute, std::ptr::from_mut(&mut keep_all).cast()).result()? };
     Ok(())
+}
+
+/// The pool that all tensors come from.
+fn pool(device: &CudaDevice) -> Result<driver::CUmemoryPool> {
+    let mut pool = std::ptr::null_mut();
+    // SAFETY: the pool is the device's own and lives as long as that.
+    unsafe { driver::cuDeviceGetDefaultMemPool(&mut pool, device.cuda_stream().context().cu_device()).result()? };
+    Ok(pool)
+}
+
+pub(super) fn peak_bytes(device: &CudaDevice) -> Option<u64> {
+    let mut peak = 0u64;
+    let attribute = driver::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
+    // SAFETY: the attribute's value is 64 bits wide.
+    let read = unsafe { driver::cuMemPoolGetAttribute(pool(device).ok()?, attribute, std::ptr::from_mut(&mut peak).cast()) };
+    read.result().ok()?;
+    let mut from_now_on = 0u64;
+    // SAFETY: as above; 0 is how this mark is set back.
+    let reset = unsafe { driver::cuMemPoolSetAttribute(pool(device).ok()?, attribute, std::ptr::from_mut(&mut from_now_on).cast()) };
+    reset.result().ok().map(|()| peak)
 }
 
 pub(super) fn name(device: &CudaDevice) -> Result<String> {

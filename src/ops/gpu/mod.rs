@@ -1,7 +1,7 @@
 //! The GPU's side of the ops: kernels of our own, started by name, and products by cuBLAS.
 //!
-//! An op asks [`has`] whether its tensors lie on a GPU and hands over to the `gpu` part of its folder, which starts kernels through [`Kernel`]
-//! and products through [`multiply`]. This side is plain Rust and always compiled; what differs is who runs a kernel:
+//! An op asks `has` whether its tensors lie on a GPU and hands over to the `gpu` part of its folder, which starts kernels through `Kernel`
+//! and products through `multiply`. This side is plain Rust and always compiled; what differs is who runs a kernel:
 //!
 //! - the CUDA driver (feature `cuda`), from PTX that the build made of `kernels/`;
 //! - the emulator (feature `emulator`), which is the same sources compiled for the CPU: it runs a block's threads in turns, so that every kernel and
@@ -64,6 +64,15 @@ fn prepare(device: &Device) -> Result<()> {
         #[cfg(feature = "cuda")]
         Device::Cuda(device) => cuda::prepare(device),
         _ => Ok(()),
+    }
+}
+
+/// The most bytes that were in use at once of the driver's pool since this was last asked; `None` where there is none.
+pub fn peak_bytes(device: &Device) -> Option<u64> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => cuda::peak_bytes(device),
+        _ => None,
     }
 }
 
