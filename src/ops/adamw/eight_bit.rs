@@ -66,8 +66,11 @@ impl Codes {
 
     pub fn decoded(self, codes: &Tensor, scales: &Tensor) -> Result<Vec<f32>> {
         let (codes, scales, table) = (read(codes)?, read(scales)?, self.table());
-        let blocks = codes.chunks(BLOCK).zip(scales.iter());
-        Ok(blocks.flat_map(|(codes, scale)| codes.iter().map(move |&code| table[code as usize] * scale)).collect())
+        let mut values = vec![0.0; codes.len()];
+        values.par_chunks_mut(BLOCK).zip(codes.par_chunks(BLOCK)).zip(scales.par_iter()).for_each(|((values, codes), scale)| {
+            values.iter_mut().zip(codes).for_each(|(value, &code)| *value = table[code as usize] * scale);
+        });
+        Ok(values)
     }
 
     pub fn encode(self, values: &[f32], codes: &Tensor, scales: &Tensor) -> Result<()> {

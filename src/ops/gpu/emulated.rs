@@ -6,6 +6,8 @@ use std::cell::Cell;
 use std::ffi::{CString, c_char, c_void};
 
 unsafe extern "C" {
+    /// Lets the threads of the launches that follow take their turns the other way round.
+    fn mpo_turn_round();
     /// 0, or 1 where there is no kernel of that name.
     fn mpo_emulate(name: *const c_char, blocks: *const u32, threads: u32, shared_bytes: u32, arguments: *mut *mut c_void) -> i32;
 }
@@ -18,7 +20,8 @@ pub(super) fn is_on() -> bool {
     ON.get()
 }
 
-/// Runs `work` with this thread's CPU tensors on the emulated GPU.
+/// Runs `work` with this thread's CPU tensors on the emulated GPU. From call to call its threads take turns the other way round, so that work which
+/// gives the same twice does not depend on their order.
 pub fn on_emulated_gpu<R>(work: impl FnOnce() -> R) -> R {
     struct Restore(bool);
     impl Drop for Restore {
@@ -27,6 +30,8 @@ pub fn on_emulated_gpu<R>(work: impl FnOnce() -> R) -> R {
         }
     }
     let _restore = Restore(ON.replace(true));
+    // SAFETY: it changes nothing but a flag of this thread.
+    unsafe { mpo_turn_round() };
     work()
 }
 

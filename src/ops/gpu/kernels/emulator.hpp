@@ -1,5 +1,5 @@
-// A GPU of one thread, for tests: the threads of a block are fibers that run until they meet at a barrier, in an order that changes from launch to
-// launch, so that a missing barrier shows. A barrier that not all threads reach is an error. Blocks run one after the other.
+// A GPU of one thread, for tests: the threads of a block are fibers that run until they meet at a barrier, from the first on or
+// from the last on, so that a missing barrier shows. A barrier that not all threads reach is an error. Blocks run one after the other.
 #pragma once
 #include <math.h>
 #include <stdint.h>
@@ -57,7 +57,7 @@ struct Block {
   void (*run)(void*) = nullptr;
   void* call = nullptr;
   uint3 block{0, 0, 0}, block_size{1, 1, 1}, grid_size{1, 1, 1};
-  uint64_t n_launches = 0;
+  bool backwards = false;  // whether the last thread goes first
 };
 
 inline Block& block() {
@@ -109,11 +109,10 @@ inline void run_block() {
     fiber.copies.clear();
     fiber.n_groups = 0;
   }
-  bool backwards = b.n_launches % 2;
   while (b.n_done < b.n_threads) {
     bool moved = false;
     for (int k = 0; k < b.n_threads; k++) {
-      int i = backwards ? b.n_threads - 1 - k : k;
+      int i = b.backwards ? b.n_threads - 1 - k : k;
       Fiber& fiber = b.fibers[i];
       if (fiber.done || (fiber.barrier && fiber.barrier->generation == fiber.generation)) continue;
       fiber.barrier = nullptr;
@@ -158,7 +157,6 @@ inline int launch(const char* name, const unsigned grid[3], unsigned threads, un
   if (found == kernels().by_name.end()) return 1;
   Block& b = block();
   Call call{found->second, arguments};
-  b.n_launches++;
   b.n_threads = int(threads);
   b.block_size = uint3{threads, 1, 1};
   b.grid_size = uint3{grid[0], grid[1], grid[2]};
