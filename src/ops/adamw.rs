@@ -288,6 +288,7 @@ mod gpu_tests {
         seed: 3,
     };
 
+    #[cfg(feature = "emulator")]
     fn parts(state: &State) -> Vec<Tensor> {
         let moment = |moment: &Moment| match moment {
             Moment::Exact(values) => vec![values.clone()],

@@ -1,6 +1,6 @@
 //! The emulated GPU: the kernels of `kernels/`, compiled for the CPU by the build script.
 
-use super::Kernel;
+use super::{Argument, Kernel};
 use anyhow::{Context, Result, ensure};
 use std::cell::Cell;
 use std::ffi::{CString, c_char, c_void};
@@ -10,6 +10,15 @@ unsafe extern "C" {
     fn mpo_turn_round();
     /// 0, or 1 where there is no kernel of that name.
     fn mpo_emulate(name: *const c_char, blocks: *const u32, threads: u32, shared_bytes: u32, arguments: *mut *mut c_void) -> i32;
+}
+
+/// Where an argument's bytes are.
+fn pointer(argument: &Argument) -> *mut c_void {
+    match argument {
+        Argument::Address(value) | Argument::Long(value) => std::ptr::from_ref(value) as *mut c_void,
+        Argument::Integer(value) => std::ptr::from_ref(value) as *mut c_void,
+        Argument::Float(value) => std::ptr::from_ref(value) as *mut c_void,
+    }
 }
 
 thread_local! {
@@ -38,7 +47,7 @@ pub fn on_emulated_gpu<R>(work: impl FnOnce() -> R) -> R {
 pub(super) fn launch(kernel: &Kernel, blocks: [usize; 3], threads: usize) -> Result<()> {
     let name = CString::new(kernel.name.as_str()).context("a kernel's name")?;
     let blocks = blocks.map(|n| n as u32);
-    let mut arguments: Vec<*mut c_void> = kernel.arguments.iter().map(|argument| argument.pointer()).collect();
+    let mut arguments: Vec<*mut c_void> = kernel.arguments.iter().map(pointer).collect();
     // SAFETY: the arguments outlive the call and are of the types that the kernel declares, which the tests of every op show; the addresses among
     // them are those of tensors that the caller holds.
     let missing =

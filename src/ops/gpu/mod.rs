@@ -23,7 +23,6 @@ pub(crate) use multiply::{Operand, multiply};
 use super::{Buffer, Scratch};
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
-use std::ffi::c_void;
 use std::marker::PhantomData;
 use std::sync::{Mutex, PoisonError};
 
@@ -92,17 +91,6 @@ enum Argument {
     Integer(i32),
     Long(u64),
     Float(f32),
-}
-
-impl Argument {
-    /// Where its bytes are.
-    fn pointer(&self) -> *mut c_void {
-        match self {
-            Argument::Address(value) | Argument::Long(value) => std::ptr::from_ref(value) as *mut c_void,
-            Argument::Integer(value) => std::ptr::from_ref(value) as *mut c_void,
-            Argument::Float(value) => std::ptr::from_ref(value) as *mut c_void,
-        }
-    }
 }
 
 /// A kernel about to start: its name, its values' type, and its arguments in order.
