@@ -21,7 +21,7 @@ pub(crate) mod twin;
 pub(crate) use multiply::{Operand, multiply};
 
 use super::{Buffer, Scratch};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
 use std::marker::PhantomData;
 use std::sync::{Mutex, PoisonError};
@@ -51,7 +51,10 @@ pub fn at(index: usize) -> Result<Device> {
         return Ok(device.clone());
     }
     // One stream for all threads: candle's usual device has one for each, and work of different streams is in no order.
-    let device = Device::new_cuda_with_stream(index)?;
+    let device = Device::new_cuda_with_stream(index).map_err(|error| {
+        // Behind the first line candle has a backtrace, where the environment asks for one.
+        anyhow!(error.to_string().lines().next().unwrap_or_default().to_owned())
+    })?;
     prepare(&device)?;
     gpus.push((index, device.clone()));
     Ok(device)
