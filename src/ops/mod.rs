@@ -163,14 +163,21 @@ pub fn zeros_like(like: &Tensor) -> Result<Buffer> {
     Buffer::zeros(like.dims())
 }
 
-/// Some rows of `source [N, W]`, one behind the other.
-pub fn read_rows(source: &Tensor, rows: &[usize]) -> Result<Vec<f32>> {
+/// Some rows of `source [N, W]`, where it is: `[M, W]`.
+pub fn gather_rows(source: &Tensor, rows: &[usize]) -> Result<Buffer> {
     if gpu::has(source) {
-        let rows = gpu::rows::gather(source, rows.iter().map(|&row| row as u32).collect(), 1.0)?;
-        return Ok(read(&rows)?.to_vec());
+        return gpu::rows::gather(source, rows.iter().map(|&row| row as u32).collect(), 1.0);
     }
     let (width, source) = (source.dim(1)?, read(source)?);
-    Ok(rows.iter().flat_map(|row| &source[row * width..][..width]).copied().collect())
+    let mut gathered = Scratch::new(rows.len() * width);
+    gathered.chunks_mut(width).zip(rows).for_each(|(to, row)| to.copy_from_slice(&source[row * width..][..width]));
+    Buffer::new(gathered, &[rows.len(), width])
+}
+
+/// Some rows of `source [N, W]`, one behind the other.
+pub fn read_rows(source: &Tensor, rows: &[usize]) -> Result<Vec<f32>> {
+    let gathered = gather_rows(source, rows)?;
+    Ok(read(&gathered)?.to_vec())
 }
 
 /// Adds `values`, a row of W behind the other, to the rows `rows` of `sums [N, W]`.
@@ -192,14 +199,6 @@ pub fn add_to_rows(sums: &Tensor, rows: &[usize], values: &[f32]) -> Result<()> 
 /// `values` in the type and on the device of `like`.
 fn on_device_of(like: &Tensor, values: &[f32], shape: &[usize]) -> Result<Tensor> {
     Ok(Tensor::from_slice(values, shape, &Device::Cpu)?.to_dtype(like.dtype())?.to_device(like.device())?)
-}
-
-/// Values that the CPU made, where and in the type in which `like` is.
-pub fn buffer_like(like: &Tensor, values: Scratch, shape: &[usize]) -> Result<Buffer> {
-    if gpu::has(like) {
-        return Ok(Buffer::of(on_device_of(like, &values, shape)?));
-    }
-    Buffer::new(values, shape)
 }
 
 /// Sets all values of a contiguous tensor, or band of one, to zero. One thread alone does not reach the memory's rate.

@@ -31,10 +31,8 @@ impl Decoder {
             }
             x = y;
         }
-        let width = self.description.hidden_size;
         let ends: Vec<usize> = batch.segments.iter().map(|segment| segment.rows.end - 1).collect();
-        let last = Scratch::copy_of(&ops::read_rows(&x, &ends)?);
-        let last = ops::buffer_like(&x, last, &[texts.len(), width])?;
+        let last = ops::gather_rows(&x, &ends)?;
         Ok((self.final_norm.forward(&last)?.0, caches))
     }
 
