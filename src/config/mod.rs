@@ -176,6 +176,9 @@ pub struct OptimizerConfig {
     pub weight_decay: f64,
     /// Global gradient norm above which gradients are scaled down; 0 turns clipping off.
     pub clip_norm: f64,
+    /// Whether each block is updated within the backward pass, as soon as its gradients are whole: those of the whole model then never exist.
+    /// Needs `clip_norm` = 0, which is known only at the end. Results do not depend on it.
+    pub in_backward: bool,
     /// Where an update keeps what bf16 weights cannot hold.
     pub master: MasterWeights,
     /// The type of both moments.
@@ -346,6 +349,7 @@ impl Default for OptimizerConfig {
             eps: 1e-8,
             weight_decay: 0.0,
             clip_norm: 1.0,
+            in_backward: false,
             master: MasterWeights::F32,
             moments: MomentType::F32,
         }

@@ -58,7 +58,7 @@ pub fn may_change_on_resume(key: &str) -> bool {
     let location = ["model.path", "model.revision", "adapter.path", "reference.path", "reference.revision"];
     let data = ["data.path", "data.revision", "data.sha256", "data.format", "data.split", "eval.path", "canary.path", "output.dir"];
     let cadence = ["eval.every_steps", "canary.every_steps", "checkpoint.every_steps", "checkpoint.keep", "train.max_skipped_steps"];
-    let means = ["hardware.threads", "train.activation_checkpointing"];
+    let means = ["hardware.threads", "train.activation_checkpointing", "optimizer.in_backward"];
     let length = ["train.max_steps", "train.epochs"];
     [&location[..], &data, &cadence, &means, &length].concat().contains(&key) || key.starts_with("signs.")
 }

@@ -286,6 +286,16 @@ fn optimizer(config: &RunConfig, findings: &mut Findings) {
     findings.positive("optimizer.eps", optimizer.eps);
     findings.non_negative("optimizer.weight_decay", optimizer.weight_decay);
     findings.non_negative("optimizer.clip_norm", optimizer.clip_norm);
+    findings.require(!optimizer.in_backward || optimizer.clip_norm == 0.0, &["optimizer.in_backward", "optimizer.clip_norm"], || {
+        format!(
+            "`optimizer.in_backward` updates a block before the gradients below it exist, and `optimizer.clip_norm` = {} needs the norm of all of \
+             them first: set `optimizer.clip_norm` = 0, or leave `optimizer.in_backward` out",
+            optimizer.clip_norm
+        )
+    });
+    findings.require(!optimizer.in_backward || !config.adapter.is_lora(), &["optimizer.in_backward", "adapter.kind"], || {
+        "`optimizer.in_backward` saves the gradients of a whole model, and an adapter's are small: leave it out".into()
+    });
     let keeps_f32 = optimizer.master == MasterWeights::F32 || config.model.dtype == ComputeDtype::Bf16;
     findings.require(keeps_f32, &["optimizer.master", "model.dtype"], || {
         "`optimizer.master` is about weights in bf16, and `model.dtype` is \"f32\": set `model.dtype` = \"bf16\", or leave `optimizer.master` at \"f32\"".into()

@@ -264,6 +264,15 @@ fn each_rule_says_what_is_wrong_and_what_would_be_right() {
         (&["optimizer.eps=0"], "`optimizer.eps` is 0: it must be a finite number above 0"),
         (&["optimizer.weight_decay=-0.1"], "`optimizer.weight_decay` is -0.1: it must be a finite number, 0 or more"),
         (&["optimizer.clip_norm=-1"], "`optimizer.clip_norm` is -1: it must be a finite number, 0 or more"),
+        (
+            &["optimizer.in_backward=true"],
+            "`optimizer.in_backward` updates a block before the gradients below it exist, and `optimizer.clip_norm` = 1 needs the norm of all \
+             of them first: set `optimizer.clip_norm` = 0, or leave `optimizer.in_backward` out",
+        ),
+        (
+            &["optimizer.in_backward=true", "optimizer.clip_norm=0", "adapter.kind=lora"],
+            "`optimizer.in_backward` saves the gradients of a whole model, and an adapter's are small: leave it out",
+        ),
         (&["objective.beta=0"], "`objective.beta` is 0: it must be a finite number above 0"),
         (
             &["objective.kind=robust_dpo", "objective.label_smoothing=0.5"],
