@@ -45,7 +45,7 @@ fn forward_on_gpu(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<
     if let Some(bias) = bias {
         let (n_rows, width) = y.dims2()?;
         let kernel = gpu::Kernel::new("add_bias", &y)?.values(&y)?.values(bias)?.integer(width)?;
-        kernel.run([n_rows, 1, 1], gpu::threads_for(width, 4, 256))?;
+        kernel.run([n_rows, 1, 1], gpu::threads_for(width, 512))?;
     }
     Ok(y)
 }

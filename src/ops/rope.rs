@@ -66,7 +66,7 @@ impl RopeTable {
         let direction = if turn == Turn::Forward { 1.0 } else { -1.0 };
         let kernel = Kernel::new("rope", rows)?.values(rows)?.floats(cos)?.floats(sin)?.integer(width)?.integer(0)?;
         let kernel = kernel.integer(n_heads)?.integer(self.half)?.float(direction);
-        kernel.run([n_rows, 1, 1], gpu::threads_for(n_heads * self.half, 4, 256))
+        kernel.run([n_rows, 1, 1], gpu::threads_for(n_heads * self.half, 512))
     }
 }
 

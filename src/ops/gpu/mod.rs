@@ -218,9 +218,12 @@ impl<'a> Kernel<'a> {
     }
 }
 
-/// Threads for a block that walks rows of `width` values, `per_thread` at a time: whole warps, `most` at most.
-pub(crate) fn threads_for(width: usize, per_thread: usize, most: usize) -> usize {
-    width.div_ceil(per_thread).next_multiple_of(32).clamp(32, most)
+/// Values that a thread takes of a row at a time: CHUNK of `gpu.cuh`.
+pub(crate) const CHUNK: usize = 8;
+
+/// Threads for a block that walks rows of `width` values, a chunk a thread at a time: whole warps, `most` at most.
+pub(crate) fn threads_for(width: usize, most: usize) -> usize {
+    width.div_ceil(CHUNK).next_multiple_of(32).clamp(32, most)
 }
 
 /// Where the values of a contiguous tensor, or band of one, begin on its device.
@@ -293,7 +296,7 @@ fn packs(n_values: usize, like: &Tensor) -> [usize; 3] {
 }
 
 /// Values in 16 bytes.
-pub(crate) fn per_pack(like: &Tensor) -> usize {
+fn per_pack(like: &Tensor) -> usize {
     16 / like.dtype().size_in_bytes()
 }
 
@@ -301,5 +304,5 @@ pub(crate) fn per_pack(like: &Tensor) -> usize {
 pub(crate) fn add_partial_sums(sum: &Tensor, partial: &Tensor) -> Result<()> {
     let (n_partial, width) = partial.dims2()?;
     let kernel = Kernel::new("add_partial_sums", sum)?.floats(sum)?.floats(partial)?.integer(n_partial)?.integer(width)?;
-    kernel.run([width.div_ceil(128), 1, 1], 128)
+    kernel.run([width.div_ceil(32), 1, 1], 32 * n_partial.clamp(1, 32))
 }

@@ -102,7 +102,7 @@ impl Dropout<'_> {
         let (threshold, factor) = self.threshold_and_factor();
         let kernel = gpu::Kernel::new("dropout", x)?.values(x)?.values(&out)?.hashes(&keys)?.long(self.place);
         let kernel = kernel.integer(width)?.long(threshold.into()).float(factor.into());
-        kernel.run([n_rows, 1, 1], gpu::threads_for(width, 4, 256))?;
+        kernel.run([n_rows, 1, 1], gpu::threads_for(width, 512))?;
         Ok(out)
     }
 }

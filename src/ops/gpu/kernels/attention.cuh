@@ -49,11 +49,6 @@ DEVICE bool sees_all(const Rows& queries, const Rows& keys, int window) {
   return keys.position + keys.n_rows - 1 <= queries.position && queries.position + queries.n_rows - 1 - keys.position < window;
 }
 
-constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.6931471805599453f;
-
-// 1 - 2 / (e^2x + 1): exact to rounding beside 1, as a cap needs it.
-DEVICE float tanh_of(float x) { return 1.0f - 2.0f / (power_of_two(2.0f * LOG2_E * x) + 1.0f); }
-
 // Probabilities are powers of two of `exponent_factor` times what `score` makes of a product q k.
 DEVICE float exponent_factor(const Attention& a) { return (a.cap > 0 ? a.cap : a.scale) * LOG2_E; }
 template <int N> DEVICE void cap_scores(float (&products)[N][4], const Attention& a) {

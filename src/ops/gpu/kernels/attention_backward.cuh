@@ -15,7 +15,12 @@ template <class T> DEVICE void attention_facts(const T* out, const T* d_out, con
   if (unit >= n_units) return;
   const T *o = out + uint64_t(unit) * head_dim, *d = d_out + uint64_t(unit) * head_dim;
   float delta = 0;
-  for (int i = lane; i < head_dim; i += 32) delta += to_float(o[i]) * to_float(d[i]);
+  with_chunk<HEAD_CHUNK>(in_packs(head_dim, out, d_out), lane, head_dim, [&](auto at) {
+    for (; at.first < head_dim; at.first += 32 * at.SIZE) {
+      auto values = load(o, at), slopes = load(d, at);
+      UNROLL for (int k = 0; k < at.SIZE; k++) delta += to_float(values.values[k]) * to_float(slopes.values[k]);
+    }
+  });
   delta = sum_warp(delta);
   if (lane == 0) facts[unit] = {lse[unit] == -INFINITY ? 0.0f : lse[unit] * LOG2_E, delta};
 }

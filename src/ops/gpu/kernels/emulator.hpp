@@ -21,6 +21,7 @@
 #define BOUNDED_KERNEL(threads, blocks, ...) KERNEL(__VA_ARGS__)
 #define DEVICE static inline __attribute__((unused))
 #define UNROLL
+#define ROLLED
 #define SHARED(type, name, count) static thread_local type name[count]
 #define DYNAMIC_SHARED(name) unsigned char* name = emulator::block().shared.data()
 #define __launch_bounds__(...)
