@@ -15,7 +15,7 @@ use super::parameter::Parameter;
 use super::weights::Checkpoint;
 use crate::config::ComputeDtype;
 use crate::data::batch::{PackedBatch, Segment};
-use crate::ops::dropout::{mix_in, row_keys};
+use crate::ops::dropout::{RowKeys, mix_in, row_keys};
 use crate::ops::log_prob::Head;
 pub use crate::ops::log_prob::{ScoredTargets, TokenTarget};
 use crate::ops::rope::RopeTable;
@@ -67,7 +67,7 @@ struct Saved {
     tokens: Vec<u32>,
     segments: Vec<Segment>,
     ropes: Vec<RopeTable>,
-    row_keys: Option<Vec<u64>>,
+    row_keys: Option<RowKeys>,
     /// In the order of the blocks, from the lowest that is trained.
     groups: Vec<SavedGroup>,
     /// Input and r of the final norm.
@@ -179,7 +179,7 @@ impl Decoder {
         self.check_padding(batch)?;
         let ropes = self.rope_tables(&batch.positions);
         let row_keys = self.row_keys(batch, keep);
-        let layout = Layout { segments: &batch.segments, ropes: &ropes, row_keys: row_keys.as_deref() };
+        let layout = Layout { segments: &batch.segments, ropes: &ropes, row_keys: row_keys.as_ref() };
         let lowest = self.lowest_trained();
         let mut x = embedding::forward(&self.embeddings.value, &batch.tokens, self.embedding_scale())?;
         let mut groups = Vec::new();
@@ -243,7 +243,7 @@ impl Decoder {
     }
 
     /// Only a forward for a backward drops anything.
-    fn row_keys(&self, batch: &PackedBatch, keep: Keep) -> Option<Vec<u64>> {
+    fn row_keys(&self, batch: &PackedBatch, keep: Keep) -> Option<RowKeys> {
         let adaptation = self.adaptation.as_ref().filter(|adaptation| adaptation.dropout > 0.0 && keep != Keep::Nothing)?;
         let start = mix_in(adaptation.seed, self.step.load(Ordering::Relaxed));
         Some(row_keys(start, &batch.tokens, &batch.segments))
@@ -268,7 +268,7 @@ impl Decoder {
     /// each block's as soon as it is used.
     pub fn backward(&self, forward: Forward, d_hidden_ND: &Tensor) -> Result<()> {
         let saved = forward.saved.context("this forward kept nothing for a backward")?;
-        let layout = Layout { segments: &saved.segments, ropes: &saved.ropes, row_keys: saved.row_keys.as_deref() };
+        let layout = Layout { segments: &saved.segments, ropes: &saved.ropes, row_keys: saved.row_keys.as_ref() };
         let lowest = self.lowest_trained();
         drop(forward.hidden_ND);
         let mut dx = self.final_norm.backward(&saved.last, &saved.last_r, d_hidden_ND)?;

@@ -182,7 +182,7 @@ mod gpu_tests {
     #[test]
     fn agrees_with_the_cpu() {
         for activation in [Activation::Silu, Activation::GeluTanh, Activation::Gelu] {
-            for (n, width) in [(1, 1), (3, 21), (5, 64), (2, 1304)] {
+            for (n, width) in [(1, 1), (3, 21), (5, 64), (2, 515), (2, 1304)] {
                 agree(&format!("{activation:?}, {n} rows of {width}"), |place| {
                     let (gate_up, dy) = (place.values(1, &[n, 2 * width]).affine(4.0, 0.0)?, place.values(2, &[n, width]));
                     let (y, (again, dx)) = (forward(&gate_up, activation)?, backward(&gate_up, &dy, activation)?);

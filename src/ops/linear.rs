@@ -199,7 +199,7 @@ mod gpu_tests {
 
     #[test]
     fn agrees_with_the_cpu() {
-        for (n, n_in, n_out) in [(1, 3, 5), (70, 40, 24), (130, 64, 300)] {
+        for (n, n_in, n_out) in [(1, 3, 5), (70, 40, 24), (130, 64, 300), (3, 8, 4200)] {
             agree(&format!("{n} rows of {n_in} to {n_out}"), |place| {
                 let (x, dy) = (place.values(1, &[n, n_in]), place.values(2, &[n, n_out]));
                 let (weight, bias) = (place.values(3, &[n_out, n_in]), place.values(4, &[n_out]));

@@ -79,6 +79,28 @@ template <int HD, int ROWS> DEVICE void stage(bf16* tile, const bf16* rows, uint
   }
 }
 
+// Does `work` with each piece, at the stage where `start` has copied it, while the next one is copied to the other of two stages of SIZE values.
+// `meanwhile` is done while the first is copied. In the end nobody reads the stages any more.
+template <int ROWS, int SIZE, class Start, class Meanwhile, class Work>
+DEVICE void for_each_piece(Pieces left, bf16* stages, Start start, Meanwhile meanwhile, Work work) {
+  Rows piece, next;
+  bool more = next_piece(left, ROWS, piece);
+  if (more) start(piece, stages);
+  commit_copies();
+  meanwhile();
+  for (int now = 0; more; now ^= 1) {
+    wait_for_copies<0>();
+    sync_block();  // The piece is there for all, and nobody reads the one before any more.
+    more = next_piece(left, ROWS, next);
+    if (more) start(next, stages + (now ^ 1) * SIZE);
+    commit_copies();
+    work(piece, stages + now * SIZE);
+    piece = next;
+  }
+  wait_for_copies<0>();
+  sync_block();
+}
+
 // Registers of a factor of 16 x 16, and of one of 16 x 16 that is two of 16 x 8 side by side.
 struct Left { uint32_t r[4]; };
 struct Right { uint32_t low[2], high[2]; };

@@ -22,7 +22,7 @@
 #define DEVICE static inline __attribute__((unused))
 #define UNROLL
 #define ROLLED
-#define SHARED(type, name, count) static thread_local type name[count]
+#define SHARED(type, name, count) static thread_local __attribute__((unused)) type name[count]
 #define DYNAMIC_SHARED(name) unsigned char* name = emulator::block().shared.data()
 #define __launch_bounds__(...)
 #define __restrict__
