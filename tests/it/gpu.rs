@@ -1,5 +1,6 @@
 //! Whole passes on the GPU against the same on the CPU: on the emulated GPU (feature `emulator`), and on a real one where there is one (feature `cuda`).
 
+use crate::golden::{self, FAMILIES, Fixture};
 use crate::support::*;
 use candle_core::Device;
 use mpo::config::{ComputeDtype, Pooling, RetentionKind, RunConfig};
@@ -115,4 +116,29 @@ fn an_adapter_is_that_of_the_cpu() {
     let projections = projections.into_iter().chain(["model.layers.1.mlp.down_proj".to_owned()]).collect();
     let adaptation = Adaptation { rank: 4, scale: 2.0, dropout: 0.1, seed: 5, projections };
     check("llama with an adapter", &llama(HIDDEN, VOCABULARY), Some(&adaptation), RetentionKind::Hidden);
+}
+
+/// The PyTorch numbers of `golden.rs`, in f32 and by the CPU's tolerances: a GPU adds up in another order, not with fewer bits.
+fn check_golden(families: &[&str], check: fn(&Fixture)) {
+    on_every_gpu(|gpu, device| {
+        for family in families {
+            println!("{family} on the {gpu}");
+            check(&Fixture::load_at(family, &Place::new(device.clone(), ComputeDtype::F32)));
+        }
+    });
+}
+
+#[test]
+fn golden_log_probabilities_and_hidden_states() {
+    check_golden(&FAMILIES, golden::check_scores);
+}
+
+#[test]
+fn golden_losses_and_every_gradient_norm() {
+    check_golden(&FAMILIES, golden::check_losses);
+}
+
+#[test]
+fn golden_adamw_steps() {
+    check_golden(&FAMILIES, golden::check_training);
 }
