@@ -20,9 +20,39 @@ pub enum Purpose {
     Inference,
 }
 
-/// Reads the parameters of one decoder out of a checkpoint, in order.
+/// Where a decoder's values come from.
+#[derive(Clone, Copy)]
+pub(super) enum Source<'a> {
+    Checkpoint(&'a Checkpoint),
+    /// Matrices uniform with a deviation of 0.02, as training from nothing would begin; vectors 1.
+    Random,
+}
+
+impl Source<'_> {
+    /// The named bands of rows, one behind the other, as one tensor.
+    fn tensor(self, bands: &[(String, usize)], shape: &[usize], place: &Place) -> Result<Tensor> {
+        let Self::Checkpoint(checkpoint) = self else {
+            let bound = 0.02 * 3f32.sqrt();
+            let is_matrix = shape.len() > 1;
+            let values =
+                if is_matrix { Tensor::rand(-bound, bound, shape, &place.device) } else { Tensor::ones(shape, DType::F32, &place.device) };
+            return Ok(values?.to_dtype(place.storage)?);
+        };
+        let row_size: usize = shape.iter().skip(1).product();
+        let mut values = vec![0.0; shape.iter().product()];
+        let mut rest = values.as_mut_slice();
+        for (name, rows) in bands {
+            let (band, after) = rest.split_at_mut(rows * row_size);
+            checkpoint.read_into(name, band)?;
+            rest = after;
+        }
+        on_device(values, shape, place)
+    }
+}
+
+/// Makes the parameters of one decoder, in order.
 pub(super) struct Builder<'a> {
-    pub checkpoint: &'a Checkpoint,
+    pub source: Source<'a>,
     pub description: &'a DecoderDescription,
     pub place: &'a Place,
     pub purpose: Purpose,
@@ -37,17 +67,9 @@ pub(super) struct Builder<'a> {
 impl Builder<'_> {
     /// One tensor of shape `[Σ rows, ..row_shape]` whose bands are the named parameters.
     fn fused(&mut self, bands: &[(String, usize)], row_shape: &[usize]) -> Result<(Tensor, Option<Tensor>)> {
-        let row_size: usize = row_shape.iter().product();
         let n_rows: usize = bands.iter().map(|(_, rows)| rows).sum();
         let shape: Vec<usize> = [n_rows].into_iter().chain(row_shape.iter().copied()).collect();
-        let mut values = vec![0.0; n_rows * row_size];
-        let mut rest = values.as_mut_slice();
-        for (name, rows) in bands {
-            let (band, after) = rest.split_at_mut(rows * row_size);
-            self.checkpoint.read_into(name, band)?;
-            rest = after;
-        }
-        let value = on_device(values, &shape, self.place)?;
+        let value = self.source.tensor(bands, &shape, self.place)?;
         let gradient = match (self.purpose, self.adaptation) {
             (Purpose::Train, None) => Some(Tensor::zeros(&*shape, DType::F32, &self.place.device)?),
             _ => None,
