@@ -216,3 +216,20 @@ impl Norm {
         self.op().backward_heads(x, r, d, self.gradient.as_ref(), heads)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::read;
+
+    #[test]
+    fn random_matrices_have_a_deviation_of_a_fiftieth_and_vectors_are_ones() {
+        let place = Place::from(ComputeDtype::F32);
+        let of = |shape: &[usize]| Source::Random.tensor(&[("w".into(), shape[0])], shape, &place).unwrap();
+        let matrix = of(&[300, 200]);
+        let values = read(&matrix).unwrap();
+        let mean_square = values.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>() / values.len() as f64;
+        assert!((mean_square.sqrt() / 0.02 - 1.0).abs() < 0.02, "{mean_square}");
+        assert_eq!(*read(&of(&[7])).unwrap(), [1.0; 7]);
+    }
+}

@@ -142,8 +142,10 @@ impl Fixture {
     }
 }
 
+/// Where cargo, or whoever runs a test binary that was made elsewhere, says that the package lies; else where it lay when this was compiled.
 pub fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+    let package = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    Path::new(&package).join("tests/fixtures")
 }
 
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> T {
