@@ -69,6 +69,14 @@ pub struct Job {
     pub passes: usize,
 }
 
+/// All launches of one kernel, or of one product's shape, in a step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Kernel {
+    pub name: String,
+    pub n_launches: usize,
+    pub seconds: f64,
+}
+
 /// What a process measured.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
@@ -90,6 +98,9 @@ pub struct Measured {
     /// Of the head: its products alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub floor_seconds: Option<f64>,
+    /// What the card did in a step, the longest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kernels: Vec<Kernel>,
     /// Whatever else an engine says of itself.
     #[serde(flatten)]
     pub notes: Map<String, Value>,

@@ -4,6 +4,7 @@
 //! cargo bench --features cuda --bench gpu -- --python VENV/bin/python --json benches/runs/NAME/gpu.json     # everything: the 8B shape wants 80 GB
 //! cargo bench --features cuda --bench gpu -- --only 135m,head
 //! cargo bench --bench gpu -- --device cpu --only tiny --python VENV/bin/python                              # whether the program itself works
+//! cargo bench --bench gpu --features emulator -- --device emulated --only tiny                              # and what it does to a card
 //! ```
 //!
 //! Each measurement is a process of its own. `../README.md` says what each column means.
@@ -126,7 +127,10 @@ fn measure_part(part: Part, options: &Options, results: &mut Results) -> Result<
             let measured = processes::measure(&job, options.python.as_deref()).map_err(|error| format!("{error:#}"));
             match &measured {
                 Err(error) => eprintln!("{error}"),
-                Ok(measured) => everything_fits &= measured.out_of_memory.is_none(),
+                Ok(measured) => {
+                    everything_fits &= measured.out_of_memory.is_none();
+                    eprint!("{}", table::kernels(measured));
+                }
             }
             results.lines.push(Line { part: part.name(), job, measured });
             results.goals = table::goals(&results.lines, results.rates);

@@ -1,7 +1,7 @@
 //! Our side of a job, in a process of its own: the optimizer step as `mpo train` does it, on random weights that the card makes itself.
 
 use crate::head;
-use crate::job::{Engine, Job, Measured};
+use crate::job::{Engine, Job, Kernel, Measured};
 use crate::random::random_values;
 use crate::rows::random_row;
 use anyhow::{Context, Result, bail, ensure};
@@ -23,8 +23,12 @@ use mpo::train::{clip, optimizer::AdamW};
 use std::num::NonZeroUsize;
 use std::time::Instant;
 
-/// Does what `job` says. What does not fit into the card's memory is an answer too.
+/// Does what `job` says, on the device `emulated` too where this was built for it. What does not fit into the card's memory is an answer.
 pub fn run(job: &Job) -> Result<Measured> {
+    #[cfg(feature = "emulator")]
+    if job.device == "emulated" {
+        return gpu::on_emulated_gpu(|| run(&Job { device: "cpu".into(), ..job.clone() }));
+    }
     match measured(job) {
         Err(error) if is_out_of_memory(&error) => Ok(Measured { out_of_memory: Some(format!("{error:#}")), ..Measured::default() }),
         result => result,
@@ -65,9 +69,8 @@ pub fn clock(job: &Job, place: &Place, mut step: impl FnMut() -> Result<()>) -> 
     let peak_bytes = gpu::peak_bytes(&place.device);
     let (_, kernels) = gpu::record(timed)?;
     let busy_seconds = (!kernels.is_empty()).then(|| kernels.iter().map(|kernel| kernel.seconds).sum());
-    let mut measured = Measured { step_seconds, peak_bytes, busy_seconds, ..Measured::default() };
-    measured.notes.insert("kernels".into(), serde_json::to_value(kernels)?);
-    Ok(measured)
+    let kernels = kernels.into_iter().map(|gpu::Recorded { name, n_launches, seconds }| Kernel { name, n_launches, seconds }).collect();
+    Ok(Measured { step_seconds, peak_bytes, busy_seconds, kernels, ..Measured::default() })
 }
 
 /// A whole optimizer step: both sides, clipping, AdamW.

@@ -1,6 +1,6 @@
 //! What was measured, line by line, and beside it what was aimed at.
 
-use crate::job::{Engine, Job, Measured};
+use crate::job::{Engine, Job, Kernel, Measured};
 use crate::parts::Part;
 use mpo::device::gib;
 use serde::Serialize;
@@ -72,6 +72,17 @@ pub fn lines(lines: &[Line], rates: Rates) -> String {
         };
     }
     text
+}
+
+/// Where the card's time goes: what to tune. The JSON has all of it.
+pub fn kernels(measured: &Measured) -> String {
+    const SHOWN: usize = 12;
+    let busy: f64 = measured.kernels.iter().map(|kernel| kernel.seconds).sum();
+    let line = |kernel: &Kernel| {
+        let Kernel { name, n_launches, seconds } = kernel;
+        format!("  {:>5.1} %{:>10.2} ms{n_launches:>7} x  {name}\n", 100.0 * seconds / busy, 1e3 * seconds)
+    };
+    measured.kernels.iter().take(SHOWN).map(line).collect()
 }
 
 /// What could be compared with a goal.
