@@ -63,6 +63,8 @@ pub struct Job {
     pub checkpointing: bool,
     /// Of ours: stochastic rounding in the place of f32 masters, and 8-bit moments.
     pub small_state: bool,
+    /// Of ours: each block updated within the backward, without clipping.
+    pub in_backward: bool,
     /// Steps that are not counted.
     pub warm_up: usize,
     /// Counted steps.

@@ -18,8 +18,10 @@ use mpo::plan::estimate;
 use mpo::plan::low_rank::LowRankTerms;
 use mpo::reference::{Columns, Folders, FrozenScores, Provenance};
 use mpo::scoring::KeptStates;
-use mpo::train::step::{Gradients, StepSettings, evaluate_batch, passes};
-use mpo::train::{clip, optimizer::AdamW};
+use mpo::train::evaluate::PolicyIs;
+use mpo::train::optimizer::AdamW;
+use mpo::train::step::{Gradients, StepSettings, passes};
+use mpo::train::update::update;
 use std::num::NonZeroUsize;
 use std::time::Instant;
 
@@ -78,7 +80,8 @@ fn steps(job: &Job, place: Place) -> Result<Measured> {
     let config = config(job);
     let description = family::describe(&job.config)?;
     let adaptation = (job.engine == Engine::MpoLora).then(|| adaptation(&description)).transpose()?;
-    let policy = policy(&description, adaptation.as_ref(), &place)?;
+    let purpose = if job.in_backward { Purpose::TrainInBackward } else { Purpose::Train };
+    let policy = policy(&description, adaptation.as_ref(), &place, purpose)?;
     let rows: Vec<EncodedRow> = job.rows.iter().enumerate().map(|(i, row)| random_row(i, row, description.vocab_size)).collect();
     let batch: Vec<&EncodedRow> = rows.iter().collect();
     let mut settings = StepSettings::new(&config, 0);
@@ -86,14 +89,10 @@ fn steps(job: &Job, place: Place) -> Result<Measured> {
         settings.memory.keep = Keep::BlockInputs { every: NonZeroUsize::MIN };
     }
     let reference = reference(&policy, &rows, &config)?;
-    let parameters = policy.trained_parameters();
-    let mut optimizer = AdamW::new(&config.optimizer, 0, parameters)?;
+    let mut optimizer = AdamW::new(&config.optimizer, 0, policy.trained_parameters())?;
     let (mut loss, mut n_tokens_computed) = (f64::NAN, 0);
     let mut measured = clock(job, &place, || {
-        policy.zero_gradients()?;
-        let outcome = evaluate_batch(&policy, &batch, &reference, &settings, Gradients::Both)?;
-        let norm = clip::gradient_norm(parameters)?;
-        optimizer.step(parameters, config.optimizer.lr, clip::clip_factor(norm, config.optimizer.clip_norm))?;
+        let (outcome, _) = update(&policy, &batch, PolicyIs::Trained(&reference), &settings, &mut optimizer, config.optimizer.lr)?;
         (loss, n_tokens_computed) = (outcome.loss, outcome.n_tokens_computed);
         Ok(())
     })?;
@@ -110,6 +109,9 @@ fn config(job: &Job) -> RunConfig {
     config.model.dtype = job.dtype;
     (config.train.batch_size, config.train.micro_batch_size) = (job.rows_per_step, job.rows_per_step);
     config.train.group_by_dominant = job.grouped;
+    if job.in_backward {
+        (config.optimizer.in_backward, config.optimizer.clip_norm) = (true, 0.0);
+    }
     if job.small_state {
         (config.optimizer.master, config.optimizer.moments) = (MasterWeights::Stochastic, MomentType::EightBit);
     }
@@ -122,8 +124,8 @@ fn adaptation(description: &DecoderDescription) -> Result<Adaptation> {
     Ok(Adapter::new(&lora, 0, description)?.adaptation())
 }
 
-fn policy(description: &DecoderDescription, adaptation: Option<&Adaptation>, place: &Place) -> Result<Decoder> {
-    let policy = Decoder::random(description.clone(), adaptation, place.clone(), Purpose::Train)?;
+fn policy(description: &DecoderDescription, adaptation: Option<&Adaptation>, place: &Place, purpose: Purpose) -> Result<Decoder> {
+    let policy = Decoder::random(description.clone(), adaptation, place.clone(), purpose)?;
     // Zeros would be kind to a card: they cost less power.
     for (seed, parameter) in policy.low_rank_parameters().iter().enumerate() {
         ops::update(&parameter.value, |values| values.copy_from_slice(&random_values(seed as u64, values.len())))?;

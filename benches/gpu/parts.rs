@@ -23,7 +23,10 @@ pub enum Part {
     /// Llama 3.1's shape, all of it, sequences of 1,024 tokens; stochastic rounding, 8-bit moments, activation checkpointing
     #[value(name = "8b")]
     B8,
-    /// The same with an adapter of rank 16 in the place of all weights
+    /// The same, each block updated within the backward: no gradients of the whole model, no clipping
+    #[value(name = "8b-in-backward")]
+    InBackward,
+    /// The same as `8b` with an adapter of rank 16 in the place of all weights
     #[value(name = "8b-lora")]
     Lora,
     /// One row of sequences of 512 tokens with that adapter: what a card of 24 GB would have to hold
@@ -43,13 +46,14 @@ pub struct Setup {
     grouped: bool,
     checkpointing: bool,
     small_state: bool,
+    in_backward: bool,
 }
 
 const OURS: &[Engine] = &[Engine::Mpo];
 const WITH_PEERS: &[Engine] = &[Engine::Mpo, Engine::ReleasedSdpa, Engine::Lean, Engine::LeanCheckpointing];
 
 impl Part {
-    pub const ALL: [Self; 7] = [Self::M135, Self::B1, Self::Grouped, Self::B8, Self::Lora, Self::LoraRow, Self::Head];
+    pub const ALL: [Self; 8] = [Self::M135, Self::B1, Self::Grouped, Self::B8, Self::InBackward, Self::Lora, Self::LoraRow, Self::Head];
 
     pub fn name(self) -> String {
         self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
@@ -64,6 +68,7 @@ impl Part {
             grouped: false,
             checkpointing: false,
             small_state: false,
+            in_backward: false,
         };
         let large = |rows, length| Setup { engines: OURS, checkpointing: true, small_state: true, ..small(shapes::B8, rows, length) };
         let lora = |rows, length| Setup { engines: &[Engine::MpoLora], small_state: false, ..large(rows, length) };
@@ -73,6 +78,7 @@ impl Part {
             Self::B1 => small(shapes::B1, &[4, 2, 1], 1024),
             Self::Grouped => Setup { engines: OURS, grouped: true, ..small(shapes::B1, &[4, 2], 1024) },
             Self::B8 => large(&[8, 4, 2, 1], 1024),
+            Self::InBackward => Setup { in_backward: true, ..large(&[16, 8, 4, 2, 1], 1024) },
             Self::Lora => lora(&[8, 4, 2, 1], 1024),
             Self::LoraRow => lora(&[1], 512),
             Self::Head => {
@@ -97,6 +103,7 @@ impl Setup {
             grouped: self.grouped,
             checkpointing: self.checkpointing,
             small_state: self.small_state,
+            in_backward: self.in_backward,
             warm_up: 2,
             passes: options.steps.max(1),
         }

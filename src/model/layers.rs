@@ -4,6 +4,7 @@
 //! Projections with the same input are one fused matrix, so that one product computes them all; the checkpoint's tensors are bands of its rows.
 
 use super::description::{DecoderDescription, NormStyle};
+use super::gradients::Gradients;
 use super::low_rank::{Adaptation, LowRankTerm};
 use super::parameter::Parameter;
 use super::weights::Checkpoint;
@@ -17,6 +18,8 @@ use candle_core::{DType, Tensor};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
     Train,
+    /// As `Train`, with one set of gradient buffers for all blocks, for a backward whose gradients are used up as soon as they are whole.
+    TrainInBackward,
     Inference,
 }
 
@@ -55,13 +58,13 @@ pub(super) struct Builder<'a> {
     pub source: Source<'a>,
     pub description: &'a DecoderDescription,
     pub place: &'a Place,
-    pub purpose: Purpose,
     /// Where there is one, it alone is trained: the checkpoint's parameters are frozen.
     pub adaptation: Option<&'a Adaptation>,
     /// What was read so far.
     pub parameters: Vec<Parameter>,
     /// The low-rank terms so far.
     pub low_rank_parameters: Vec<Parameter>,
+    pub gradients: Gradients,
 }
 
 impl Builder<'_> {
@@ -70,9 +73,10 @@ impl Builder<'_> {
         let n_rows: usize = bands.iter().map(|(_, rows)| rows).sum();
         let shape: Vec<usize> = [n_rows].into_iter().chain(row_shape.iter().copied()).collect();
         let value = self.source.tensor(bands, &shape, self.place)?;
-        let gradient = match (self.purpose, self.adaptation) {
-            (Purpose::Train, None) => Some(Tensor::zeros(&*shape, DType::F32, &self.place.device)?),
-            _ => None,
+        let (first, _) = bands.first().context("a tensor without a name")?;
+        let gradient = match self.adaptation {
+            None => self.gradients.make(first, &shape, &self.place.device)?,
+            Some(_) => None,
         };
         let mut start = 0;
         for (name, rows) in bands {
@@ -103,7 +107,9 @@ impl Builder<'_> {
     fn low_rank(&mut self, prefix: &str, projections: &[(&str, usize)], n_in: usize) -> Result<Option<LowRankTerm>> {
         let Some(adaptation) = self.adaptation else { return Ok(None) };
         let named: Vec<_> = projections.iter().map(|(name, rows)| (format!("{prefix}.{name}"), *rows)).collect();
-        let Some((term, parameters)) = LowRankTerm::build(adaptation, &named, n_in, self.place, self.purpose)? else { return Ok(None) };
+        let Some((term, parameters)) = LowRankTerm::build(adaptation, &named, n_in, self.place, &mut self.gradients)? else {
+            return Ok(None);
+        };
         self.low_rank_parameters.extend(parameters);
         Ok(Some(term))
     }

@@ -5,7 +5,6 @@
 
 use super::ledger::Kind;
 use super::memory::{Setup, fullest, moments_bytes};
-use super::replay::Replay;
 use crate::config::{ComputeDtype, MasterWeights, MomentType, OptimizerConfig};
 use crate::ops::log_prob::{GPU_LOGITS_PER_CHUNK, rows_per_chunk};
 use serde::Serialize;
@@ -39,20 +38,18 @@ impl GpuMemory {
             (ComputeDtype::Bf16, MasterWeights::Kahan) => 2,
         };
         let d = setup.description;
-        let mut replay = Replay::new(d, setup.low_rank);
         let (mut most_scored, mut most_kept) = (0, 0);
         for pass in fullest(setup.passes.iter().copied().flatten()) {
-            replay.pass(pass, setup.step);
             most_scored = most_scored.max(pass.n_scored);
             most_kept = most_kept.max(setup.step.kept_logits.min(pass.n_scored * d.vocab_size));
         }
-        let lent = replay.ledger.peak();
+        let lent = setup.most_lent();
         let chunk = (rows_per_chunk(most_scored, d.vocab_size, GPU_LOGITS_PER_CHUNK).min(most_scored) * d.vocab_size) as u64;
         let n_trained = setup.n_trained() as u64;
         let frozen = if setup.low_rank.is_some() { value * setup.n_parameters as u64 } else { 0 };
         Self {
             weights: frozen + (value + beside) * n_trained,
-            gradients: FLOAT * n_trained,
+            gradients: FLOAT * setup.n_gradients() as u64,
             moments: moments_bytes(n_trained, optimizer.moments == MomentType::EightBit),
             activations: value * lent.of(Kind::Activation) as u64,
             logits: FLOAT * most_kept as u64 + (FLOAT + value) * chunk,
@@ -131,6 +128,11 @@ mod tests {
         }
         let exact = llama_8b(1024, None, &OptimizerConfig::default());
         assert_eq!((exact.weights, exact.gradients, exact.moments), (6 * 8_030_261_248, 4 * 8_030_261_248, 8 * 8_030_261_248));
+        let in_backward = OptimizerConfig { moments: MomentType::EightBit, in_backward: true, ..OptimizerConfig::default() };
+        let memory = llama_8b(1024, None, &in_backward);
+        // The head or the embeddings, one block, the last norm.
+        assert_eq!(memory.gradients, 4 * (128_256 * 4096 + 218_112_000 + 4096));
+        assert!(memory.total() as f64 <= 0.98 * 80.0 * GIB, "with exact weights: {:.1} GiB", memory.total() as f64 / GIB);
     }
 
     #[test]

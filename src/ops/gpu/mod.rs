@@ -8,6 +8,7 @@
 //!   every line that starts one is tested on machines without a GPU.
 //!
 //! Values are f32 or bf16, sums are formed in f32 and in an order that depends on shapes alone, nothing waits for the GPU but [`super::read`].
+//! [`record`] says how long each launch takes.
 
 #[cfg(feature = "cuda")]
 mod cuda;
