@@ -26,8 +26,9 @@ pub fn measure(job: &Job, place: &Place) -> Result<Measured> {
         let scored = head.score(&hidden, &weight, &targets, StepMemory::default().kept_logits)?;
         head.backward(&hidden, &weight, (&targets, scored), &vec![1e-3; n_targets], &d_hidden, Some(&gradient))
     })?;
-    let chunk = GPU_LOGITS_PER_CHUNK / n_vocab;
-    let d_logits = ops::on_device(random_values(4, chunk.min(n_targets) * n_vocab), &[chunk.min(n_targets), n_vocab], place)?;
+    // As the head cuts: no chunk above the budget, all of nearly the same size.
+    let chunk = n_targets.div_ceil(n_targets.div_ceil(GPU_LOGITS_PER_CHUNK / n_vocab));
+    let d_logits = ops::on_device(random_values(4, chunk * n_vocab), &[chunk, n_vocab], place)?;
     let floor = clock(job, place, || {
         for first in (0..n_targets).step_by(chunk) {
             let n_rows = chunk.min(n_targets - first);
