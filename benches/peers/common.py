@@ -1,4 +1,7 @@
-"""What all peers share: a job comes in as JSON on standard input, what was measured goes out as one line of JSON (`../step/job.rs`)."""
+"""What all peers share: a job comes in as JSON on standard input, what was measured goes out as one line of JSON (`../step/job.rs`, `../gpu/job.rs`).
+
+A job's `device` is `cpu` where it says nothing. On a GPU the clock waits for it, and memory is the most that torch's tensors held at once.
+"""
 import json
 import resource
 import sys
@@ -14,14 +17,23 @@ PAD_ID, IGNORED = 2, -100
 def read_job() -> dict:
     """The job, with torch set up for it."""
     job = json.load(sys.stdin)
-    torch.set_num_threads(job["threads"])
+    if "threads" in job:
+        torch.set_num_threads(job["threads"])
     torch.manual_seed(0)
     return job
 
 
+def device_of(job: dict) -> torch.device:
+    return torch.device(job.get("device", "cpu"))
+
+
 def autocast(job: dict):
-    """bf16 means autocast: f32 weights, matrix products in bf16."""
-    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=job["dtype"] == "bf16")
+    """bf16 means autocast, f32 weights and matrix products in bf16, unless the weights themselves are bf16."""
+    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=job["dtype"] == "bf16" and not has_bf16_weights(job))
+
+
+def has_bf16_weights(job: dict) -> bool:
+    return job.get("weights") == "bf16"
 
 
 def cpu_seconds() -> float:
@@ -41,15 +53,21 @@ def rss_bytes() -> int:
 
 
 class Clock:
-    """Wall and CPU seconds of counted steps."""
+    """Wall and CPU seconds of counted steps; of a GPU's steps once it has done them."""
 
-    def __init__(self):
-        self.seconds, self.cpu = [], []
+    def __init__(self, device=torch.device("cpu")):
+        self.seconds, self.cpu, self.device = [], [], device
+
+    def wait(self):
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def start(self):
+        self.wait()
         self.started, self.cpu_started = time.perf_counter(), cpu_seconds()
 
     def stop(self):
+        self.wait()
         self.seconds.append(time.perf_counter() - self.started)
         self.cpu.append(cpu_seconds() - self.cpu_started)
 
@@ -63,6 +81,8 @@ class Clock:
             self.stop()
 
     def report(self, **notes):
+        if self.device.type == "cuda":
+            notes |= dict(peak_bytes=torch.cuda.max_memory_allocated(self.device), reserved_bytes=torch.cuda.max_memory_reserved(self.device))
         print(json.dumps(dict(
             step_seconds=self.seconds, step_cpu_seconds=self.cpu, peak_rss_bytes=peak_rss_bytes(), torch=torch.__version__,
             transformers=transformers.__version__, **notes,

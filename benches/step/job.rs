@@ -1,6 +1,7 @@
 //! What one process measures, and what it answers: JSON on its standard input and output, the same for ours and for the Python peers.
 
 use crate::floor::ProductList;
+pub use crate::rows::{Lengths, Row, median};
 use mpo::config::ComputeDtype;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -55,49 +56,6 @@ pub struct Job {
     pub list: Option<ProductList>,
 }
 
-/// Token counts of one parallel pair.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Row {
-    /// Rows with the same number share their dominant pair.
-    pub pair: usize,
-    pub language: String,
-    pub dominant: Lengths,
-    pub target: Lengths,
-}
-
-/// Token counts of a preference pair. Responses include what ends the turn.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Lengths {
-    pub prompt: usize,
-    pub chosen: usize,
-    pub rejected: usize,
-}
-
-impl Lengths {
-    /// Tokens of both sequences, the prompt counted twice.
-    pub fn n_tokens(&self) -> usize {
-        2 * self.prompt + self.n_response_tokens()
-    }
-
-    pub fn n_response_tokens(&self) -> usize {
-        self.chosen + self.rejected
-    }
-}
-
-impl Row {
-    /// Four sequences of `n_tokens` each, a quarter of them prompt.
-    pub fn of_length(n_tokens: usize) -> Self {
-        let prompt = n_tokens / 4;
-        let lengths = Lengths { prompt, chosen: n_tokens - prompt, rejected: n_tokens - prompt };
-        Self { pair: 0, language: "sw".into(), dominant: lengths, target: lengths }
-    }
-
-    /// Tokens of its four sequences.
-    pub fn n_tokens(&self) -> usize {
-        self.dominant.n_tokens() + self.target.n_tokens()
-    }
-}
-
 /// What a process measured. Lists have one value per counted step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
@@ -129,15 +87,5 @@ impl Measured {
     /// Everything that was counted: what an epoch takes.
     pub fn total_seconds(&self) -> f64 {
         self.reference_seconds + self.step_seconds.iter().sum::<f64>()
-    }
-}
-
-/// The middle value, or the mean of the two in the middle; NaN of nothing.
-pub fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    match sorted.len() {
-        0 => f64::NAN,
-        n => 0.5 * (sorted[(n - 1) / 2] + sorted[n / 2]),
     }
 }

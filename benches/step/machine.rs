@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-/// CPU, memory, kernel, compilers and libraries, the commit and the command.
+/// CPU, memory, GPU, kernel, compilers and libraries, the commit and the command.
 pub fn description(python: Option<&Path>) -> Value {
     let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let field = |text: &str, key: &str| {
@@ -26,6 +26,7 @@ pub fn description(python: Option<&Path>) -> Value {
         "cores": std::thread::available_parallelism().map_or(0, usize::from),
         "flags": flags,
         "memory": field(&memory, "MemTotal"),
+        "gpu": output(Command::new("nvidia-smi").args(["--query-gpu=name,driver_version,memory.total,power.limit", "--format=csv,noheader"])),
         "kernel": output(Command::new("uname").arg("-sr")),
         "rustc": output(Command::new("rustc").arg("-V")),
         "torch_transformers_trl": python.and_then(|python| output(Command::new(python).args(["-c", versions]))),

@@ -18,6 +18,7 @@ mod parts;
 mod processes;
 mod random;
 mod report;
+mod rows;
 mod shapes;
 
 use anyhow::{Context, Result};

@@ -1,12 +1,12 @@
 //! Our side of a job, in a process of its own: the optimizer step as `mpo train` does it, on random weights and random tokens.
 
-use crate::job::{Engine, Job, Lengths, Measured, Row};
-use crate::random::random_tokens;
+use crate::job::{Engine, Job, Measured};
+use crate::rows::random_row;
 use crate::{floor, head, shapes};
 use anyhow::{Context, Result, bail, ensure};
 use mpo::adapter::Adapter;
 use mpo::config::{AdapterConfig, AdapterKind, RunConfig};
-use mpo::data::encode::{EncodedPreference, EncodedRow, Response};
+use mpo::data::encode::{EncodedPreference, EncodedRow};
 use mpo::data::loader::{Loader, dominant_numbers};
 use mpo::model::decoder::{Decoder, Keep, Purpose};
 use mpo::model::family;
@@ -117,25 +117,6 @@ fn cpu_seconds() -> Result<f64> {
     ensure!(code == 0, "getrusage failed");
     let seconds = |time: libc::timeval| time.tv_sec as f64 + 1e-6 * time.tv_usec as f64;
     Ok(seconds(usage.ru_utime) + seconds(usage.ru_stime))
-}
-
-fn random_row(index: usize, row: &Row, n_vocab: usize) -> EncodedRow {
-    let pair = |lang: &str, seed: usize, lengths: &Lengths| {
-        let tokens = |n: usize, part: usize| random_tokens((3 * seed + part) as u64, n, n_vocab);
-        let response = |n, part| Response { tokens: tokens(n, part), n_end_tokens: 1 };
-        EncodedPreference {
-            lang: lang.into(),
-            prompt: tokens(lengths.prompt, 0),
-            chosen: response(lengths.chosen, 1),
-            rejected: response(lengths.rejected, 2),
-        }
-    };
-    EncodedRow {
-        id: index.to_string(),
-        dominant: Some(pair("en", row.pair, &row.dominant)),
-        target: pair(&row.language, 1_000_000 + index, &row.target),
-        mismatched: None,
-    }
 }
 
 /// Bytes that this process holds now.

@@ -11,7 +11,7 @@ use super::description::DecoderDescription;
 use super::family;
 use super::gradients::Gradients;
 pub use super::layers::Purpose;
-use super::layers::{Builder, Norm};
+use super::layers::{Builder, Norm, Source};
 use super::low_rank::Adaptation;
 use super::parameter::Parameter;
 use super::weights::Checkpoint;
@@ -120,9 +120,29 @@ impl Decoder {
         let checkpoint = Checkpoint::open(dir)?;
         family::check_weights(&description, &checkpoint)
             .with_context(|| format!("the weights in `{}` do not fit its config.json", dir.display()))?;
+        Self::build(description, Source::Checkpoint(&checkpoint), adaptation, place, purpose)
+    }
+
+    /// Random values, made where they will lie: for measuring models whose values do not matter. They do not repeat; low-rank terms are all zeros.
+    pub fn random(
+        description: DecoderDescription,
+        adaptation: Option<&Adaptation>,
+        place: impl Into<Place>,
+        purpose: Purpose,
+    ) -> Result<Self> {
+        Self::build(description, Source::Random, adaptation, place.into(), purpose)
+    }
+
+    fn build(
+        description: DecoderDescription,
+        source: Source,
+        adaptation: Option<&Adaptation>,
+        place: Place,
+        purpose: Purpose,
+    ) -> Result<Self> {
         let d = &description;
         let mut builder = Builder {
-            checkpoint: &checkpoint,
+            source,
             description: d,
             place: &place,
             adaptation,

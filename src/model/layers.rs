@@ -13,7 +13,7 @@ use crate::ops::dropout::RowKeys;
 use crate::ops::rms_norm::{Heads, RmsNorm};
 use crate::ops::{Buffer, Place, linear, on_device};
 use anyhow::{Context, Result};
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 /// Whether gradient buffers are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,9 +24,39 @@ pub enum Purpose {
     Inference,
 }
 
-/// Reads the parameters of one decoder out of a checkpoint, in order.
+/// Where a decoder's values come from.
+#[derive(Clone, Copy)]
+pub(super) enum Source<'a> {
+    Checkpoint(&'a Checkpoint),
+    /// Matrices uniform with a deviation of 0.02, as training from nothing would begin; vectors 1.
+    Random,
+}
+
+impl Source<'_> {
+    /// The named bands of rows, one behind the other, as one tensor.
+    fn tensor(self, bands: &[(String, usize)], shape: &[usize], place: &Place) -> Result<Tensor> {
+        let Self::Checkpoint(checkpoint) = self else {
+            let bound = 0.02 * 3f32.sqrt();
+            let is_matrix = shape.len() > 1;
+            let values =
+                if is_matrix { Tensor::rand(-bound, bound, shape, &place.device) } else { Tensor::ones(shape, DType::F32, &place.device) };
+            return Ok(values?.to_dtype(place.storage)?);
+        };
+        let row_size: usize = shape.iter().skip(1).product();
+        let mut values = vec![0.0; shape.iter().product()];
+        let mut rest = values.as_mut_slice();
+        for (name, rows) in bands {
+            let (band, after) = rest.split_at_mut(rows * row_size);
+            checkpoint.read_into(name, band)?;
+            rest = after;
+        }
+        on_device(values, shape, place)
+    }
+}
+
+/// Makes the parameters of one decoder, in order.
 pub(super) struct Builder<'a> {
-    pub checkpoint: &'a Checkpoint,
+    pub source: Source<'a>,
     pub description: &'a DecoderDescription,
     pub place: &'a Place,
     /// Where there is one, it alone is trained: the checkpoint's parameters are frozen.
@@ -41,17 +71,9 @@ pub(super) struct Builder<'a> {
 impl Builder<'_> {
     /// One tensor of shape `[Σ rows, ..row_shape]` whose bands are the named parameters.
     fn fused(&mut self, bands: &[(String, usize)], row_shape: &[usize]) -> Result<(Tensor, Option<Tensor>)> {
-        let row_size: usize = row_shape.iter().product();
         let n_rows: usize = bands.iter().map(|(_, rows)| rows).sum();
         let shape: Vec<usize> = [n_rows].into_iter().chain(row_shape.iter().copied()).collect();
-        let mut values = vec![0.0; n_rows * row_size];
-        let mut rest = values.as_mut_slice();
-        for (name, rows) in bands {
-            let (band, after) = rest.split_at_mut(rows * row_size);
-            self.checkpoint.read_into(name, band)?;
-            rest = after;
-        }
-        let value = on_device(values, &shape, self.place)?;
+        let value = self.source.tensor(bands, &shape, self.place)?;
         let (first, _) = bands.first().context("a tensor without a name")?;
         let gradient = match self.adaptation {
             None => self.gradients.make(first, &shape, &self.place.device)?,
@@ -199,5 +221,22 @@ impl Norm {
     /// In place on `d`.
     pub fn backward_heads(&self, x: &Tensor, r: &Tensor, d: &Tensor, heads: Heads) -> Result<()> {
         self.op().backward_heads(x, r, d, self.gradient.as_ref(), heads)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::read;
+
+    #[test]
+    fn random_matrices_have_a_deviation_of_a_fiftieth_and_vectors_are_ones() {
+        let place = Place::from(ComputeDtype::F32);
+        let of = |shape: &[usize]| Source::Random.tensor(&[("w".into(), shape[0])], shape, &place).unwrap();
+        let matrix = of(&[300, 200]);
+        let values = read(&matrix).unwrap();
+        let mean_square = values.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>() / values.len() as f64;
+        assert!((mean_square.sqrt() / 0.02 - 1.0).abs() < 0.02, "{mean_square}");
+        assert_eq!(*read(&of(&[7])).unwrap(), [1.0; 7]);
     }
 }

@@ -8,6 +8,7 @@ use mpo::model::decoder::{Decoder, Purpose};
 use mpo::ops::{linear, tensor};
 use mpo::train::step::{Gradients, StepSettings};
 use serde_json::Value;
+use std::collections::HashMap;
 
 /// Of f32 sums of up to 70 products near 1.
 const SUMS: f64 = 1e-5;
@@ -18,9 +19,17 @@ const BF16: f64 = 1.01 / 256.0;
 const LEAST_COSINE: f64 = 0.9995;
 const LENGTH: f64 = 0.01;
 
+fn fixture() -> HashMap<String, Tensor> {
+    candle_core::safetensors::load(fixtures().join("bf16.safetensors"), &Device::Cpu).unwrap()
+}
+
+fn values(tensor: &Tensor) -> Vec<f64> {
+    tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
 #[test]
 fn linear_layers_match_pytorch() {
-    let fixture = candle_core::safetensors::load(fixtures().join("bf16.safetensors"), &Device::Cpu).unwrap();
+    let fixture = fixture();
     let [x, weight, dy] = ["x", "weight", "dy"].map(|name| &fixture[name]);
     let d_weight = tensor(vec![1.0; weight.elem_count()], weight.dims()).unwrap();
     linear::backward_weight(dy, x, &d_weight, ComputeDtype::Bf16).unwrap();
@@ -28,13 +37,31 @@ fn linear_layers_match_pytorch() {
     let dx = linear::backward_input(dy, weight, ComputeDtype::Bf16).unwrap();
     let d_weight = (d_weight - 1.0).unwrap();
     for (name, actual) in [("y", &*y), ("dx", &*dx), ("dweight", &d_weight)] {
-        let values = |tensor: &Tensor| tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
         let (actual, exact, autocast) = (values(actual), values(&fixture[name]), values(&fixture[&format!("autocast.{name}")]));
         for (i, ((actual, exact), autocast)) in actual.iter().zip(&exact).zip(&autocast).enumerate() {
             assert!((actual - exact).abs() <= SUMS, "{name}[{i}]: {actual} is not {exact}");
             assert!((actual - autocast).abs() <= BF16 * actual.abs() + SUMS, "{name}[{i}]: {actual} does not round to {autocast}");
         }
     }
+}
+
+/// A GPU's activations are bf16: the exact sums, rounded once. A weight's gradient is f32.
+#[cfg(any(feature = "cuda", feature = "emulator"))]
+#[test]
+fn linear_layers_on_a_gpu_match_pytorch() {
+    let fixture = fixture();
+    crate::gpu::on_every_gpu(|gpu, device| {
+        let [x, weight, dy] = ["x", "weight", "dy"].map(|name| fixture[name].to_dtype(DType::BF16).unwrap().to_device(device).unwrap());
+        let d_weight = Tensor::zeros(weight.dims(), DType::F32, device).unwrap();
+        linear::backward_weight(&dy, &x, &d_weight, ComputeDtype::Bf16).unwrap();
+        let y = linear::forward(&x, &weight, None, ComputeDtype::Bf16).unwrap();
+        let dx = linear::backward_input(&dy, &weight, ComputeDtype::Bf16).unwrap();
+        for (name, actual, relative) in [("y", &*y, BF16), ("dx", &*dx, BF16), ("dweight", &d_weight, 0.0)] {
+            for (i, (actual, exact)) in values(actual).iter().zip(values(&fixture[name])).enumerate() {
+                assert!((actual - exact).abs() <= relative * exact.abs() + SUMS, "{gpu}, {name}[{i}]: {actual} is not {exact}");
+            }
+        }
+    });
 }
 
 fn gradients_of(model: &Value, compute: ComputeDtype) -> (f64, Vec<Vec<f32>>) {

@@ -3,6 +3,8 @@
 //! The numbers are float64 results of transformers and `torch.optim.AdamW` (`tests/oracle` made them, its README states the conventions), so what
 //! differs is this engine's f32 rounding. The script shows that transformers in f32 stays within a third of these tolerances, and that every feature
 //! of a family, when it is left out, goes beyond ten times the one of a response's log-probability.
+//!
+//! The checks take a fixture that lies anywhere: the tests here are those of the CPU, `gpu.rs` has those of every GPU, by the same tolerances.
 
 #![allow(non_snake_case)] // N packed tokens, D hidden size
 
@@ -16,7 +18,7 @@ use mpo::model::decoder::{Decoder, Keep, Purpose};
 use mpo::model::family::describe;
 use mpo::model::parameter::Parameter;
 use mpo::objective::Objective;
-use mpo::ops;
+use mpo::ops::{self, Place};
 use mpo::reference::{Columns, Folders, FrozenScores, Provenance};
 use mpo::scoring::{KeptStates, response_targets};
 use mpo::train::clip::gradient_norm;
@@ -83,6 +85,7 @@ impl Comparison {
 
 /// A family's fixture, loaded.
 pub struct Fixture {
+    family: String,
     pub expected: Expected,
     pub rows: Vec<EncodedRow>,
     pub policy: Decoder,
@@ -90,7 +93,12 @@ pub struct Fixture {
 }
 
 impl Fixture {
+    /// On the CPU, in f32.
     pub fn load(family: &str) -> Self {
+        Self::load_at(family, &ComputeDtype::F32.into())
+    }
+
+    pub fn load_at(family: &str, place: &Place) -> Self {
         let folder = fixtures().join(family);
         let expected: Expected = read_json(&folder.join("expected.json"));
         let rows = expected.rows.iter().enumerate().map(|(index, row)| encoded(index, row)).collect();
@@ -98,9 +106,9 @@ impl Fixture {
         let reference = tempfile::tempdir().unwrap();
         fs::copy(folder.join("config.v4.json"), reference.path().join("config.json")).unwrap();
         fs::copy(folder.join("reference.safetensors"), reference.path().join("model.safetensors")).unwrap();
-        let load =
-            |folder, purpose| Decoder::load(folder, ComputeDtype::F32, purpose).unwrap_or_else(|error| panic!("{family}: {error:#}"));
-        Self { policy: load(&folder, Purpose::Train), reference: load(reference.path(), Purpose::Inference), expected, rows }
+        let load = |folder, purpose| Decoder::load(folder, place.clone(), purpose).unwrap_or_else(|error| panic!("{family}: {error:#}"));
+        let (policy, reference) = (load(&folder, Purpose::Train), load(reference.path(), Purpose::Inference));
+        Self { family: family.into(), policy, reference, expected, rows }
     }
 
     fn row_refs(&self) -> Vec<&EncodedRow> {
@@ -134,8 +142,10 @@ impl Fixture {
     }
 }
 
+/// Where cargo, or whoever runs a test binary that was made elsewhere, says that the package lies; else where it lay when this was compiled.
 pub fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+    let package = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    Path::new(&package).join("tests/fixtures")
 }
 
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> T {
@@ -169,19 +179,30 @@ fn both_config_styles_are_one_description() {
 
 #[test]
 fn log_probabilities_and_hidden_states() {
-    for family in FAMILIES {
-        let fixture = Fixture::load(family);
-        let mut comparison = Comparison::new();
-        for (name, model, of) in [
-            ("policy", &fixture.policy, (|scores| &scores.policy) as fn(&Scores) -> &SideScores),
-            ("reference", &fixture.reference, |scores| &scores.reference),
-        ] {
-            let expected: Vec<&PairScores> =
-                fixture.expected.scores.iter().map(of).flat_map(|side| [&side.dominant, &side.target]).collect();
-            compare_scores(&mut comparison, name, model, &fixture, &expected);
-        }
-        comparison.finish(family);
+    FAMILIES.map(Fixture::load).iter().for_each(check_scores);
+}
+
+#[test]
+fn losses_and_every_gradient_norm() {
+    FAMILIES.map(Fixture::load).iter().for_each(|fixture| check_losses(fixture, |_| true));
+}
+
+#[test]
+fn five_adamw_steps() {
+    FAMILIES.map(Fixture::load).iter().for_each(check_training);
+}
+
+/// Log-probabilities, reward gaps and hidden states of policy and reference.
+pub fn check_scores(fixture: &Fixture) {
+    let mut comparison = Comparison::new();
+    for (name, model, of) in [
+        ("policy", &fixture.policy, (|scores| &scores.policy) as fn(&Scores) -> &SideScores),
+        ("reference", &fixture.reference, |scores| &scores.reference),
+    ] {
+        let expected: Vec<&PairScores> = fixture.expected.scores.iter().map(of).flat_map(|side| [&side.dominant, &side.target]).collect();
+        compare_scores(&mut comparison, name, model, fixture, &expected);
     }
+    comparison.finish(&fixture.family);
 }
 
 /// Everything packed into one batch: dominant and target pair of each row, in turn.
@@ -226,70 +247,67 @@ fn compare_scores(comparison: &mut Comparison, name: &str, model: &Decoder, fixt
     }
 }
 
-#[test]
-fn losses_and_every_gradient_norm() {
-    for family in FAMILIES {
-        let fixture = Fixture::load(family);
-        let mut comparison = Comparison::new();
-        for case in &fixture.expected.cases {
-            let which = if case.objective.is_some() { Gradients::Both } else { Gradients::RetentionOnly };
-            let settings = fixture.settings(&case.objective.clone().unwrap_or_default(), &case.retention);
-            let outcome = fixture.gradients(&fixture.frozen_scores(&case.retention), &settings, which);
+/// The losses that are wanted of the fixture, by their names, and the norms of their gradients.
+pub fn check_losses(fixture: &Fixture, is_wanted: impl Fn(&str) -> bool) {
+    let mut comparison = Comparison::new();
+    for case in fixture.expected.cases.iter().filter(|case| is_wanted(&case.name)) {
+        let which = if case.objective.is_some() { Gradients::Both } else { Gradients::RetentionOnly };
+        let settings = fixture.settings(&case.objective.clone().unwrap_or_default(), &case.retention);
+        let outcome = fixture.gradients(&fixture.frozen_scores(&case.retention), &settings, which);
 
-            let mut close = |what: &str, actual, expected, tolerance| {
-                comparison.close(|| format!("{}: {what}", case.name), actual, expected, tolerance);
-            };
-            if case.objective.is_some() {
-                close("mpo", outcome.objective, case.values.mpo, LOSS);
-                close("loss", outcome.loss, case.values.loss, LOSS);
-            }
-            close("retention", outcome.retention.unwrap_or(0.0), case.values.retention, LOSS);
-            close("gradient norm", gradient_norm(fixture.policy.parameters()).unwrap(), case.values.grad_norm, GRADIENT_NORM);
-
-            let actual = by_name(&fixture.policy, |parameter| gradient_norm(std::slice::from_ref(parameter)).unwrap());
-            assert_eq!(actual.len(), fixture.expected.parameters.len(), "{family}");
-            for (name, &expected) in fixture.expected.parameters.iter().zip(&case.parameter_grad_norms) {
-                // A key's bias hardly matters to a softmax: what is tiny beside the whole gradient is judged by the whole.
-                let allowed = Tolerance::Absolute(PARAMETER_GRADIENT_NORM * (expected + 1e-3 * case.values.grad_norm));
-                close(&format!("gradient norm of {name}"), actual[name.as_str()], expected, allowed);
-            }
+        let mut close = |what: &str, actual, expected, tolerance| {
+            comparison.close(|| format!("{}: {what}", case.name), actual, expected, tolerance);
+        };
+        if case.objective.is_some() {
+            close("mpo", outcome.objective, case.values.mpo, LOSS);
+            close("loss", outcome.loss, case.values.loss, LOSS);
         }
-        comparison.finish(family);
+        close("retention", outcome.retention.unwrap_or(0.0), case.values.retention, LOSS);
+        close("gradient norm", norm(fixture.policy.parameters()), case.values.grad_norm, GRADIENT_NORM);
+
+        let actual = by_name(&fixture.policy, |parameter| norm(std::slice::from_ref(parameter)));
+        assert_eq!(actual.len(), fixture.expected.parameters.len(), "{}", fixture.family);
+        for (name, &expected) in fixture.expected.parameters.iter().zip(&case.parameter_grad_norms) {
+            // A key's bias hardly matters to a softmax: what is tiny beside the whole gradient is judged by the whole.
+            let allowed = Tolerance::Absolute(PARAMETER_GRADIENT_NORM * (expected + 1e-3 * case.values.grad_norm));
+            close(&format!("gradient norm of {name}"), actual[name.as_str()], expected, allowed);
+        }
     }
+    comparison.finish(&fixture.family);
 }
 
-/// In micro-batches of two, with the pass over a shared dominant pair run once: neither may change a number.
-#[test]
-fn five_adamw_steps() {
-    for family in FAMILIES {
-        let fixture = Fixture::load(family);
-        let Training { objective, retention, optimizer, steps, r#final } = &fixture.expected.training;
-        let settings =
-            StepSettings { micro_batch_size: 2, dominant_passes: DominantPasses::OncePerPair, ..fixture.settings(objective, retention) };
-        let reference = fixture.frozen_scores(retention);
-        let parameters = fixture.policy.parameters();
-        let start = by_name(&fixture.policy, |parameter| ops::read(&parameter.value).unwrap().to_vec());
-        let mut adamw = AdamW::new(optimizer, 0, parameters).unwrap();
-        let mut comparison = Comparison::new();
-        let mut n_clipped = 0;
-        for (step, expected) in steps.iter().enumerate() {
-            let outcome = fixture.gradients(&reference, &settings, Gradients::Both);
-            let norm = adamw.step(parameters, optimizer.lr).unwrap();
-            n_clipped += usize::from(norm > optimizer.clip_norm);
-            let retention = outcome.retention.unwrap();
-            for (what, actual, expected) in [
-                ("mpo", outcome.objective, expected.mpo),
-                ("retention", retention, expected.retention),
-                ("loss", outcome.loss, expected.loss),
-                ("gradient norm", norm, expected.grad_norm),
-            ] {
-                comparison.close(|| format!("step {step}: {what}"), actual, expected, LOSS_IN_TRAINING);
-            }
+fn norm(parameters: &[Parameter]) -> f64 {
+    gradient_norm(parameters).unwrap()
+}
+
+/// Five AdamW steps, in micro-batches of two, with the pass over a shared dominant pair run once: neither may change a number.
+pub fn check_training(fixture: &Fixture) {
+    let Training { objective, retention, optimizer, steps, r#final } = &fixture.expected.training;
+    let settings =
+        StepSettings { micro_batch_size: 2, dominant_passes: DominantPasses::OncePerPair, ..fixture.settings(objective, retention) };
+    let reference = fixture.frozen_scores(retention);
+    let parameters = fixture.policy.parameters();
+    let start = by_name(&fixture.policy, |parameter| ops::read(&parameter.value).unwrap().to_vec());
+    let mut adamw = AdamW::new(optimizer, 0, parameters).unwrap();
+    let mut comparison = Comparison::new();
+    let mut n_clipped = 0;
+    for (step, expected) in steps.iter().enumerate() {
+        let outcome = fixture.gradients(&reference, &settings, Gradients::Both);
+        let norm = adamw.step(parameters, optimizer.lr).unwrap();
+        n_clipped += usize::from(norm > optimizer.clip_norm);
+        let retention = outcome.retention.unwrap();
+        for (what, actual, expected) in [
+            ("mpo", outcome.objective, expected.mpo),
+            ("retention", retention, expected.retention),
+            ("loss", outcome.loss, expected.loss),
+            ("gradient norm", norm, expected.grad_norm),
+        ] {
+            comparison.close(|| format!("step {step}: {what}"), actual, expected, LOSS_IN_TRAINING);
         }
-        assert!(0 < n_clipped && n_clipped < steps.len(), "{family}: clipping acted on {n_clipped} steps");
-        compare_weights(&mut comparison, &fixture, &start, r#final);
-        comparison.finish(family);
     }
+    assert!(0 < n_clipped && n_clipped < steps.len(), "{}: clipping acted on {n_clipped} steps", fixture.family);
+    compare_weights(&mut comparison, fixture, &start, r#final);
+    comparison.finish(&fixture.family);
 }
 
 fn compare_weights(comparison: &mut Comparison, fixture: &Fixture, start: &HashMap<&str, Vec<f32>>, expected: &[FinalParameter]) {

@@ -1,5 +1,6 @@
-//! Whole passes on the GPU against the same on the CPU: on the emulated GPU (feature `emulator`), and on a real one where there is one (feature `cuda`).
+//! Whole passes on the GPU against the same on the CPU, and against PyTorch's numbers: on the emulated GPU (feature `emulator`), and on a real one where there is one (feature `cuda`).
 
+use crate::golden::{self, FAMILIES, Fixture};
 use crate::support::*;
 use candle_core::Device;
 use mpo::config::{ComputeDtype, Pooling, RetentionKind, RunConfig};
@@ -13,7 +14,7 @@ const HIDDEN: usize = 64;
 const VOCABULARY: usize = 200;
 
 /// Runs `work` on every GPU that can be had.
-fn on_every_gpu(work: impl Fn(&str, &Device)) {
+pub fn on_every_gpu(work: impl Fn(&str, &Device)) {
     #[cfg(feature = "emulator")]
     mpo::ops::gpu::on_emulated_gpu(|| work("emulated", &Device::Cpu));
     #[cfg(feature = "cuda")]
@@ -115,4 +116,34 @@ fn an_adapter_is_that_of_the_cpu() {
     let projections = projections.into_iter().chain(["model.layers.1.mlp.down_proj".to_owned()]).collect();
     let adaptation = Adaptation { rank: 4, scale: 2.0, dropout: 0.1, seed: 5, projections };
     check("llama with an adapter", &llama(HIDDEN, VOCABULARY), Some(&adaptation), RetentionKind::Hidden);
+}
+
+/// The PyTorch numbers of `golden.rs`, in f32 and by the CPU's tolerances: a GPU adds up in another order, not with fewer bits. A card takes every
+/// family, its emulator, which is slow, those that it is told: together they have every feature.
+fn check_golden(emulated: &[&str], check: impl Fn(&Fixture, &Device)) {
+    on_every_gpu(|_, device| {
+        let families = if device.is_cuda() { &FAMILIES[..] } else { emulated };
+        for family in families {
+            check(&Fixture::load_at(family, &Place::new(device.clone(), ComputeDtype::F32)), device);
+        }
+    });
+}
+
+/// Heads of 6 values, scaled ropes; norms of queries and keys, windows, two ropes.
+#[test]
+fn golden_log_probabilities_and_hidden_states() {
+    check_golden(&["llama_linear", "gemma3_text"], |fixture, _| golden::check_scores(fixture));
+}
+
+/// Biases; the paper's loss, padded rows, and the term that goes through the reference's head.
+#[test]
+fn golden_losses_and_every_gradient_norm() {
+    const EMULATED: [&str; 2] = ["mean_padded, mean", "mpo and 0.7 kl"];
+    check_golden(&["qwen2"], |fixture, device| golden::check_losses(fixture, |name| device.is_cuda() || EMULATED.contains(&name)));
+}
+
+/// Soft caps, windows, norms behind each part of a block, tied embeddings.
+#[test]
+fn golden_adamw_steps() {
+    check_golden(&["gemma2"], |fixture, _| golden::check_training(fixture));
 }

@@ -9,7 +9,7 @@ use candle_core::cuda_backend::cudarc::cublas::sys::{
     cublasComputeType_t, cublasGemmAlgo_t, cublasOperation_t, cublasPointerMode_t, cudaDataType_t,
 };
 use candle_core::cuda_backend::cudarc::cublas::{result, sys};
-use candle_core::cuda_backend::cudarc::driver::{DevicePtr, LaunchConfig, PushKernelArg, sys as driver};
+use candle_core::cuda_backend::cudarc::driver::{CudaEvent, DevicePtr, LaunchConfig, PushKernelArg, sys as driver};
 use candle_core::cuda_backend::{CudaDevice, CudaStorage, CudaStorageSlice};
 use candle_core::{DType, Storage, Tensor};
 use std::ffi::c_void;
@@ -50,6 +50,11 @@ pub(super) fn peak_bytes(device: &CudaDevice) -> Option<u64> {
     // SAFETY: as above; 0 is how this mark is set back.
     let reset = unsafe { driver::cuMemPoolSetAttribute(pool(device).ok()?, attribute, std::ptr::from_mut(&mut from_now_on).cast()) };
     reset.result().ok().map(|()| peak)
+}
+
+/// This moment of the device's one stream.
+pub(super) fn mark(device: &CudaDevice) -> Result<CudaEvent> {
+    Ok(device.cuda_stream().record_event(Some(driver::CUevent_flags::CU_EVENT_DEFAULT))?)
 }
 
 pub(super) fn name(device: &CudaDevice) -> Result<String> {

@@ -8,17 +8,20 @@
 //!   every line that starts one is tested on machines without a GPU.
 //!
 //! Values are f32 or bf16, sums are formed in f32 and in an order that depends on shapes alone, nothing waits for the GPU but [`super::read`].
+//! [`record`] says how long each launch takes.
 
 #[cfg(feature = "cuda")]
 mod cuda;
 #[cfg(feature = "emulator")]
 mod emulated;
 mod multiply;
+mod record;
 pub(crate) mod rows;
 #[cfg(all(test, any(feature = "cuda", feature = "emulator")))]
 pub(crate) mod twin;
 
 pub(crate) use multiply::{Operand, multiply};
+pub use record::{Recorded, record};
 
 use super::{Buffer, Scratch};
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -208,13 +211,14 @@ impl<'a> Kernel<'a> {
         }
         ensure!(threads.is_multiple_of(32) && (32..=1024).contains(&threads), "`{}`: blocks of {threads} threads", self.name);
         ensure!(blocks[1].max(blocks[2]) <= 65_535, "`{}`: {blocks:?} blocks", self.name);
-        match &self.device {
+        let start = || match &self.device {
             #[cfg(feature = "cuda")]
             Device::Cuda(device) => cuda::launch(device, &self, blocks, threads),
             #[cfg(feature = "emulator")]
             Device::Cpu => emulated::launch(&self, blocks, threads),
             device => bail!("`{}` cannot run on {:?}", self.name, device.location()),
-        }
+        };
+        record::launch(&self.device, || self.name.clone(), start)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::super::gemm::{self, Matrix, Threads, Write};
 use super::super::{read, update};
+use super::record;
 use anyhow::{Result, ensure};
 use candle_core::Tensor;
 
@@ -45,11 +46,16 @@ pub(crate) fn multiply(out: &Tensor, write: Write, factor: f32, a: Operand, b: O
     if m == 0 || n == 0 {
         return Ok(());
     }
-    match out.device() {
+    let name = || {
+        let [from, to] = [a.tensor, out].map(|tensor| tensor.dtype().as_str());
+        format!("product {m} x {inner} x {n}, {from} {} {to}", if write == Write::Add { "added to" } else { "to" })
+    };
+    let start = || match out.device() {
         #[cfg(feature = "cuda")]
         candle_core::Device::Cuda(device) => super::cuda::multiply(device, out, write, factor, a, b),
         _ => on_the_cpu(out, write, factor, a, b),
-    }
+    };
+    record::launch(out.device(), name, start)
 }
 
 /// For the emulated GPU: values as they are stored, sums in f32.
