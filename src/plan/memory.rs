@@ -21,7 +21,7 @@ const VALUE: u64 = size_of::<f32>() as u64;
 
 /// What no term below names: code, stacks and libraries that training touches for the first time, and what the heap keeps of small pieces. Runs of the
 /// tiny model showed 9 to 11 MiB.
-const OVERHEAD: u64 = 10 << 20;
+pub(super) const OVERHEAD: u64 = 10 << 20;
 
 /// What the bytes depend on.
 #[derive(Debug, Clone, Copy)]

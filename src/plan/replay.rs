@@ -1,6 +1,7 @@
 //! What a pass takes from the pool, request by request: `model::decoder`, `model::block` and `ops` with sizes in the place of values.
 //!
-//! This file changes with those; its test runs both and compares.
+//! On a GPU a piece is counted in values as they are stored there, of which an f32 may take the room of two. This file changes with those; its test runs
+//! both, on the CPU and on the emulated GPU, and compares.
 
 use super::ledger::{Kind, Ledger, Piece};
 use super::low_rank::LowRankTerms;
@@ -9,7 +10,8 @@ use super::{COMPARED_LOGITS_PER_CHUNK, StepMemory};
 use crate::model::decoder::Keep;
 use crate::model::description::DecoderDescription;
 use crate::ops::attention::{KEYS, QUERIES};
-use crate::ops::log_prob::{LOGITS_PER_CHUNK, rows_per_chunk};
+use crate::ops::log_prob::{GPU_LOGITS_PER_CHUNK, LOGITS_PER_CHUNK, rows_per_chunk};
+use crate::ops::rms_norm::MAX_PARTIAL_SUMS;
 use std::ops::Range;
 
 /// Places in [`projections`]. The output projection's term is never the fullest moment.
@@ -26,6 +28,15 @@ pub struct Replay<'a> {
     lowest: usize,
     /// Of query|key|value, `(H + 2K) hd`.
     n_qkv: usize,
+    /// On a GPU.
+    gpu: Option<OnGpu>,
+}
+
+/// What a GPU's ops take that the CPU's do not.
+#[derive(Debug, Clone, Copy)]
+struct OnGpu {
+    /// Stored values that an f32 takes the room of.
+    float: usize,
 }
 
 /// What a block's forward leaves for its backward; the input first.
@@ -44,7 +55,33 @@ impl<'a> Replay<'a> {
     pub fn new(description: &'a DecoderDescription, low_rank: Option<&'a LowRankTerms>) -> Self {
         let [(n_qkv, _), ..] = projections(description);
         let lowest = low_rank.map_or(0, LowRankTerms::lowest);
-        Self { ledger: Ledger::default(), d: description, low_rank, lowest, n_qkv }
+        Self { ledger: Ledger::default(), d: description, low_rank, lowest, n_qkv, gpu: None }
+    }
+
+    /// On a GPU that stores values of `n_bytes`. The ledger counts them.
+    pub fn on_gpu(description: &'a DecoderDescription, low_rank: Option<&'a LowRankTerms>, n_bytes: usize) -> Self {
+        let float = size_of::<f32>() / n_bytes;
+        Self { gpu: Some(OnGpu { float }), ..Self::new(description, low_rank) }
+    }
+
+    /// The room of `n` numbers that are f32 in any case.
+    fn floats(&self, n: usize) -> usize {
+        n * self.gpu.map_or(1, |gpu| gpu.float)
+    }
+
+    /// What lasts for the time of one call on a GPU: `n` f32 values.
+    fn for_a_moment_on_gpu(&mut self, n: usize) {
+        if self.gpu.is_some() {
+            let piece = self.ledger.take(Kind::Scratch, self.floats(n));
+            self.ledger.give_back(piece);
+        }
+    }
+
+    /// The norm's backward on a GPU: what blocks of rows add to the weight's gradient.
+    fn partial_sums(&mut self, n_rows: usize) {
+        if self.low_rank.is_none() {
+            self.for_a_moment_on_gpu(n_rows.min(MAX_PARTIAL_SUMS) * self.d.hidden_size);
+        }
     }
 
     /// One pass of the step, of an evaluation, or of scoring.
@@ -52,9 +89,12 @@ impl<'a> Replay<'a> {
         let n = pass.n_tokens;
         let has_backward = pass.gradient != Gradient::None;
         let keep = if has_backward { memory.keep } else { Keep::Nothing };
+        // Cosine and sine of every token's angles.
+        let n_angles = if self.gpu.is_some() { self.floats(n * self.d.head_dim * self.d.ropes.len()) } else { 0 };
+        let ropes = self.ledger.take(Kind::Activation, n_angles);
         let (groups, x) = self.forward(pass, keep);
         let hidden = self.ledger.take(Kind::Activation, n * self.d.hidden_size);
-        let r = self.ledger.take(Kind::Activation, n);
+        let r = self.ledger.take(Kind::Activation, self.floats(n));
         // Input and r of the final norm are for its backward.
         let mut last = vec![x, r];
         if !has_backward {
@@ -72,7 +112,7 @@ impl<'a> Replay<'a> {
         if has_backward {
             self.backward(pass, groups);
         }
-        self.ledger.give_back_all(last.into_iter().chain(d_hidden));
+        self.ledger.give_back_all(last.into_iter().chain(d_hidden).chain([ropes]));
     }
 
     /// The blocks: what they keep, and the last one's output.
@@ -116,7 +156,7 @@ impl<'a> Replay<'a> {
         if d.norms.after_mlp.is_some() {
             saved.rest.push(y);
             y = self.ledger.take(Kind::Activation, n * d.hidden_size);
-            saved.rest.push(self.ledger.take(Kind::Activation, n));
+            saved.rest.push(self.ledger.take(Kind::Activation, self.floats(n)));
         }
         self.ledger.give_back(activated);
         (y, saved)
@@ -125,26 +165,27 @@ impl<'a> Replay<'a> {
     /// `Block::forward_to_gate`.
     fn block_forward_to_gate(&mut self, pass: &Pass, layer: usize, x: Piece) -> Saved {
         let (n, d) = (pass.n_tokens, self.d);
+        let [r, r_queries, r_keys] = [1, d.n_heads, d.n_kv_heads].map(|heads| self.floats(n * heads));
         let normed = self.ledger.take(Kind::Scratch, n * d.hidden_size);
-        let mut rest = vec![self.ledger.take(Kind::Activation, n), self.ledger.take(Kind::Activation, n * self.n_qkv)];
+        let mut rest = vec![self.ledger.take(Kind::Activation, r), self.ledger.take(Kind::Activation, n * self.n_qkv)];
         self.low_rank(pass, layer, QKV, 1);
         self.ledger.give_back(normed);
         let mut keep = |ledger: &mut Ledger, length: usize| rest.push(ledger.take(Kind::Activation, length));
         if d.query_key_norm {
-            for length in [n * self.n_qkv, n * d.n_heads, n * d.n_kv_heads] {
+            for length in [n * self.n_qkv, r_queries, r_keys] {
                 keep(&mut self.ledger, length);
             }
         }
         // attention::forward: the output and the log-sum-exp.
         keep(&mut self.ledger, n * d.n_heads * d.head_dim);
-        keep(&mut self.ledger, n * d.n_heads);
+        keep(&mut self.ledger, r_queries);
         keep(&mut self.ledger, n * d.hidden_size);
         if d.norms.after_attention.is_some() {
             keep(&mut self.ledger, n * d.hidden_size);
-            keep(&mut self.ledger, n);
+            keep(&mut self.ledger, r);
         }
         let normed = self.ledger.take(Kind::Scratch, n * d.hidden_size);
-        keep(&mut self.ledger, n);
+        keep(&mut self.ledger, r);
         keep(&mut self.ledger, n * 2 * d.intermediate_size);
         self.low_rank(pass, layer, GATE_UP, 1);
         self.ledger.give_back(normed);
@@ -155,6 +196,7 @@ impl<'a> Replay<'a> {
     fn backward(&mut self, pass: &Pass, groups: Vec<Group>) {
         let mut layer = self.d.layers.len();
         let mut dx = self.ledger.take(Kind::Scratch, pass.n_tokens * self.d.hidden_size);
+        self.partial_sums(pass.n_tokens);
         for group in groups.into_iter().rev() {
             let blocks = match group {
                 Group::Activations(blocks) => blocks,
@@ -205,41 +247,53 @@ impl<'a> Replay<'a> {
         let [normed, d_normed] = [(); 2].map(|()| self.ledger.take(Kind::Scratch, rows));
         self.low_rank(pass, layer, GATE_UP, 2);
         let d_middle = self.ledger.take(Kind::Scratch, rows);
+        self.partial_sums(n);
         self.ledger.give_back_all([d_normed, normed, d_gate_up].into_iter().chain(d_down).chain([dy]));
         // attention_backward
         let d_output = d.norms.after_attention.map(|_| self.ledger.take(Kind::Scratch, rows));
         let d_attended = self.ledger.take(Kind::Scratch, n * d.n_heads * d.head_dim);
         let d_qkv = self.ledger.take(Kind::Scratch, n * self.n_qkv);
+        // Two numbers a row and head, for the scores' gradients.
+        self.for_a_moment_on_gpu(2 * n * d.n_heads);
         self.ledger.give_back(d_attended);
         let [normed, d_normed] = [(); 2].map(|()| self.ledger.take(Kind::Scratch, rows));
         self.low_rank(pass, layer, QKV, 2);
         let dx = self.ledger.take(Kind::Scratch, rows);
+        self.partial_sums(n);
         self.ledger.give_back_all([d_normed, normed, d_qkv].into_iter().chain(d_output));
         self.ledger.give_back_all([d_middle, saved.x].into_iter().chain(saved.rest));
         dx
     }
 
-    /// A term in passing: `n_inner` arrays as wide as its inner dimension, and with dropout its input or that input's gradient.
+    /// A term in passing: `n_inner` arrays as wide as its inner dimension, and with dropout its input or that input's gradient; on a GPU the
+    /// latter twice, before and after the mask.
     fn low_rank(&mut self, pass: &Pass, layer: usize, fused: usize, n_inner: usize) {
         let Some(terms) = self.low_rank else { return };
         let (term, (_, n_in)) = (terms.terms(layer)[fused], projections(self.d)[fused]);
         if term.n_inner > 0 {
             let drops = terms.has_dropout && pass.gradient != Gradient::None;
-            let masked = drops.then(|| self.ledger.take(Kind::Scratch, pass.n_tokens * n_in));
+            let n_masked = if !drops { 0 } else if self.gpu.is_some() { n_inner } else { 1 };
+            let masked: Vec<_> = (0..n_masked).map(|_| self.ledger.take(Kind::Scratch, pass.n_tokens * n_in)).collect();
             let inner: Vec<_> = (0..n_inner).map(|_| self.ledger.take(Kind::Scratch, pass.n_tokens * term.n_inner)).collect();
             self.ledger.give_back_all(inner.into_iter().chain(masked));
         }
     }
 
+    /// Rows whose logits are made at a time.
+    fn rows_per_chunk(&self, n_scored: usize) -> usize {
+        let most = if self.gpu.is_some() { GPU_LOGITS_PER_CHUNK } else { logits_per_chunk(self.low_rank.is_some()) };
+        rows_per_chunk(n_scored, self.d.vocab_size, most)
+    }
+
     /// `Head::score`; the logits that it keeps.
     fn score(&mut self, n_scored: usize, n_kept: usize) -> Vec<Piece> {
         let d = self.d;
-        let rows = rows_per_chunk(n_scored, d.vocab_size, logits_per_chunk(self.low_rank.is_some()));
+        let rows = self.rows_per_chunk(n_scored);
         let mut kept: Vec<Piece> = Vec::new();
         for first in (0..n_scored).step_by(rows) {
             let (index, n_rows) = (first / rows, rows.min(n_scored - first));
             let x = self.ledger.take(Kind::Scratch, n_rows * d.hidden_size);
-            let logits = self.ledger.take(Kind::Logits, n_rows * d.vocab_size);
+            let logits = self.ledger.take(Kind::Logits, self.floats(n_rows * d.vocab_size));
             self.ledger.give_back(x);
             // Logits; of a frozen head the gradients of states in their place.
             let width = if self.low_rank.is_some() { d.hidden_size } else { d.vocab_size };
@@ -248,16 +302,26 @@ impl<'a> Replay<'a> {
                 kept.push(logits);
                 continue;
             }
-            kept.extend(is_kept.then(|| self.ledger.take(Kind::Logits, n_rows * d.hidden_size)));
+            if is_kept {
+                kept.push(self.state_gradients(n_rows));
+            }
             self.ledger.give_back(logits);
         }
         kept
     }
 
+    /// Of a frozen head, from the logits, in whose place the CPU makes theirs.
+    fn state_gradients(&mut self, n_rows: usize) -> Piece {
+        let d_logits = self.ledger.take(Kind::Logits, if self.gpu.is_some() { n_rows * self.d.vocab_size } else { 0 });
+        let dx = self.ledger.take(Kind::Logits, n_rows * self.d.hidden_size);
+        self.ledger.give_back(d_logits);
+        dx
+    }
+
     /// `Head::backward`.
     fn score_backward(&mut self, n_scored: usize, kept: Vec<Piece>) {
         let d = self.d;
-        let rows = rows_per_chunk(n_scored, d.vocab_size, logits_per_chunk(self.low_rank.is_some()));
+        let rows = self.rows_per_chunk(n_scored);
         let mut kept = kept.into_iter();
         for first in (0..n_scored).step_by(rows) {
             let n_rows = rows.min(n_scored - first);
@@ -269,7 +333,12 @@ impl<'a> Replay<'a> {
                 (kept, _) => kept,
             };
             let x = self.ledger.take(Kind::Scratch, n_rows * d.hidden_size);
-            let logits = kept.unwrap_or_else(|| self.ledger.take(Kind::Logits, n_rows * d.vocab_size));
+            let mut logits = kept.unwrap_or_else(|| self.ledger.take(Kind::Logits, self.floats(n_rows * d.vocab_size)));
+            if self.gpu.is_some() {
+                // Their gradient has the type of the activations, and so is not made in place.
+                let d_logits = self.ledger.take(Kind::Logits, n_rows * d.vocab_size);
+                self.ledger.give_back(std::mem::replace(&mut logits, d_logits));
+            }
             let dx = self.ledger.take(Kind::Scratch, n_rows * d.hidden_size);
             self.ledger.give_back_all([dx, logits, x]);
         }
@@ -300,6 +369,11 @@ impl<'a> Replay<'a> {
         }
         let d = self.d;
         let n_rows = (COMPARED_LOGITS_PER_CHUNK / d.vocab_size).clamp(1, n_compared);
+        if self.gpu.is_some() {
+            // One model's at a time: the host compares them.
+            self.for_a_moment_on_gpu(n_rows * (d.vocab_size + d.hidden_size));
+            return;
+        }
         let both = [(); 2].map(|()| self.ledger.take(Kind::Logits, n_rows * d.vocab_size));
         if has_backward {
             let d_logits = self.ledger.take(Kind::Logits, n_rows * d.vocab_size);
@@ -390,8 +464,16 @@ mod tests {
     #[test]
     #[ignore = "run by the test below, in a process of its own"]
     fn alone() {
-        let every = |n: usize| Keep::BlockInputs { every: NonZeroUsize::new(n).unwrap() };
         let model = std::env::var("MPO_TEST_MODEL").unwrap();
+        #[cfg(feature = "emulator")]
+        if let Some(model) = model.strip_prefix("GPU ") {
+            return crate::ops::gpu::on_emulated_gpu(|| passes_are_as_their_replay(model, true));
+        }
+        passes_are_as_their_replay(&model, false);
+    }
+
+    fn passes_are_as_their_replay(model: &str, on_gpu: bool) {
+        let every = |n: usize| Keep::BlockInputs { every: NonZeroUsize::new(n).unwrap() };
         let config = if model == "gemma3" { gemma3() } else { llama() };
         let adapted = ["1.self_attn.q_proj", "1.mlp.down_proj", "2.mlp.up_proj"].map(|name| format!("model.layers.{name}"));
         let adaptation = Adaptation { rank: 24, scale: 1.0, dropout: 0.1, seed: 0, projections: adapted.into() };
@@ -406,7 +488,8 @@ mod tests {
             (900, Gradient::OfScores, StepMemory { kept_logits: 1 << 20, ..everything }),
         ] {
             let pass = run(&decoder, &batch(n), gradient, memory);
-            let mut replay = Replay::new(decoder.description(), terms.as_ref());
+            let replay = if on_gpu { |d, terms| Replay::on_gpu(d, terms, size_of::<f32>()) } else { Replay::new };
+            let mut replay = replay(decoder.description(), terms.as_ref());
             replay.pass(&pass, memory);
             // A piece may be somewhat larger than what was asked for.
             let (predicted, seen) = (replay.ledger.peak().total() as f64, most_lent() as f64);
@@ -416,7 +499,9 @@ mod tests {
 
     #[test]
     fn a_pass_takes_from_the_pool_what_its_replay_says() {
-        for model in ["llama", "gemma3", "adapter"] {
+        // Copies made by candle, as of what a norm of queries and keys changes, do not come from the pool on the emulated GPU.
+        let on_gpu: &[&str] = if cfg!(feature = "emulator") { &["GPU llama", "GPU adapter"] } else { &[] };
+        for model in [&["llama", "gemma3", "adapter"], on_gpu].concat() {
             let mut test = Command::new(std::env::current_exe().unwrap());
             test.args(["--exact", "plan::replay::tests::alone", "--ignored", "--test-threads=1"]).env("MPO_TEST_MODEL", model);
             let output = test.output().unwrap();
