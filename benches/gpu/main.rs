@@ -25,8 +25,8 @@ use mpo::plan::estimate;
 use mpo::plan::low_rank::LowRankTerms;
 use mpo::reference::{Columns, Folders, FrozenScores, Provenance};
 use mpo::scoring::KeptStates;
+use mpo::train::optimizer::AdamW;
 use mpo::train::step::{Gradients, StepSettings, evaluate_batch, passes};
-use mpo::train::{clip, optimizer::AdamW};
 use random::{random_tokens, random_values};
 use serde_json::{Value, json};
 use std::num::NonZeroUsize;
@@ -210,8 +210,7 @@ fn step(job: &Job, place: &Place, n_steps: usize) -> Result<Value> {
         let start = Instant::now();
         policy.zero_gradients()?;
         let outcome = evaluate_batch(&policy, &batch, &reference, &settings, Gradients::Both)?;
-        let norm = clip::gradient_norm(parameters)?;
-        optimizer.step(parameters, config.optimizer.lr, clip::clip_factor(norm, config.optimizer.clip_norm))?;
+        optimizer.step(parameters, config.optimizer.lr)?;
         wait(&parameters[0].value)?;
         (n_tokens, loss) = (outcome.n_tokens, outcome.loss);
         Ok(start.elapsed().as_secs_f64())

@@ -237,8 +237,8 @@ fn optimizer() -> Result<Vec<Case>> {
     Ok(vec![
         case("zero gradients", Traffic { written: floats(n), ..Traffic::default() }, 0.0, move || zeroed.zero_gradients()),
         case("gradient norm", Traffic { read: floats(n), ..Traffic::default() }, 0.0, move || gradient_norm(normed.parameters()).map(drop)),
-        case("adamw step", Traffic { read: floats(n), updated: 3 * floats(n), written: 0 }, 0.0, move || {
-            adamw.step(policy.parameters(), 6e-7, 1.0)
+        case("norm and adamw step", Traffic { read: 2 * floats(n), updated: 3 * floats(n), written: 0 }, 0.0, move || {
+            adamw.step(policy.parameters(), 6e-7).map(drop)
         }),
     ])
 }

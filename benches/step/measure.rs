@@ -12,8 +12,8 @@ use mpo::model::decoder::{Decoder, Keep, Purpose};
 use mpo::model::family;
 use mpo::reference::{Columns, Folders, FrozenScores, Provenance};
 use mpo::scoring::KeptStates;
+use mpo::train::optimizer::AdamW;
 use mpo::train::step::{Gradients, StepSettings, evaluate_batch};
-use mpo::train::{clip, optimizer::AdamW};
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::time::Instant;
@@ -60,8 +60,7 @@ fn steps(job: &Job) -> Result<Measured> {
         let batch: Vec<&EncodedRow> = batch.iter().map(|&row| &rows[row]).collect();
         policy.zero_gradients()?;
         let outcome = evaluate_batch(&policy, &batch, &reference, &settings, Gradients::Both)?;
-        let norm = clip::gradient_norm(policy.trained_parameters())?;
-        optimizer.step(policy.trained_parameters(), config.optimizer.lr, clip::clip_factor(norm, config.optimizer.clip_norm))?;
+        optimizer.step(policy.trained_parameters(), config.optimizer.lr)?;
         (loss, n_tokens_computed) = (outcome.loss, outcome.n_tokens_computed);
         Ok(())
     })?;

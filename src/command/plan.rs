@@ -96,8 +96,11 @@ fn report(config: RunConfig) -> Result<Report> {
     for (set, config) in switches_of(&prepared, planned.activation_checkpointing, forecast.place.is_on_gpu()) {
         let forecast = Forecast::new(&prepared, &config, None, process)?;
         let is_as_fast = (config.model.dtype, &config.hardware) == (prepared.config.model.dtype, &prepared.config.hardware);
-        let rates =
-            if is_as_fast { rates.clone() } else { device::thread_pool(&config.hardware)?.install(|| forecast.rates(BUDGET_OF_A_SWITCH))? };
+        let rates = if is_as_fast {
+            rates.clone()
+        } else {
+            device::thread_pool(&config.hardware)?.install(|| forecast.rates(BUDGET_OF_A_SWITCH))?
+        };
         switches.push(Switched { set, planned: self::planned(&forecast, &config, &rates, &available) });
     }
     let would_hold = |setting| forecast.gpu_memory(forecast.settled(setting));
@@ -248,7 +251,12 @@ fn text(report: &Report) -> Result<String> {
     let mut row = |name: &str, planned: &Planned| -> std::fmt::Result {
         let does_not_fit = if planned.fits == Some(false) { "  does not fit" } else { "" };
         let step = duration(planned.estimate.mean_step.seconds.total());
-        writeln!(text, "  {name:<56}{:>10}{step:>12}{:>14}{does_not_fit}", gib(planned.peak_where_it_computes()), duration(planned.run_seconds))
+        writeln!(
+            text,
+            "  {name:<56}{:>10}{step:>12}{:>14}{does_not_fit}",
+            gib(planned.peak_where_it_computes()),
+            duration(planned.run_seconds)
+        )
     };
     row("as configured", planned)?;
     for switched in &report.switches {

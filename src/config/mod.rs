@@ -177,7 +177,7 @@ pub struct OptimizerConfig {
     /// Global gradient norm above which gradients are scaled down; 0 turns clipping off.
     pub clip_norm: f64,
     /// Whether each block is updated within the backward pass, as soon as its gradients are whole: those of the whole model then never exist.
-    /// Needs `clip_norm` = 0, which is known only at the end. Results do not depend on it.
+    /// Needs `clip_norm` = 0: that norm is known only at the end. Results are the same; to rounding where the head is the embeddings.
     pub in_backward: bool,
     /// Where an update keeps what bf16 weights cannot hold.
     pub master: MasterWeights,

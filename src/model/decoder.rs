@@ -3,11 +3,13 @@
 //! Nothing here is taped: `forward` returns what `backward` needs, `backward` adds to gradient buffers that the parameters own. A sequence's
 //! hidden states do not depend on what it is packed with, bit for bit on the CPU.
 
+mod backward;
 mod cached;
 
 use super::block::{Block, Layout, SavedBlock};
 use super::description::DecoderDescription;
 use super::family;
+use super::gradients::Gradients;
 pub use super::layers::Purpose;
 use super::layers::{Builder, Norm};
 use super::low_rank::Adaptation;
@@ -21,6 +23,7 @@ pub use crate::ops::log_prob::{ScoredTargets, TokenTarget};
 use crate::ops::rope::RopeTable;
 use crate::ops::{self, Buffer, Place, Scratch, embedding};
 use anyhow::{Context, Result, ensure};
+pub use backward::Returning;
 use candle_core::Tensor;
 use std::num::NonZeroUsize;
 use std::ops::Range;
@@ -39,7 +42,11 @@ pub struct Decoder {
     /// `None` when the head is the embeddings.
     head: Option<Parameter>,
     parameters: Vec<Parameter>,
+    /// Of these, each block's.
+    block_parameters: Vec<Range<usize>>,
     low_rank_parameters: Vec<Parameter>,
+    /// Those that parameters have bands of, each once.
+    gradients: Gradients,
     adaptation: Option<Adaptation>,
     /// Counts where dropout masks change; see [`Decoder::begin_step`].
     step: AtomicU64,
@@ -64,15 +71,27 @@ pub struct Forward {
 }
 
 struct Saved {
-    tokens: Vec<u32>,
-    segments: Vec<Segment>,
-    ropes: Vec<RopeTable>,
-    row_keys: Option<Vec<u64>>,
+    input: Input,
     /// In the order of the blocks, from the lowest that is trained.
     groups: Vec<SavedGroup>,
     /// Input and r of the final norm.
     last: Buffer,
     last_r: Buffer,
+}
+
+/// What is run, as the blocks need it.
+struct Input {
+    tokens: Vec<u32>,
+    segments: Vec<Segment>,
+    /// One per rotary embedding of the description.
+    ropes: Vec<RopeTable>,
+    row_keys: Option<Vec<u64>>,
+}
+
+impl Input {
+    fn layout(&self) -> Layout<'_> {
+        Layout { segments: &self.segments, ropes: &self.ropes, row_keys: self.row_keys.as_deref() }
+    }
 }
 
 /// What consecutive blocks leave for their backward.
@@ -106,22 +125,40 @@ impl Decoder {
             checkpoint: &checkpoint,
             description: d,
             place: &place,
-            purpose,
             adaptation,
             parameters: Vec::new(),
             low_rank_parameters: Vec::new(),
+            gradients: Gradients::new(purpose),
         };
         let embeddings = builder.matrix("model.embed_tokens.weight", d.vocab_size, d.hidden_size)?;
-        let blocks = (0..d.layers.len()).map(|layer| Block::build(&mut builder, layer)).collect::<Result<_>>()?;
+        let mut block = |layer| {
+            let first = builder.parameters.len();
+            let block = Block::build(&mut builder, layer)?;
+            Ok((block, first..builder.parameters.len()))
+        };
+        let (blocks, block_parameters) = (0..d.layers.len()).map(&mut block).collect::<Result<Vec<_>>>()?.into_iter().unzip();
         let final_norm = builder.norm("model.norm", d.hidden_size)?;
         let head = match d.tied_embeddings {
             true => None,
             false => Some(builder.matrix("lm_head.weight", d.vocab_size, d.hidden_size)?),
         };
         let compute = place.compute;
-        let Builder { parameters, low_rank_parameters, .. } = builder;
+        let Builder { parameters, low_rank_parameters, gradients, .. } = builder;
         let (adaptation, step) = (adaptation.cloned(), AtomicU64::new(0));
-        Ok(Self { description, compute, embeddings, blocks, final_norm, head, parameters, low_rank_parameters, adaptation, step })
+        Ok(Self {
+            description,
+            compute,
+            embeddings,
+            blocks,
+            final_norm,
+            head,
+            parameters,
+            block_parameters,
+            low_rank_parameters,
+            gradients,
+            adaptation,
+            step,
+        })
     }
 
     pub fn description(&self) -> &DecoderDescription {
@@ -158,9 +195,14 @@ impl Decoder {
         &self.parameters
     }
 
+    /// Whether blocks share gradient buffers: then [`Decoder::backward_together`] is the only way back.
+    pub fn shares_gradients(&self) -> bool {
+        self.gradients.are_shared()
+    }
+
     /// Sets all gradient buffers to zero.
     pub fn zero_gradients(&self) -> Result<()> {
-        self.trained_parameters().iter().filter_map(|p| p.gradient.as_ref()).try_for_each(ops::clear)
+        self.gradients.buffers().try_for_each(ops::clear)
     }
 
     /// The head's matrix, `[V, D]`.
@@ -177,9 +219,13 @@ impl Decoder {
     pub fn forward(&self, batch: &PackedBatch, keep: Keep) -> Result<Forward> {
         ensure!(batch.n_tokens() > 0, "a batch without tokens");
         self.check_padding(batch)?;
-        let ropes = self.rope_tables(&batch.positions);
-        let row_keys = self.row_keys(batch, keep);
-        let layout = Layout { segments: &batch.segments, ropes: &ropes, row_keys: row_keys.as_deref() };
+        let input = Input {
+            tokens: batch.tokens.clone(),
+            segments: batch.segments.clone(),
+            ropes: self.rope_tables(&batch.positions),
+            row_keys: self.row_keys(batch, keep),
+        };
+        let layout = input.layout();
         let lowest = self.lowest_trained();
         let mut x = embedding::forward(&self.embeddings.value, &batch.tokens, self.embedding_scale())?;
         let mut groups = Vec::new();
@@ -206,32 +252,8 @@ impl Decoder {
             }
         }
         let (hidden_ND, last_r) = self.final_norm.forward(&x)?;
-        let saved = (keep != Keep::Nothing).then(|| Saved {
-            tokens: batch.tokens.clone(),
-            segments: batch.segments.clone(),
-            ropes,
-            row_keys,
-            groups,
-            last: x,
-            last_r,
-        });
+        let saved = (keep != Keep::Nothing).then(|| Saved { input, groups, last: x, last_r });
         Ok(Forward { hidden_ND, saved })
-    }
-
-    /// The activations of a group of blocks, made again from the group's input.
-    fn activations_again(&self, blocks: Range<usize>, mut x_ND: Buffer, layout: &Layout) -> Result<Vec<SavedBlock>> {
-        let mut saved = Vec::with_capacity(blocks.len());
-        for layer in blocks.clone() {
-            let _span = debug_span!("block forward again", layer).entered();
-            if layer + 1 == blocks.end {
-                saved.push(self.blocks[layer].saved_again(x_ND, layout)?);
-                break;
-            }
-            let (y_ND, saved_block) = self.blocks[layer].forward(x_ND, layout)?;
-            saved.push(saved_block);
-            x_ND = y_ND;
-        }
-        Ok(saved)
     }
 
     /// The lowest block that a backward has to reach: the first where the embeddings are trained.
@@ -262,35 +284,6 @@ impl Decoder {
             );
         }
         Ok(())
-    }
-
-    /// Adds to all gradient buffers, from the gradient of the final-norm hidden states `[N, D]`. Takes the saved activations and frees
-    /// each block's as soon as it is used.
-    pub fn backward(&self, forward: Forward, d_hidden_ND: &Tensor) -> Result<()> {
-        let saved = forward.saved.context("this forward kept nothing for a backward")?;
-        let layout = Layout { segments: &saved.segments, ropes: &saved.ropes, row_keys: saved.row_keys.as_deref() };
-        let lowest = self.lowest_trained();
-        drop(forward.hidden_ND);
-        let mut dx = self.final_norm.backward(&saved.last, &saved.last_r, d_hidden_ND)?;
-        let mut end = self.blocks.len();
-        for group in saved.groups.into_iter().rev() {
-            let blocks = match group {
-                SavedGroup::Activations(blocks) => blocks,
-                SavedGroup::Input { x_ND, n_blocks } => self.activations_again(end - n_blocks..end, x_ND, &layout)?,
-            };
-            for saved in blocks.into_iter().rev() {
-                end -= 1;
-                let _span = debug_span!("block backward", layer = end).entered();
-                if end == lowest && self.embeddings.gradient.is_none() {
-                    return self.blocks[end].backward_lowest(saved, dx, &layout);
-                }
-                dx = self.blocks[end].backward(saved, dx, &layout)?;
-            }
-        }
-        match &self.embeddings.gradient {
-            Some(gradient) => embedding::backward(&dx, &saved.tokens, self.embedding_scale(), self.description.padding_token, gradient),
-            None => Ok(()),
-        }
     }
 
     /// Log-probabilities of M target tokens, from the hidden states of the rows that predict them.

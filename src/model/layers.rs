@@ -4,6 +4,7 @@
 //! Projections with the same input are one fused matrix, so that one product computes them all; the checkpoint's tensors are bands of its rows.
 
 use super::description::{DecoderDescription, NormStyle};
+use super::gradients::Gradients;
 use super::low_rank::{Adaptation, LowRankTerm};
 use super::parameter::Parameter;
 use super::weights::Checkpoint;
@@ -11,12 +12,14 @@ use crate::config::ComputeDtype;
 use crate::ops::rms_norm::{Heads, RmsNorm};
 use crate::ops::{Buffer, Place, linear, on_device};
 use anyhow::{Context, Result};
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 
 /// Whether gradient buffers are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
     Train,
+    /// As `Train`, with one set of gradient buffers for all blocks, for a backward whose gradients are used up as soon as they are whole.
+    TrainInBackward,
     Inference,
 }
 
@@ -25,13 +28,13 @@ pub(super) struct Builder<'a> {
     pub checkpoint: &'a Checkpoint,
     pub description: &'a DecoderDescription,
     pub place: &'a Place,
-    pub purpose: Purpose,
     /// Where there is one, it alone is trained: the checkpoint's parameters are frozen.
     pub adaptation: Option<&'a Adaptation>,
     /// What was read so far.
     pub parameters: Vec<Parameter>,
     /// The low-rank terms so far.
     pub low_rank_parameters: Vec<Parameter>,
+    pub gradients: Gradients,
 }
 
 impl Builder<'_> {
@@ -48,9 +51,10 @@ impl Builder<'_> {
             rest = after;
         }
         let value = on_device(values, &shape, self.place)?;
-        let gradient = match (self.purpose, self.adaptation) {
-            (Purpose::Train, None) => Some(Tensor::zeros(&*shape, DType::F32, &self.place.device)?),
-            _ => None,
+        let (first, _) = bands.first().context("a tensor without a name")?;
+        let gradient = match self.adaptation {
+            None => self.gradients.make(first, &shape, &self.place.device)?,
+            Some(_) => None,
         };
         let mut start = 0;
         for (name, rows) in bands {
@@ -81,7 +85,9 @@ impl Builder<'_> {
     fn low_rank(&mut self, prefix: &str, projections: &[(&str, usize)], n_in: usize) -> Result<Option<LowRankTerm>> {
         let Some(adaptation) = self.adaptation else { return Ok(None) };
         let named: Vec<_> = projections.iter().map(|(name, rows)| (format!("{prefix}.{name}"), *rows)).collect();
-        let Some((term, parameters)) = LowRankTerm::build(adaptation, &named, n_in, self.place, self.purpose)? else { return Ok(None) };
+        let Some((term, parameters)) = LowRankTerm::build(adaptation, &named, n_in, self.place, &mut self.gradients)? else {
+            return Ok(None);
+        };
         self.low_rank_parameters.extend(parameters);
         Ok(Some(term))
     }

@@ -3,14 +3,14 @@
 //! This is all that the engine knows of adapters. A linear map (`layers`) adds the term to its product; what follows from frozen weights (no weight
 //! gradients, a backward that ends at the lowest term) follows from gradient buffers that are not there.
 
-use super::layers::Purpose;
+use super::gradients::Gradients;
 use super::parameter::Parameter;
 use crate::config::ComputeDtype;
 use crate::ops::dropout::{Dropout, mix_text};
 use crate::ops::low_rank::{Band, LowRank};
 use crate::ops::{Place, read};
 use anyhow::Result;
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use std::collections::BTreeSet;
 
 /// What the names of a projection's two matrices end in, as PEFT names them.
@@ -71,7 +71,7 @@ impl LowRankTerm {
         projections: &[(String, usize)],
         n_in: usize,
         place: &Place,
-        purpose: Purpose,
+        gradients: &mut Gradients,
     ) -> Result<Option<(Self, Vec<Parameter>)>> {
         let mut columns = Vec::new();
         let mut start = 0;
@@ -84,16 +84,15 @@ impl LowRankTerm {
         let Some((first, _)) = columns.first() else { return Ok(None) };
         let rank = adaptation.rank;
         let zeros = |rows: usize, width: usize| Tensor::zeros((rows, width), place.storage, &place.device);
-        let gradient = |rows: usize, width: usize| {
-            (purpose == Purpose::Train).then(|| Tensor::zeros((rows, width), DType::F32, &place.device)).transpose()
-        };
-        let (a, a_gradient) = (zeros(columns.len() * rank, n_in)?, gradient(columns.len() * rank, n_in)?);
+        let mut gradient = |name: &str, rows: usize, width: usize| gradients.make(name, &[rows, width], &place.device);
+        let fused_a = format!("{first}.{A}");
+        let (a, a_gradient) = (zeros(columns.len() * rank, n_in)?, gradient(&fused_a, columns.len() * rank, n_in)?);
         let mask_place = mix_text(adaptation.seed, first);
         let (mut bands, mut parameters) = (Vec::new(), Vec::new());
         for (j, (name, columns)) in columns.into_iter().enumerate() {
-            let (b, b_gradient) = (zeros(columns.len(), rank)?, gradient(columns.len(), rank)?);
-            let own_rows = |t: &Tensor| t.narrow(0, j * rank, rank);
             let [name_a, name_b] = names(name);
+            let (b, b_gradient) = (zeros(columns.len(), rank)?, gradient(&name_b, columns.len(), rank)?);
+            let own_rows = |t: &Tensor| t.narrow(0, j * rank, rank);
             parameters.push(Parameter { name: name_a, value: own_rows(&a)?, gradient: a_gradient.as_ref().map(own_rows).transpose()? });
             parameters.push(Parameter { name: name_b, value: b.clone(), gradient: b_gradient.clone() });
             bands.push(Band { columns, b, b_gradient });

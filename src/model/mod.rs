@@ -5,6 +5,7 @@ pub mod cache;
 pub mod decoder;
 pub mod description;
 pub mod family;
+pub(crate) mod gradients;
 mod layers;
 pub mod low_rank;
 pub mod parameter;

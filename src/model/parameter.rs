@@ -9,7 +9,8 @@ pub struct Parameter {
     pub name: String,
     /// f32, contiguous; changed in place by the optimizer.
     pub value: Tensor,
-    /// f32, the value's shape; `None` when frozen or when the model was loaded for inference.
+    /// f32, the value's shape; `None` when frozen or when the model was loaded for inference. Parameters of several blocks may share one
+    /// ([`Purpose::TrainInBackward`](super::decoder::Purpose)).
     pub gradient: Option<Tensor>,
 }
 

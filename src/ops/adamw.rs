@@ -8,12 +8,13 @@
 //! ```
 //!
 //! An update is computed in f32; the scalars are formed in f64 and rounded once. The clip factor scales `g` as it is read, so that gradients
-//! are walked once less. Elements are independent, blocks of 8-bit moments too: the result is the same bit for bit at any number of threads.
+//! are walked once less; it is formed where the gradients' norm is, so that nothing waits for a GPU. Elements are independent, blocks of 8-bit moments too: the result is the same bit for bit at any number of threads.
 
 pub mod eight_bit;
 mod on_gpu;
 
 use super::dropout::mix_in;
+use super::squares::{SumOfSquares, clip_factor, norm};
 use super::{gpu, read, update};
 use anyhow::{Result, ensure};
 use candle_core::{DType, Tensor};
@@ -80,6 +81,8 @@ impl State {
 /// One parameter to update.
 #[derive(Debug)]
 pub struct Item<'a> {
+    /// Among all parameters of a run: sets its random rounding apart.
+    pub number: usize,
     pub value: &'a Tensor,
     /// f32
     pub gradient: &'a Tensor,
@@ -98,16 +101,29 @@ pub struct Scalars {
     pub step_size: f32,
     pub sqrt_correction2: f32,
     pub eps: f32,
-    pub gradient_scale: f32,
     /// Of stochastic rounding: another one for every update.
     pub seed: u64,
 }
 
-/// One update of every item, in place.
-pub fn step(items: &[Item], scalars: &Scalars) -> Result<()> {
+/// What gradients are clipped by.
+#[derive(Debug, Clone, Copy)]
+pub struct Clip<'a> {
+    /// Of all gradients of the update.
+    pub squares: &'a SumOfSquares,
+    /// 0: never.
+    pub max_norm: f64,
+}
+
+/// One update of every item, in place; none where the norm of the gradients is not finite.
+pub fn step(items: &[Item], scalars: &Scalars, clip: Clip) -> Result<()> {
     match items.first() {
-        Some(item) if gpu::has(item.value) => on_gpu::step(items, scalars),
-        _ => items.iter().enumerate().try_for_each(|(index, item)| step_one(item, scalars, mix_in(scalars.seed, index as u64))),
+        Some(item) if gpu::has(item.value) => on_gpu::step(items, scalars, clip),
+        _ => {
+            let norm = norm([clip.squares])?;
+            let scale = clip_factor(norm, clip.max_norm) as f32;
+            let items = if norm.is_finite() { items } else { &[] };
+            items.iter().try_for_each(|item| step_one(item, scalars, scale, mix_in(scalars.seed, item.number as u64)))
+        }
     }
 }
 
@@ -119,7 +135,7 @@ enum Beside<'a> {
     Random(u64),
 }
 
-fn step_one(item: &Item, scalars: &Scalars, seed: u64) -> Result<()> {
+fn step_one(item: &Item, scalars: &Scalars, gradient_scale: f32, seed: u64) -> Result<()> {
     let scalars = Scalars { keep: if item.decays { scalars.keep } else { 1.0 }, ..*scalars };
     let gradient = read(item.gradient)?;
     let state = item.state;
@@ -131,7 +147,7 @@ fn step_one(item: &Item, scalars: &Scalars, seed: u64) -> Result<()> {
         (DType::BF16, Rounding::Stochastic, None) => Beside::Random(seed),
         (dtype, rounding, _) => anyhow::bail!("AdamW cannot update {dtype:?} values by {rounding:?}"),
     };
-    with_moments(state, |first, second| update(item.value, |w| scalars.apply(w, &gradient, first, second, kind)))???;
+    with_moments(state, |first, second| update(item.value, |w| scalars.apply(w, (&gradient, gradient_scale), (first, second), kind)))???;
     if let Some((tensor, values)) = state.beside.as_ref().zip(beside) {
         update(tensor, |target| target.copy_from_slice(&values))?;
     }
@@ -154,8 +170,8 @@ fn with_moments<R>(state: &State, work: impl FnOnce(&mut [f32], &mut [f32]) -> R
 }
 
 impl Scalars {
-    /// One update of one parameter's elements; all slices have its length.
-    fn apply(&self, w: &mut [f32], gradient: &[f32], m: &mut [f32], v: &mut [f32], beside: Beside) -> Result<()> {
+    /// One update of one parameter's elements, by its gradient times `scale`; all slices have its length.
+    fn apply(&self, w: &mut [f32], (gradient, scale): (&[f32], f32), (m, v): (&mut [f32], &mut [f32]), beside: Beside) -> Result<()> {
         let n = w.len();
         ensure!(gradient.len() == n && m.len() == n && v.len() == n, "a gradient or a moment of another length than its parameter's");
         let chunks =
@@ -163,25 +179,25 @@ impl Scalars {
         match beside {
             Beside::Nothing => chunks.for_each(|(w, gradient, m, v)| {
                 for (((w, g), m), v) in w.iter_mut().zip(gradient).zip(m).zip(v) {
-                    *w = self.updated(*w, *g, m, v);
+                    *w = self.updated(*w, *g * scale, m, v);
                 }
             }),
             Beside::Master(master) => chunks.zip(master.par_chunks_mut(CHUNK)).for_each(|((w, gradient, m, v), master)| {
                 for ((((w, g), m), v), master) in w.iter_mut().zip(gradient).zip(m).zip(v).zip(master) {
-                    *master = self.updated(*master, *g, m, v);
+                    *master = self.updated(*master, *g * scale, m, v);
                     *w = *master;
                 }
             }),
             Beside::Compensation(lost) => chunks.zip(lost.par_chunks_mut(CHUNK)).for_each(|((w, gradient, m, v), lost)| {
                 for ((((w, g), m), v), lost) in w.iter_mut().zip(gradient).zip(m).zip(v).zip(lost) {
-                    let exact = self.updated(*w + *lost, *g, m, v);
+                    let exact = self.updated(*w + *lost, *g * scale, m, v);
                     *w = bf16::from_f32(exact).to_f32();
                     *lost = bf16::from_f32(exact - *w).to_f32();
                 }
             }),
             Beside::Random(seed) => chunks.enumerate().for_each(|(chunk, (w, gradient, m, v))| {
                 for (i, (((w, g), m), v)) in w.iter_mut().zip(gradient).zip(m).zip(v).enumerate() {
-                    *w = round_at_random(self.updated(*w, *g, m, v), mix_in(seed, (chunk * CHUNK + i) as u64));
+                    *w = round_at_random(self.updated(*w, *g * scale, m, v), mix_in(seed, (chunk * CHUNK + i) as u64));
                 }
             }),
         }
@@ -191,7 +207,6 @@ impl Scalars {
     /// The new value; moves the moments.
     #[inline(always)]
     fn updated(&self, w: f32, g: f32, m: &mut f32, v: &mut f32) -> f32 {
-        let g = g * self.gradient_scale;
         *m += self.one_minus_beta1 * (g - *m);
         *v = *v * self.beta2 + self.one_minus_beta2 * g * g;
         let denominator = v.sqrt() / self.sqrt_correction2 + self.eps;
@@ -221,7 +236,6 @@ mod tests {
         step_size: 1e-4,
         sqrt_correction2: 0.3,
         eps: 1e-8,
-        gradient_scale: 0.5,
         seed: 3,
     };
 
@@ -232,8 +246,9 @@ mod tests {
         let gradient = tensor(check::to_f32(&check::values(1, n)).iter().map(|g| g.abs() + 0.1).collect(), &[n]).unwrap();
         let state = State::new(&value, rounding, eight_bit).unwrap();
         for update in 0..60 {
-            let item = Item { value: &value, gradient: &gradient, state: &state, decays: false };
-            step(&[item], &Scalars { seed: update, ..SCALARS }).unwrap();
+            let item = Item { number: 0, value: &value, gradient: &gradient, state: &state, decays: false };
+            let squares = SumOfSquares::of(&[&gradient]).unwrap();
+            step(&[item], &Scalars { seed: update, ..SCALARS }, Clip { squares: &squares, max_norm: 30.0 }).unwrap();
         }
         let sum = |tensor: &Tensor| read(tensor).unwrap().iter().map(|&v| f64::from(v)).sum::<f64>();
         let exact = match (&state.beside, rounding) {
@@ -274,7 +289,6 @@ mod tests {
 mod gpu_tests {
     use super::*;
     use crate::ops::gpu::twin::agree_to;
-    use crate::ops::squares::sum_of_squares;
 
     const SCALARS: Scalars = Scalars {
         keep: 0.99,
@@ -284,7 +298,6 @@ mod gpu_tests {
         step_size: 0.03,
         sqrt_correction2: 0.3,
         eps: 1e-8,
-        gradient_scale: 0.5,
         seed: 3,
     };
 
@@ -316,9 +329,11 @@ mod gpu_tests {
                     let items: Vec<Item> = parameters
                         .iter()
                         .zip([true, false, true])
-                        .map(|((value, gradient, state), decays)| Item { value, gradient, state, decays })
+                        .enumerate()
+                        .map(|(number, ((value, gradient, state), decays))| Item { number, value, gradient, state, decays })
                         .collect();
-                    step(&items, &Scalars { seed: update, ..SCALARS })?;
+                    let squares = SumOfSquares::of(&items.iter().map(|item| item.gradient).collect::<Vec<_>>())?;
+                    step(&items, &Scalars { seed: update, ..SCALARS }, Clip { squares: &squares, max_norm: 20.0 })?;
                 }
                 Ok(parameters.into_iter().map(|(value, ..)| value).collect())
             });
@@ -337,8 +352,9 @@ mod gpu_tests {
                 let gradient = Tensor::from_vec(values.iter().map(|v| v * v - 0.3).collect::<Vec<_>>(), 9000, &Device::Cpu).unwrap();
                 let state = State::new(&value, rounding, eight_bit).unwrap();
                 for update in 0..3 {
-                    let item = Item { value: &value, gradient: &gradient, state: &state, decays: true };
-                    step(&[item], &Scalars { seed: update, ..SCALARS }).unwrap();
+                    let item = Item { number: 5, value: &value, gradient: &gradient, state: &state, decays: true };
+                    let squares = SumOfSquares::of(&[&gradient]).unwrap();
+                    step(&[item], &Scalars { seed: update, ..SCALARS }, Clip { squares: &squares, max_norm: 1.0 }).unwrap();
                 }
                 let tensors = [vec![value], parts(&state)].concat();
                 tensors.iter().flat_map(|tensor| read(tensor).unwrap().to_vec()).collect::<Vec<f32>>()
@@ -353,8 +369,23 @@ mod gpu_tests {
     fn squares_agree_with_the_cpu() {
         agree_to("squares", [1e-6, 1e-6], |place| {
             let tensors = [3, 40_000, 70_001].map(|n| place.values(1, &[n]).to_dtype(DType::F32).unwrap());
-            let sum = sum_of_squares(&tensors.each_ref())? as f32;
-            Ok(vec![place.floats(vec![sum], &[1])])
+            let norm = norm(&[SumOfSquares::of(&tensors.each_ref())?])? as f32;
+            Ok(vec![place.floats(vec![norm], &[1])])
+        });
+    }
+
+    #[test]
+    fn a_gradient_that_is_not_finite_changes_nothing() {
+        agree_to("not finite", [0.0, 0.0], |place| {
+            let (value, mut gradient) = (place.values(1, &[700]), vec![1.0; 700]);
+            gradient[600] = f32::NAN;
+            let gradient = place.floats(gradient, &[700]).to_dtype(DType::F32)?;
+            let rounding = if value.dtype() == DType::F32 { Rounding::Master } else { Rounding::Stochastic };
+            let state = State::new(&value, rounding, false)?;
+            let squares = SumOfSquares::of(&[&gradient])?;
+            let item = Item { number: 0, value: &value, gradient: &gradient, state: &state, decays: true };
+            step(&[item], &SCALARS, Clip { squares: &squares, max_norm: 0.0 })?;
+            Ok(vec![value])
         });
     }
 }

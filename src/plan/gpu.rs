@@ -6,7 +6,7 @@
 
 use super::COMPARED_LOGITS_PER_CHUNK;
 use super::ledger::Kind;
-use super::memory::{Memory, OVERHEAD, Setup, fullest, moments_bytes};
+use super::memory::{Memory, OVERHEAD, Setup, moments_bytes};
 use super::replay::Replay;
 use super::work::projections;
 use crate::config::{ComputeDtype, MasterWeights, MomentType, OptimizerConfig};
@@ -46,19 +46,15 @@ impl GpuMemory {
             (ComputeDtype::Bf16, MasterWeights::F32) => FLOAT,
             (ComputeDtype::Bf16, MasterWeights::Kahan) => 2,
         };
-        let mut replay = Replay::on_gpu(setup.description, setup.low_rank, value as usize);
-        for pass in fullest(setup.passes.iter().copied().flatten()) {
-            replay.pass(pass, setup.step);
-        }
-        let [activations, logits, scratch] =
-            [Kind::Activation, Kind::Logits, Kind::Scratch].map(|kind| value * replay.ledger.peak().of(kind) as u64);
+        let lent = setup.most_lent(Replay::on_gpu(setup.description, setup.low_rank, value as usize));
+        let [activations, logits, scratch] = [Kind::Activation, Kind::Logits, Kind::Scratch].map(|kind| value * lent.of(kind) as u64);
         let n_trained = setup.n_trained() as u64;
         let frozen = if setup.low_rank.is_some() { value * setup.n_parameters as u64 } else { 0 };
         // A tensor that is saved is widened where it lies, when no pass is under way.
         let widened = if value == FLOAT { 0 } else { FLOAT * largest_tensor(setup.description) };
         Self {
             weights: frozen + (value + beside) * n_trained,
-            gradients: FLOAT * n_trained,
+            gradients: FLOAT * setup.n_gradients() as u64,
             moments: moments_bytes(n_trained, optimizer.moments == MomentType::EightBit),
             activations,
             logits,
@@ -182,6 +178,11 @@ mod tests {
         }
         let exact = llama_8b(1024, None, &OptimizerConfig::default());
         assert_eq!((exact.weights, exact.gradients, exact.moments), (6 * 8_030_261_248, 4 * 8_030_261_248, 8 * 8_030_261_248));
+        let in_backward = OptimizerConfig { moments: MomentType::EightBit, in_backward: true, ..OptimizerConfig::default() };
+        let memory = llama_8b(1024, None, &in_backward);
+        // The head or the embeddings, one block, the last norm.
+        assert_eq!(memory.gradients, 4 * (128_256 * 4096 + 218_112_000 + 4096));
+        assert!(memory.total() as f64 <= 0.98 * 80.0 * GIB, "with exact weights: {:.1} GiB", memory.total() as f64 / GIB);
     }
 
     #[test]

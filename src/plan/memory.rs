@@ -1,20 +1,23 @@
 //! What a run holds at its fullest, in bytes by kind.
 //!
 //! Weights are f32, and so are gradients and both moments of every parameter that is trained (`model::layers`, `train::optimizer`; with bf16,
-//! products round their inputs as they read them), unless `optimizer.master` and `optimizer.moments` say otherwise ([`ParameterBytes`]). What passes need comes from replaying the run's own passes, from the scoring of the reference to the last step
+//! products round their inputs as they read them), unless `optimizer.master`, `optimizer.moments` and `optimizer.in_backward` say otherwise ([`ParameterBytes`]). What passes need comes from replaying the run's own passes, from the scoring of the reference to the last step
 //! (`replay`), and from the pool's rule how much more it may hold. What the process holds before a model is loaded is measured, not guessed.
 
 use super::StepMemory;
-use super::ledger::Kind;
+use super::ledger::{Kind, Lent};
 use super::low_rank::LowRankTerms;
 use super::replay::Replay;
-use super::work::Pass;
+use super::work::{Gradient, Pass};
 use crate::config::{MasterWeights, MomentType, OptimizerConfig};
 use crate::model::description::DecoderDescription;
+use crate::model::family::expected_tensors;
+use crate::model::gradients::shared_name;
 use crate::ops::adamw::eight_bit::BLOCK;
 use crate::ops::buffer::HEADROOM;
 use serde::Serialize;
 use std::cmp::Reverse;
+use std::collections::BTreeMap;
 
 /// Bytes of an f32.
 const VALUE: u64 = size_of::<f32>() as u64;
@@ -51,6 +54,27 @@ impl Setup<'_> {
     pub fn n_trained(&self) -> usize {
         self.low_rank.map_or(self.n_parameters, |terms| terms.n_parameters(self.description))
     }
+
+    /// Values of gradient buffers (`model::gradients`).
+    pub fn n_gradients(&self) -> usize {
+        if !self.bytes.shares_gradients {
+            return self.n_trained();
+        }
+        let tensors = expected_tensors(self.description);
+        let shared: BTreeMap<&str, usize> = tensors.iter().map(|(name, shape)| (shared_name(name), shape.iter().product())).collect();
+        shared.values().sum()
+    }
+
+    /// What the passes have on loan at the fullest moment, where `replay` makes them.
+    pub fn most_lent(&self, mut replay: Replay) -> Lent {
+        fullest(self.passes.iter().copied().flatten()).into_iter().for_each(|pass| replay.pass(pass, self.step));
+        if self.bytes.shares_gradients {
+            let has_gradient = |pass: &&Pass| pass.gradient != Gradient::None;
+            let n_tokens = |step: &&&[Pass]| step.iter().filter(has_gradient).map(|pass| pass.n_tokens).sum::<usize>();
+            self.passes.iter().max_by_key(n_tokens).into_iter().for_each(|step| replay.together(step, self.step));
+        }
+        replay.ledger.peak()
+    }
 }
 
 /// What a parameter takes.
@@ -60,6 +84,8 @@ pub struct ParameterBytes {
     pub weight: u64,
     /// What an update keeps beside a trained weight.
     pub beside: u64,
+    /// Whether one block's gradients are all that there are.
+    pub shares_gradients: bool,
     pub has_8_bit_moments: bool,
 }
 
@@ -71,7 +97,7 @@ impl ParameterBytes {
             MasterWeights::Stochastic => (2, 0),
             MasterWeights::Kahan => (2, 2),
         };
-        Self { weight, beside, has_8_bit_moments: optimizer.moments == MomentType::EightBit }
+        Self { weight, beside, shares_gradients: optimizer.in_backward, has_8_bit_moments: optimizer.moments == MomentType::EightBit }
     }
 
     /// Bytes of the largest weight that a product widens whole before it reads it.
@@ -104,20 +130,17 @@ pub struct Memory {
 
 impl Memory {
     pub fn of(setup: &Setup) -> Self {
-        let mut replay = Replay::new(setup.description, setup.low_rank);
-        let mut n_unpooled = 0;
-        for pass in fullest(setup.passes.iter().copied().flatten()) {
-            replay.pass(pass, setup.step);
-            n_unpooled = n_unpooled.max(replay.n_unpooled(pass, setup.threads));
-        }
-        let lent = replay.ledger.peak();
+        let replay = Replay::new(setup.description, setup.low_rank);
+        let passes = setup.passes.iter().copied().flatten();
+        let n_unpooled = fullest(passes).into_iter().map(|pass| replay.n_unpooled(pass, setup.threads)).max().unwrap_or(0);
+        let lent = setup.most_lent(replay);
         let n_idle = (HEADROOM * lent.total() as f64) as usize;
         let n_trained = setup.n_trained() as u64;
         let frozen = if setup.low_rank.is_some() { setup.bytes.weight * setup.n_parameters as u64 } else { 0 };
         let bytes = |n_values: usize| VALUE * n_values as u64;
         Self {
             weights: frozen + (setup.bytes.weight + setup.bytes.beside) * n_trained,
-            gradients: VALUE * n_trained,
+            gradients: bytes(setup.n_gradients()),
             moments: moments_bytes(n_trained, setup.bytes.has_8_bit_moments),
             activations: bytes(lent.of(Kind::Activation)),
             logits: bytes(lent.of(Kind::Logits)),
@@ -176,7 +199,6 @@ pub(super) fn fullest<'a>(passes: impl Iterator<Item = &'a Pass>) -> Vec<&'a Pas
 
 #[cfg(test)]
 mod tests {
-    use super::super::work::Gradient;
     use super::*;
     use crate::model::family::describe;
     use serde_json::json;
@@ -226,9 +248,9 @@ mod tests {
         assert_eq!(small.scratch - memory.scratch, 4 * 32 * 8, "the head's weight, widened");
         assert_eq!(memory.canaries, 30);
         assert_eq!((memory.data, memory.process), (700, 4300 + OVERHEAD));
-        // x and r; query, key and value; attended and its log-sum-exp; middle and r; gate and up; the final norm's input and r.
+        // x and r; query, key and value; attended and its log-sum-exp; middle and r; gate and up.
         let n_bytes = 4 * (1u64 << 14);
-        assert_eq!(memory.activations, n_bytes * (8 + 1 + 16 + 8 + 4 + 8 + 1 + 32 + 8 + 1));
+        assert_eq!(memory.activations, n_bytes * (8 + 1 + 16 + 8 + 4 + 8 + 1 + 32));
         assert_eq!(memory.total(), memory.parts().iter().map(|(_, bytes)| bytes).sum::<u64>());
     }
 }

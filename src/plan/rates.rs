@@ -10,8 +10,9 @@ use super::work::{Flops, Gradient, Pass, projections};
 use crate::config::ComputeDtype;
 use crate::data::batch::{PackedBatch, PromptSharing};
 use crate::model::description::{DecoderDescription, LayerDescription};
-use crate::ops::adamw::{self, Item, Rounding, Scalars, State};
+use crate::ops::adamw::{self, Clip, Item, Rounding, Scalars, State};
 use crate::ops::attention::{self, Attention};
+use crate::ops::squares::SumOfSquares;
 use crate::ops::{self, Place, gpu, linear};
 use anyhow::Result;
 use candle_core::{DType, Tensor};
@@ -212,9 +213,10 @@ impl<'a> Bench<'a> {
         let [value, gradient] = [(); 2].map(|()| self.matrix(n_rows, WIDTH, DType::F32));
         let (value, gradient) = (value?, gradient?);
         let state = State::new(&value, Rounding::Master, false)?;
+        let squares = SumOfSquares::of(&[&gradient])?;
         let best = self.best_of(budget, || {
-            let item = Item { value: &value, gradient: &gradient, state: &state, decays: false };
-            adamw::step(&[item], &SCALARS)
+            let item = Item { number: 0, value: &value, gradient: &gradient, state: &state, decays: false };
+            adamw::step(&[item], &SCALARS, Clip { squares: &squares, max_norm: 0.0 })
         })?;
         Ok(UPDATE_BYTES * (n_rows * WIDTH) as f64 / best)
     }
@@ -232,7 +234,6 @@ const SCALARS: Scalars = Scalars {
     step_size: 1e-6,
     sqrt_correction2: 1.0,
     eps: 1e-8,
-    gradient_scale: 1.0,
     seed: 0,
 };
 

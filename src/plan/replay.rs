@@ -45,10 +45,35 @@ struct Saved {
     rest: Vec<Piece>,
 }
 
+impl Saved {
+    fn into_pieces(self) -> impl Iterator<Item = Piece> {
+        self.rest.into_iter().chain([self.x])
+    }
+}
+
 /// What consecutive blocks leave, as `model::decoder` groups them.
 enum Group {
     Activations(Vec<Saved>),
     Input { x: Piece, n_blocks: usize },
+}
+
+impl Group {
+    fn into_pieces(self) -> Vec<Piece> {
+        match self {
+            Group::Activations(blocks) => blocks.into_iter().flat_map(Saved::into_pieces).collect(),
+            Group::Input { x, .. } => vec![x],
+        }
+    }
+}
+
+/// A pass whose backward has reached some block.
+struct Returning {
+    pass: Pass,
+    groups: Vec<Group>,
+    activations: Vec<Saved>,
+    /// The angles' cosines and sines on a GPU.
+    ropes: Piece,
+    dx: Piece,
 }
 
 impl<'a> Replay<'a> {
@@ -86,6 +111,18 @@ impl<'a> Replay<'a> {
 
     /// One pass of the step, of an evaluation, or of scoring.
     pub fn pass(&mut self, pass: &Pass, memory: StepMemory) {
+        let begun = self.begin(pass, memory);
+        self.backward_blocks(begun.into_iter().collect());
+    }
+
+    /// The passes of a step whose backwards are made together.
+    pub fn together(&mut self, passes: &[Pass], memory: StepMemory) {
+        let begun = passes.iter().filter_map(|pass| self.begin(pass, memory)).collect();
+        self.backward_blocks(begun);
+    }
+
+    /// The forward, the head, and of the backward what lies above the blocks.
+    fn begin(&mut self, pass: &Pass, memory: StepMemory) -> Option<Returning> {
         let n = pass.n_tokens;
         let has_backward = pass.gradient != Gradient::None;
         let keep = if has_backward { memory.keep } else { Keep::Nothing };
@@ -109,10 +146,17 @@ impl<'a> Replay<'a> {
         }
         self.compare(pass.n_compared, has_backward);
         self.ledger.give_back(hidden);
-        if has_backward {
-            self.backward(pass, groups);
-        }
-        self.ledger.give_back_all(last.into_iter().chain(d_hidden).chain([ropes]));
+        let begun = has_backward.then(|| {
+            let dx = self.ledger.take(Kind::Scratch, n * self.d.hidden_size);
+            self.partial_sums(n);
+            dx
+        });
+        self.ledger.give_back_all(last.into_iter().chain(d_hidden));
+        let Some(dx) = begun else {
+            self.ledger.give_back(ropes);
+            return None;
+        };
+        Some(Returning { pass: *pass, groups, activations: Vec::new(), ropes, dx })
     }
 
     /// The blocks: what they keep, and the last one's output.
@@ -192,27 +236,30 @@ impl<'a> Replay<'a> {
         Saved { x, rest }
     }
 
-    /// `Decoder::backward`.
-    fn backward(&mut self, pass: &Pass, groups: Vec<Group>) {
-        let mut layer = self.d.layers.len();
-        let mut dx = self.ledger.take(Kind::Scratch, pass.n_tokens * self.d.hidden_size);
-        self.partial_sums(pass.n_tokens);
-        for group in groups.into_iter().rev() {
-            let blocks = match group {
-                Group::Activations(blocks) => blocks,
-                Group::Input { x, n_blocks } => self.activations_again(pass, layer - n_blocks..layer, x),
-            };
-            for saved in blocks.into_iter().rev() {
-                layer -= 1;
-                if layer >= self.lowest {
-                    dx = self.block_backward(pass, layer, saved, dx);
-                } else {
-                    self.ledger.give_back(saved.x);
-                    self.ledger.give_back_all(saved.rest);
-                }
-            }
+    /// `Decoder::backward_blocks`.
+    fn backward_blocks(&mut self, mut returns: Vec<Returning>) {
+        for layer in (self.lowest..self.d.layers.len()).rev() {
+            returns = returns.into_iter().map(|back| self.through(back, layer)).collect();
         }
-        self.ledger.give_back(dx);
+        for Returning { dx, ropes, activations, groups, .. } in returns {
+            let below = groups.into_iter().flat_map(Group::into_pieces).chain(activations.into_iter().flat_map(Saved::into_pieces));
+            self.ledger.give_back_all(below.chain([dx, ropes]));
+        }
+    }
+
+    /// `Returning::through`.
+    fn through(&mut self, mut back: Returning, layer: usize) -> Returning {
+        if back.activations.is_empty() {
+            back.activations = match back.groups.pop() {
+                Some(Group::Activations(blocks)) => blocks,
+                Some(Group::Input { x, n_blocks }) => self.activations_again(&back.pass, layer + 1 - n_blocks..layer + 1, x),
+                None => Vec::new(),
+            };
+        }
+        match back.activations.pop() {
+            Some(saved) => Returning { dx: self.block_backward(&back.pass, layer, saved, back.dx), ..back },
+            None => back,
+        }
     }
 
     fn activations_again(&mut self, pass: &Pass, layers: Range<usize>, mut x: Piece) -> Vec<Saved> {
@@ -272,7 +319,13 @@ impl<'a> Replay<'a> {
         let (term, (_, n_in)) = (terms.terms(layer)[fused], projections(self.d)[fused]);
         if term.n_inner > 0 {
             let drops = terms.has_dropout && pass.gradient != Gradient::None;
-            let n_masked = if !drops { 0 } else if self.gpu.is_some() { n_inner } else { 1 };
+            let n_masked = if !drops {
+                0
+            } else if self.gpu.is_some() {
+                n_inner
+            } else {
+                1
+            };
             let masked: Vec<_> = (0..n_masked).map(|_| self.ledger.take(Kind::Scratch, pass.n_tokens * n_in)).collect();
             let inner: Vec<_> = (0..n_inner).map(|_| self.ledger.take(Kind::Scratch, pass.n_tokens * term.n_inner)).collect();
             self.ledger.give_back_all(inner.into_iter().chain(masked));
@@ -392,7 +445,7 @@ mod tests {
     use super::*;
     use crate::config::ComputeDtype;
     use crate::data::batch::{PackedBatch, PromptSharing};
-    use crate::model::decoder::{Decoder, Purpose, TokenTarget};
+    use crate::model::decoder::{self, Decoder, Purpose, TokenTarget};
     use crate::model::family;
     use crate::model::low_rank::Adaptation;
     use crate::model::weights::{SavedDtype, TensorToSave, save};
@@ -438,20 +491,20 @@ mod tests {
         }
     }
 
-    /// A pass as the step makes it.
-    fn run(decoder: &Decoder, batch: &PackedBatch, gradient: Gradient, memory: StepMemory) -> Pass {
+    /// A pass as the step makes it, but for the blocks' backward.
+    fn begin(model: &Decoder, batch: &PackedBatch, gradient: Gradient, memory: StepMemory) -> (Pass, Option<decoder::Returning>) {
         let targets: Vec<_> = (1..batch.n_tokens() as u32).map(|row| TokenTarget { row, token: row % 300 }).collect();
         let targets = if gradient == Gradient::OfStates { &[] } else { &targets[..] };
         let has_backward = gradient != Gradient::None;
-        let forward = decoder.forward(batch, if has_backward { memory.keep } else { Keep::Nothing }).unwrap();
-        let scored = decoder.score(&forward.hidden_ND, targets, if has_backward { memory.kept_logits } else { 0 }).unwrap();
-        if has_backward {
+        let forward = model.forward(batch, if has_backward { memory.keep } else { Keep::Nothing }).unwrap();
+        let scored = model.score(&forward.hidden_ND, targets, if has_backward { memory.kept_logits } else { 0 }).unwrap();
+        let begun = has_backward.then(|| {
             let d_hidden = Buffer::zeros(forward.hidden_ND.dims()).unwrap();
             let d_log_probs = vec![1.0; targets.len()];
-            decoder.score_backward(&forward.hidden_ND, (targets, scored), &d_log_probs, &d_hidden).unwrap();
-            decoder.backward(forward, &d_hidden).unwrap();
-        }
-        Pass::new(batch, decoder.description(), targets.len(), gradient)
+            model.score_backward(&forward.hidden_ND, (targets, scored), &d_log_probs, &d_hidden).unwrap();
+            model.begin_backward(forward, d_hidden).unwrap()
+        });
+        (Pass::new(batch, model.description(), targets.len(), gradient), begun)
     }
 
     fn batch(n: usize) -> PackedBatch {
@@ -479,6 +532,10 @@ mod tests {
         let adaptation = Adaptation { rank: 24, scale: 1.0, dropout: 0.1, seed: 0, projections: adapted.into() };
         let decoder = load(&config, (model == "adapter").then_some(&adaptation));
         let terms = decoder.adaptation().map(|adaptation| LowRankTerms::new(adaptation, decoder.description()));
+        type New = for<'a> fn(&'a DecoderDescription, Option<&'a LowRankTerms>) -> Replay<'a>;
+        // The emulated GPU takes its time.
+        let (new, shorter): (New, usize) =
+            if on_gpu { (|d, terms| Replay::on_gpu(d, terms, size_of::<f32>()), 2) } else { (Replay::new, 1) };
         let everything = StepMemory { keep: Keep::ForBackward, kept_logits: 0 };
         for (n, gradient, memory) in [
             (300, Gradient::None, everything),
@@ -487,13 +544,27 @@ mod tests {
             (700, Gradient::OfScores, everything),
             (900, Gradient::OfScores, StepMemory { kept_logits: 1 << 20, ..everything }),
         ] {
-            let pass = run(&decoder, &batch(n), gradient, memory);
-            let replay = if on_gpu { |d, terms| Replay::on_gpu(d, terms, size_of::<f32>()) } else { Replay::new };
-            let mut replay = replay(decoder.description(), terms.as_ref());
+            let (pass, begun) = begin(&decoder, &batch(n / shorter), gradient, memory);
+            begun.into_iter().for_each(|begun| decoder.finish_backward(begun).unwrap());
+            let mut replay = new(decoder.description(), terms.as_ref());
             replay.pass(&pass, memory);
             // A piece may be somewhat larger than what was asked for.
             let (predicted, seen) = (replay.ledger.peak().total() as f64, most_lent() as f64);
             assert!((0.93..=1.0).contains(&(predicted / seen)), "{n} tokens, {gradient:?}, {memory:?}: {predicted}, and it was {seen}");
+        }
+        if terms.is_some() || on_gpu {
+            return;
+        }
+        for (n, keep) in [(1600, every(1)), (2200, every(2)), (2400, Keep::ForBackward)] {
+            let memory = StepMemory { keep, ..everything };
+            let two = [(n, Gradient::OfStates), (n + 100, Gradient::OfScores)];
+            let (passes, begun): (Vec<_>, Vec<_>) =
+                two.map(|(n, gradient)| begin(&decoder, &batch(n), gradient, memory)).into_iter().unzip();
+            decoder.backward_together(begun.into_iter().flatten().collect(), |_| Ok(())).unwrap();
+            let mut replay = Replay::new(decoder.description(), None);
+            replay.together(&passes, memory);
+            let (predicted, seen) = (replay.ledger.peak().total() as f64, most_lent() as f64);
+            assert!((0.93..=1.0).contains(&(predicted / seen)), "together, {memory:?}: {predicted}, and it was {seen}");
         }
     }
 
@@ -521,10 +592,9 @@ mod tests {
         replay.pass(&pass, StepMemory { keep: Keep::ForBackward, kept_logits: 0 });
         let r = 1;
         let saved = d + r + qkv + d + 4 + d + r + 2 * i;
-        let last = d + r;
         let held = replay.ledger.peak();
-        assert_eq!(held.of(Kind::Activation), n * (saved + last));
-        assert_eq!(held.of(Kind::Scratch), n * (2 * d + 2 * i + 2 * i), "d_hidden, dy; d_activated, activated; d_gate_up");
+        assert_eq!(held.of(Kind::Activation), n * saved);
+        assert_eq!(held.of(Kind::Scratch), n * (d + 2 * i + 2 * i), "dy; d_activated, activated; d_gate_up");
         assert_eq!(held.of(Kind::Logits), 0);
     }
 }

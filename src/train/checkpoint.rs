@@ -290,7 +290,7 @@ mod tests {
             fs::write(source.path().join("tokenizer.json"), "{}").unwrap();
             fs::write(source.path().join("README.md"), "not a file of the model").unwrap();
             let mut optimizer = AdamW::new(&OptimizerConfig::default(), 7, &parameters).unwrap();
-            optimizer.step(&parameters, 1e-3, 1.0).unwrap();
+            optimizer.step(&parameters, 1e-3).unwrap();
             Self { run: tempfile::tempdir().unwrap(), source, parameters, optimizer }
         }
 

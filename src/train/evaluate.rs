@@ -1,10 +1,10 @@
 //! Passes over rows without gradients: held-out rows now and then, and fixed training rows before, within and after the run.
 
-use super::clip::gradient_norm;
+use super::clip::{NormOfParts, gradient_norm, squares};
 use super::measure::{DominantGap, Losses, Measurement, RowMeasure};
 use super::step::{
-    BatchOutcome, DominantPasses, Gradients, StepSettings, batch_totals, evaluate_batch, evaluate_first_batch, evaluate_first_part,
-    evaluate_part,
+    Backward, BatchOutcome, DominantPasses, Gradients, StepSettings, Waiting, batch_totals, evaluate_batch, evaluate_first_batch,
+    evaluate_first_part, evaluate_part,
 };
 use crate::config::{Pooling, RetentionKind};
 use crate::data::encode::{EncodedPreference, EncodedRow};
@@ -57,16 +57,16 @@ impl PolicyIs<'_> {
 }
 
 /// Runs one batch, with the self-test where the policy still is the reference.
-pub fn evaluate(
+pub fn evaluate<'a>(
     policy: &Decoder,
     rows: &[&EncodedRow],
     is: PolicyIs<'_>,
     settings: &StepSettings,
-    gradients: Gradients,
+    backward: impl Into<Backward<'a>>,
 ) -> Result<BatchOutcome> {
     match is {
-        PolicyIs::Trained(reference) => evaluate_batch(policy, rows, reference, settings, gradients),
-        PolicyIs::TheReference(reference) => Ok(evaluate_first_batch(policy, rows, reference, settings, gradients)?.outcome),
+        PolicyIs::Trained(reference) => evaluate_batch(policy, rows, reference, settings, backward),
+        PolicyIs::TheReference(reference) => Ok(evaluate_first_batch(policy, rows, reference, settings, backward)?.outcome),
     }
 }
 
@@ -74,6 +74,12 @@ pub fn evaluate(
 pub fn term_norms(policy: &Decoder, rows: &[&EncodedRow], reference: &Columns, settings: &StepSettings) -> Result<[f64; 2]> {
     let norm = |gradients| {
         policy.zero_gradients()?;
+        if policy.shares_gradients() {
+            let (waiting, mut norm) = (Waiting::default(), NormOfParts::default());
+            evaluate_batch(policy, rows, reference, settings, waiting.of(gradients))?;
+            waiting.make(policy, |part| squares(&policy.parameters()[part.clone()]).map(|squares| norm.add(part.start, squares)))?;
+            return norm.value();
+        }
         evaluate_batch(policy, rows, reference, settings, gradients)?;
         gradient_norm(policy.trained_parameters())
     };

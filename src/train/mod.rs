@@ -2,7 +2,7 @@
 //!
 //! In reading order: `prepare` finds everything that can be wrong, `forecast` what the run will need, `start` makes a [`run::Run`], whose `train`
 //! is the loop. `step` is one batch forward and backward (the objective and the engine behind it), `clip`, `optimizer` and `schedule` turn its
-//! gradient into an update. `evaluate` and `measure` say where the policy stands, `canary` what it answers to harmless
+//! gradient into an update (`update`). `evaluate` and `measure` say where the policy stands, `canary` what it answers to harmless
 //! questions, `signs` what looks wrong about it. `metrics` and `log` write
 //! the lines, `checkpoint`, `folder` and `adapter` save, `best` says which checkpoint did best, `claim` holds the run's folder, `resume` goes on,
 //! `summary` ends the run; `console` and `interrupt` face the person. `phases` says where the time goes, `profile` draws it.
@@ -32,3 +32,4 @@ pub mod signs;
 pub mod start;
 pub mod step;
 pub mod summary;
+pub mod update;

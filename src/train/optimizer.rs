@@ -1,11 +1,13 @@
 //! AdamW over a run's parameters (`ops::adamw` has the update), with a state that a checkpoint can hold.
 
+use super::clip::{NormOfParts, squares};
 use crate::config::{MasterWeights, MomentType, OptimizerConfig};
 use crate::model::parameter::Parameter;
-use crate::ops::adamw::{self, Item, Moment, Rounding, Scalars, State};
+use crate::ops::adamw::{self, Clip, Item, Moment, Rounding, Scalars, State};
 use crate::ops::dropout::mix_in;
 use anyhow::{Result, ensure};
 use candle_core::Tensor;
+use std::ops::Range;
 
 /// The optimizer's whole state: how many updates were made, and what it keeps of each trainable parameter.
 #[derive(Debug)]
@@ -32,33 +34,36 @@ impl AdamW {
         Ok(Self { settings: settings.clone(), seed, n_updates: 0, states: parameters.iter().map(state).collect::<Result<_>>()? })
     }
 
-    /// One update of every trainable parameter, in place.
+    /// One update of every trainable parameter, in place, by gradients that are clipped as the settings say. Returns their norm before that: where it
+    /// is not finite nothing is changed, and no update counted.
     ///
-    /// `lr` is the schedule's value for this step; `gradient_scale` multiplies every gradient as it is read (the clip factor).
-    pub fn step(&mut self, parameters: &[Parameter], lr: f64, gradient_scale: f64) -> Result<()> {
-        let (n_states, n_parameters) = (self.states.len(), parameters.len());
-        ensure!(n_parameters == n_states, "the optimizer was made for {n_states} parameters, not {n_parameters}");
-        self.n_updates += 1;
-        let item = |(p, state): (_, _)| {
-            let (p, state): (&Parameter, &Option<State>) = (p, state);
-            Some(Item { value: &p.value, gradient: p.gradient.as_ref()?, state: state.as_ref()?, decays: p.is_matrix() })
-        };
-        let items: Vec<Item> = parameters.iter().zip(&self.states).filter_map(item).collect();
-        adamw::step(&items, &self.scalars(lr, gradient_scale))
+    /// `lr` is the schedule's value for this step. On a GPU the update is on its way before the norm is waited for.
+    pub fn step(&mut self, parameters: &[Parameter], lr: f64) -> Result<f64> {
+        let mut update = self.begin(lr);
+        update.apply(parameters, 0..parameters.len())?;
+        let norm = update.norm()?;
+        self.n_updates += u64::from(norm.is_finite());
+        Ok(norm)
     }
 
-    fn scalars(&self, lr: f64, gradient_scale: f64) -> Scalars {
-        let ([beta1, beta2], t) = (self.settings.betas, self.n_updates as f64);
+    /// An update whose parameters come a part at a time, to be counted by whoever makes it.
+    pub fn begin(&self, lr: f64) -> Update<'_> {
+        Update { scalars: self.scalars(lr), optimizer: self, norm: NormOfParts::default() }
+    }
+
+    /// Of the next update.
+    fn scalars(&self, lr: f64) -> Scalars {
+        let t = self.n_updates + 1;
+        let ([beta1, beta2], power) = (self.settings.betas, t as f64);
         Scalars {
             keep: (1.0 - lr * self.settings.weight_decay) as f32,
             one_minus_beta1: (1.0 - beta1) as f32,
             beta2: beta2 as f32,
             one_minus_beta2: (1.0 - beta2) as f32,
-            step_size: (lr / (1.0 - beta1.powf(t))) as f32,
-            sqrt_correction2: (1.0 - beta2.powf(t)).sqrt() as f32,
+            step_size: (lr / (1.0 - beta1.powf(power))) as f32,
+            sqrt_correction2: (1.0 - beta2.powf(power)).sqrt() as f32,
             eps: self.settings.eps as f32,
-            gradient_scale: gradient_scale as f32,
-            seed: mix_in(self.seed, self.n_updates),
+            seed: mix_in(self.seed, t),
         }
     }
 
@@ -85,6 +90,37 @@ impl AdamW {
                 .collect::<Vec<_>>()
         };
         parameters.iter().zip(&self.states).flat_map(of_parameter)
+    }
+}
+
+/// One update under way.
+#[derive(Debug)]
+pub struct Update<'a> {
+    optimizer: &'a AdamW,
+    scalars: Scalars,
+    norm: NormOfParts,
+}
+
+impl Update<'_> {
+    /// Updates some of `parameters`, those that the optimizer was made for, by their gradients, which are clipped by the norm of this part: only what is
+    /// all of them should be clipped. A part with a gradient that is not finite stays as it was.
+    pub fn apply(&mut self, parameters: &[Parameter], part: Range<usize>) -> Result<()> {
+        let states = &self.optimizer.states;
+        ensure!(parameters.len() == states.len(), "the optimizer was made for {} parameters, not {}", states.len(), parameters.len());
+        let squares = squares(&parameters[part.clone()])?;
+        let item = |number: usize| {
+            let (p, state) = (&parameters[number], states[number].as_ref()?);
+            Some(Item { number, value: &p.value, gradient: p.gradient.as_ref()?, state, decays: p.is_matrix() })
+        };
+        let items: Vec<Item> = part.clone().filter_map(item).collect();
+        adamw::step(&items, &self.scalars, Clip { squares: &squares, max_norm: self.optimizer.settings.clip_norm })?;
+        self.norm.add(part.start, squares);
+        Ok(())
+    }
+
+    /// The norm of all gradients so far. Waits for the GPU.
+    pub fn norm(self) -> Result<f64> {
+        self.norm.value()
     }
 }
 
@@ -129,13 +165,13 @@ mod tests {
     ///         v^ = 0.004996 / 0.001999 = 2.4992496, sqrt = 1.5809015; w = 0.899 * 0.999 - 0.1 * 0.2663370 = 0.8714673
     #[test]
     fn two_steps_by_hand() {
-        let settings = OptimizerConfig { weight_decay: 0.01, ..Default::default() };
+        let settings = OptimizerConfig { weight_decay: 0.01, clip_norm: 0.0, ..Default::default() };
         let w = parameter(&[1, 1], vec![1.0], vec![2.0]);
         let mut adamw = AdamW::new(&settings, 7, std::slice::from_ref(&w)).unwrap();
-        adamw.step(std::slice::from_ref(&w), 0.1, 1.0).unwrap();
+        assert_eq!(adamw.step(std::slice::from_ref(&w), 0.1).unwrap(), 2.0);
         assert!((values(&w.value)[0] - 0.899).abs() < 1e-6);
         ops::update(w.gradient.as_ref().unwrap(), |g| g[0] = -1.0).unwrap();
-        adamw.step(std::slice::from_ref(&w), 0.1, 1.0).unwrap();
+        assert_eq!(adamw.step(std::slice::from_ref(&w), 0.1).unwrap(), 1.0);
         assert!((values(&w.value)[0] - 0.871_467_3).abs() < 1e-6, "{:?}", values(&w.value));
         let state: Vec<(String, f32)> = adamw.tensors(std::slice::from_ref(&w)).map(|(name, tensor)| (name, values(tensor)[0])).collect();
         assert!(state[0].0 == "first.w" && (state[0].1 - 0.08).abs() < 1e-7);
@@ -144,19 +180,23 @@ mod tests {
 
     #[test]
     fn agrees_with_the_plain_reference_over_several_chunks() {
-        let settings = OptimizerConfig { weight_decay: 0.1, ..Default::default() };
+        let settings = OptimizerConfig { weight_decay: 0.1, clip_norm: 30.0, ..Default::default() };
         let n = 2 * CHUNK + 5;
         let start = noise(n, 1);
         let w = parameter(&[1, n], start.clone(), vec![0.0; n]);
         let mut adamw = AdamW::new(&settings, 7, std::slice::from_ref(&w)).unwrap();
         let gradients: Vec<Vec<f32>> = (2..7).map(|seed| noise(n, seed * 7919)).collect();
+        let mut scales = Vec::new();
         for gradient in &gradients {
             ops::update(w.gradient.as_ref().unwrap(), |g| g.copy_from_slice(gradient)).unwrap();
-            adamw.step(std::slice::from_ref(&w), 1e-3, 0.5).unwrap();
+            let norm = gradient.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
+            assert!((adamw.step(std::slice::from_ref(&w), 1e-3).unwrap() / norm - 1.0).abs() < 1e-12);
+            scales.push(30.0 / norm);
         }
+        assert!(scales.iter().all(|scale| *scale < 0.5), "{scales:?}");
         for (i, actual) in values(&w.value).iter().enumerate() {
             let mut expected = f64::from(start[i]);
-            let scaled: Vec<f64> = gradients.iter().map(|g| f64::from(g[i]) * 0.5).collect();
+            let scaled: Vec<f64> = gradients.iter().zip(&scales).map(|(g, scale)| f64::from(g[i]) * scale).collect();
             plain_reference(&settings, &mut expected, &scaled, 1e-3, 0.1);
             assert!((f64::from(*actual) - expected).abs() < 1e-6, "element {i}: {actual} is not {expected}");
         }
@@ -170,7 +210,7 @@ mod tests {
         let frozen = Parameter { gradient: None, ..parameter(&[1, 2], vec![1.0, -2.0], vec![9.0, 9.0]) };
         let parameters = [matrix, vector, frozen];
         let mut adamw = AdamW::new(&settings, 7, &parameters).unwrap();
-        adamw.step(&parameters, 0.1, 1.0).unwrap();
+        adamw.step(&parameters, 0.1).unwrap();
         let after = parameters.each_ref().map(|p| values(&p.value));
         assert_eq!(after, [vec![0.95, -1.9], vec![1.0, -2.0], vec![1.0, -2.0]]);
         assert_eq!(adamw.tensors(&parameters).count(), 4);
@@ -183,10 +223,43 @@ mod tests {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads).build().unwrap();
             let w = parameter(&[1, n], noise(n, 3), noise(n, 5));
             let mut adamw = AdamW::new(&OptimizerConfig::default(), 7, std::slice::from_ref(&w)).unwrap();
-            pool.install(|| (0..3).for_each(|_| adamw.step(std::slice::from_ref(&w), 1e-3, 0.3).unwrap()));
+            pool.install(|| {
+                (0..3).for_each(|_| {
+                    adamw.step(std::slice::from_ref(&w), 1e-3).unwrap();
+                })
+            });
             values(&w.value).into_iter().map(f32::to_bits).collect::<Vec<_>>()
         });
         assert_eq!(results[0], results[1]);
         assert_eq!(results[0], results[2]);
+    }
+
+    #[test]
+    fn parts_make_the_update_that_all_make_together_and_bad_ones_none() {
+        let settings =
+            OptimizerConfig { clip_norm: 0.0, master: MasterWeights::Stochastic, moments: MomentType::EightBit, ..Default::default() };
+        let run = |parts: &[Range<usize>], bad: Option<usize>| {
+            let parameter = |seed: u32| {
+                let mut gradient = noise(5000, seed);
+                gradient[7] = if bad == Some(seed as usize) { f32::NAN } else { gradient[7] };
+                let Parameter { name, value, gradient } = parameter(&[50, 100], noise(5000, seed + 9), gradient);
+                Parameter { name, value: value.to_dtype(candle_core::DType::BF16).unwrap(), gradient }
+            };
+            let parameters = [0, 1, 2].map(parameter);
+            let adamw = AdamW::new(&settings, 7, &parameters).unwrap();
+            let before = parameters.each_ref().map(|p| ops::read(&p.value).unwrap().to_vec());
+            let mut update = adamw.begin(1e-2);
+            parts.iter().for_each(|part| update.apply(&parameters, part.clone()).unwrap());
+            let after = parameters.each_ref().map(|p| ops::read(&p.value).unwrap().to_vec());
+            (update.norm().unwrap(), before, after)
+        };
+        let (norm, before, after) = run(std::slice::from_ref(&(0..3)), None);
+        assert!(before.iter().zip(&after).all(|(before, after)| before != after));
+        let in_parts = run(&[2..3, 1..2, 0..1], None);
+        assert_eq!((norm.to_bits(), &after), (in_parts.0.to_bits(), &in_parts.2));
+        let (norm, before, bad) = run(&[2..3, 1..2, 0..1], Some(1));
+        assert!(!norm.is_finite() && bad[1] == before[1] && bad[0] == after[0] && bad[2] == after[2]);
+        let (norm, before, bad) = run(std::slice::from_ref(&(0..3)), Some(1));
+        assert!(!norm.is_finite() && bad == before, "of a whole step nothing is updated");
     }
 }

@@ -4,9 +4,8 @@ use super::best::{self, Contest};
 use super::canary::{self, Canaries};
 use super::checkpoint::{self, Snapshot, SourceFiles, TrainerState};
 use super::claim::Claim;
-use super::clip::{clip_factor, gradient_norm};
 use super::console::Console;
-use super::evaluate::{PolicyIs, dominant_gaps, evaluate, measure, term_norms};
+use super::evaluate::{PolicyIs, dominant_gaps, measure, term_norms};
 use super::log::MetricsLog;
 use super::measure::{Measured, Measurement};
 use super::metrics::{StepLine, Use, add_languages, add_means, add_measurement, add_trends, add_use};
@@ -16,6 +15,7 @@ use super::schedule::Schedule;
 use super::signs::{Position, trends};
 use super::step::{BatchOutcome, Gradients, StepSettings, passes};
 use super::summary::Summary;
+use super::update::update;
 use crate::config::{RetentionKind, RunConfig};
 use crate::data::encode::EncodedRow;
 use crate::data::loader::Loader;
@@ -191,12 +191,8 @@ impl Run {
         // With dropout the policy's states are not the reference's, though its weights are.
         let still_reference = self.state.step == 0 && self.starts_as_reference && !self.policy.has_dropout();
         let is = if still_reference { PolicyIs::TheReference(&mut self.reference) } else { PolicyIs::Trained(&self.reference) };
-        info_span!("optimizer").in_scope(|| self.policy.zero_gradients())?;
-        let outcome = evaluate(&self.policy, &rows, is, &self.settings, Gradients::Both)?;
-        let optimizer = info_span!("optimizer").entered();
-        let grad_norm = gradient_norm(self.policy.trained_parameters())?;
+        let (outcome, grad_norm) = update(&self.policy, &rows, is, &self.settings, &mut self.optimizer, lr)?;
         if outcome.loss.is_finite() && grad_norm.is_finite() {
-            self.optimizer.step(self.policy.trained_parameters(), lr, clip_factor(grad_norm, self.config.optimizer.clip_norm))?;
             self.state.n_skipped_in_row = 0;
         } else {
             self.state.n_skipped_in_row += 1;
@@ -205,7 +201,6 @@ impl Run {
             self.console.say(&format!("step {}: no update, loss or gradient is not finite; rows {}", self.state.step + 1, bad.join(", ")));
             more.insert("skipped_rows".into(), bad.into());
         }
-        drop(optimizer);
         let (seconds, phase_seconds) = (started.elapsed().as_secs_f64(), self.machine.phases.take());
         self.state.step += 1;
         self.saved = None;

@@ -57,7 +57,8 @@ pub fn start(prepared: Prepared, found: Option<Found>, mut claim: Claim, machine
         (None, Some(reference_dir)) => Some(scorer.score_folder(reference_dir, &wanted)?),
         (None, None) => None,
     };
-    let policy = adapter::load(&model_dir, adapter.as_ref(), device::place(&config)?, Purpose::Train)?;
+    let purpose = if config.optimizer.in_backward { Purpose::TrainInBackward } else { Purpose::Train };
+    let policy = adapter::load(&model_dir, adapter.as_ref(), device::place(&config)?, purpose)?;
     let files = adapter::source_files(&model_dir, adapter.as_ref().zip(Some(base)), &policy, config.output.dtype)?;
     let (mut reference, report) = match early {
         Some(reference) => reference,

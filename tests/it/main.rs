@@ -21,6 +21,7 @@ mod golden;
 #[cfg(any(feature = "cuda", feature = "emulator"))]
 mod gpu;
 mod hub;
+mod in_backward;
 mod judges;
 mod lora;
 mod lora_runs;

@@ -204,12 +204,12 @@ fn a_gpu_is_chosen_for_by_its_own_memory_and_the_hosts_part_by_the_hosts() {
     let work = Sandbox::new();
     let (auto, bf16) = (prepared(&work, ""), prepared(&work, "model.dtype=bf16 canary.path=builtin:tiny retention.kind=kl"));
     let cpu = Forecast::new(&auto, &auto.config, None, 20 << 20).unwrap();
+    let on_cpu = cpu.held(cpu.settled(ActivationCheckpointing::Off)).host;
     mpo::ops::gpu::on_emulated_gpu(|| {
         let forecast = Forecast::new(&auto, &auto.config, None, 20 << 20).unwrap();
         let everything = forecast.settled(ActivationCheckpointing::Off);
         let held = forecast.held(everything);
         let gpu = held.gpu.unwrap();
-        let on_cpu = cpu.held(everything).host;
         assert_eq!((gpu.weights, gpu.gradients, gpu.moments), (on_cpu.weights, on_cpu.gradients, on_cpu.moments));
         assert_eq!((held.host.weights, held.host.moments, held.host.activations), (0, 0, 0), "they are not with the host");
         assert_eq!((held.host.data, held.host.reference, held.host.process), (on_cpu.data, on_cpu.reference, on_cpu.process));

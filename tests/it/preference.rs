@@ -331,7 +331,7 @@ fn gradient_of_sum(model: &Decoder, pairs: &[&EncodedPreference], sharing: Promp
     let d_hidden_ND = Buffer::zeros(forward.hidden_ND.dims()).unwrap();
     model.zero_gradients().unwrap();
     model.score_backward(&forward.hidden_ND, (&targets, scored), &vec![1.0; n_tokens], &d_hidden_ND).unwrap();
-    model.backward(forward, &d_hidden_ND).unwrap();
+    model.backward(forward, d_hidden_ND).unwrap();
     gradients(model)
 }
 

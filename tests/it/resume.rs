@@ -386,11 +386,12 @@ fn two_processes_do_not_write_into_one_run() {
 }
 
 #[test]
-fn bf16_weights_and_8_bit_moments_resume_to_the_bit() {
-    for (master, moments) in [("kahan", "8bit"), ("stochastic", "f32")] {
+fn bf16_weights_8_bit_moments_and_updates_in_the_backward_resume_to_the_bit() {
+    let in_backward = ["optimizer.clip_norm=0", "optimizer.in_backward=true"];
+    for (master, moments, more) in [("kahan", "8bit", &[][..]), ("stochastic", "f32", &in_backward)] {
         let work = Sandbox::new();
         let [master, moments] = [("master", master), ("moments", moments)].map(|(key, value)| format!("optimizer.{key}={value}"));
-        let settings = ["model.dtype=bf16", &master, &moments];
+        let settings = [&["model.dtype=bf16", &master, &moments], more].concat();
         work.train("whole", &settings);
         work.train("cut", &settings);
         // As if it had been killed on its way from step 10 to step 12.
@@ -401,7 +402,7 @@ fn bf16_weights_and_8_bit_moments_resume_to_the_bit() {
         assert!(output.status.success(), "{}", stderr(&output));
         assert_same_run(&work.path("whole"), &cut);
         // And it is nearly the run with exact weights.
-        work.train("exact", &["model.dtype=bf16"]);
+        work.train("exact", &[&["model.dtype=bf16"], &more[..more.len() / 2]].concat());
         let last = |run: &str| metrics(&work.path(run)).last().unwrap()["loss"].as_f64().unwrap();
         let (lossy, exact) = (last("cut"), last("exact"));
         assert!((lossy / exact - 1.0).abs() < 0.02, "{master}: a loss of {lossy} instead of {exact}");

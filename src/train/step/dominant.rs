@@ -100,7 +100,7 @@ impl Step<'_> {
     /// One micro-batch: an outcome for each group.
     fn dominant_pass(&self, groups: &[DominantGroup]) -> Result<(Vec<DominantOutcome>, Pass)> {
         let (batch, spans) = pack(groups, self.settings);
-        let pass = pass(&batch, &spans, self.settings, self.gradients, self.policy.description());
+        let pass = pass(&batch, &spans, self.settings, self.backward.gradients, self.policy.description());
         let forward = info_span!("forward").in_scope(|| self.policy.forward(&batch, self.settings.memory(pass.gradient).keep))?;
 
         let mut outcomes = vec![DominantOutcome::default(); groups.len()];
@@ -114,7 +114,7 @@ impl Step<'_> {
             let (values, d_hidden_ND) = self.retention(groups, &spans, &forward)?;
             outcomes.iter_mut().zip(values).for_each(|(outcome, value)| outcome.retention = Some(value));
             if pass.gradient != Gradient::None {
-                info_span!("backward").in_scope(|| self.policy.backward(forward, &d_hidden_ND))?;
+                self.backward.of(self.policy, forward, d_hidden_ND)?;
             }
         }
         Ok((outcomes, pass))
@@ -150,7 +150,7 @@ impl Step<'_> {
                     RetentionKind::Hidden => self.hidden_retention(states_MD, frozen, scale),
                     RetentionKind::Kl => {
                         let _span = info_span!("head").entered();
-                        let scale = self.gradients.of_retention().then_some(scale);
+                        let scale = self.backward.gradients.of_retention().then_some(scale);
                         kl::mean_divergence(self.policy, reference.head()?, states_MD, &frozen.states, scale)?
                     }
                 };

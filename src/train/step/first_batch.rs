@@ -1,6 +1,6 @@
 //! Step 0 as a free self-test: while the policy still is the reference, retention must be exactly 0.
 
-use super::{BatchOutcome, Gradients, StepSettings, batch_totals, evaluate_part, ids};
+use super::{Backward, BatchOutcome, StepSettings, batch_totals, evaluate_part, ids};
 use crate::config::RetentionKind;
 use crate::data::encode::EncodedRow;
 use crate::model::decoder::Decoder;
@@ -17,29 +17,30 @@ pub struct FirstBatch {
 }
 
 /// [`evaluate_first_part`] of a whole batch.
-pub fn evaluate_first_batch(
+pub fn evaluate_first_batch<'a>(
     policy: &Decoder,
     rows: &[&EncodedRow],
     reference: &mut Columns,
     settings: &StepSettings,
-    gradients: Gradients,
+    backward: impl Into<Backward<'a>>,
 ) -> Result<FirstBatch> {
     let whole = batch_totals(policy, rows, reference, settings)?;
-    let first = evaluate_first_part(policy, rows, &whole.totals, reference, settings, gradients)?;
+    let first = evaluate_first_part(policy, rows, &whole.totals, reference, settings, backward)?;
     Ok(FirstBatch { outcome: first.outcome.with(&whole), ..first })
 }
 
 /// [`evaluate_part`] at step 0 with policy == reference, where retention must be 0: exactly on the CPU, below 1e-5 of the state's own
 /// square elsewhere. An entry that fails is scored anew with the policy, once; failing again is an error.
-pub fn evaluate_first_part(
+pub fn evaluate_first_part<'a>(
     policy: &Decoder,
     rows: &[&EncodedRow],
     totals: &BatchTotals,
     reference: &mut Columns,
     settings: &StepSettings,
-    gradients: Gradients,
+    backward: impl Into<Backward<'a>>,
 ) -> Result<FirstBatch> {
-    let outcome = evaluate_part(policy, rows, totals, reference, settings, gradients)?;
+    let backward = backward.into();
+    let outcome = evaluate_part(policy, rows, totals, reference, settings, backward)?;
     let failing = rows_with_retention(rows, &outcome, reference, settings)?;
     if failing.is_empty() {
         return Ok(FirstBatch { outcome, rescored: Vec::new() });
@@ -48,8 +49,8 @@ pub fn evaluate_first_part(
         let column = reference.dominant.as_mut().context("the retention term reads a column that is not there")?;
         column.rescore(policy, row.dominant_pair()?)?;
     }
-    policy.zero_gradients()?;
-    let outcome = evaluate_part(policy, rows, totals, reference, settings, gradients)?;
+    backward.undo(policy)?;
+    let outcome = evaluate_part(policy, rows, totals, reference, settings, backward)?;
     let still = rows_with_retention(rows, &outcome, reference, settings)?;
     if !still.is_empty() {
         bail!(

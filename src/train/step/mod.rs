@@ -2,7 +2,7 @@
 //!
 //! What the objective must know of the whole batch comes first ([`batch_totals`]); then the dominant side, for the retention term and, where
 //! the objective asks for them, the policy's dominant scores; then the target side, for the objective. No pass is made that nothing reads.
-//! Only one micro-batch of one side has its activations in memory at a time. Every share of the loss is divided by the totals of the whole
+//! Only one micro-batch of one side has its activations in memory at a time, unless their backward passes are made together ([`Waiting`]). Every share of the loss is divided by the totals of the whole
 //! batch, so gradients of micro-batches simply add up in the engine's buffers.
 
 mod dominant;
@@ -10,8 +10,10 @@ mod first_batch;
 mod kl;
 mod mismatched;
 mod target;
+mod waiting;
 
 pub use first_batch::{FirstBatch, evaluate_first_batch, evaluate_first_part};
+pub use waiting::{Backward, Waiting};
 
 use crate::config::{Gap, RetentionConfig, RetentionKind, RunConfig};
 use crate::data::batch::{PairSpans, PromptSharing};
@@ -159,27 +161,27 @@ impl RowOutcome {
 /// Runs the policy over `rows` and adds the wanted gradients to its buffers, which the caller has zeroed.
 ///
 /// `reference` must hold what retention and the objective read of the rows; where they read dominant pairs, every row must have one.
-pub fn evaluate_batch(
+pub fn evaluate_batch<'a>(
     policy: &Decoder,
     rows: &[&EncodedRow],
     reference: &Columns,
     settings: &StepSettings,
-    gradients: Gradients,
+    backward: impl Into<Backward<'a>>,
 ) -> Result<BatchOutcome> {
     let whole = batch_totals(policy, rows, reference, settings)?;
-    Ok(evaluate_part(policy, rows, &whole.totals, reference, settings, gradients)?.with(&whole))
+    Ok(evaluate_part(policy, rows, &whole.totals, reference, settings, backward)?.with(&whole))
 }
 
 /// As [`evaluate_batch`], of some rows of a batch whose `totals` are known: the outcomes of its parts add up to the batch's.
-pub fn evaluate_part(
+pub fn evaluate_part<'a>(
     policy: &Decoder,
     rows: &[&EncodedRow],
     totals: &BatchTotals,
     reference: &Columns,
     settings: &StepSettings,
-    gradients: Gradients,
+    backward: impl Into<Backward<'a>>,
 ) -> Result<BatchOutcome> {
-    let step = Step { policy, reference, settings, gradients, totals: *totals };
+    let step = Step { policy, reference, settings, backward: backward.into(), totals: *totals };
     let dominant = step.dominant_side(rows)?;
     let target = step.target_side(rows, &dominant.outcomes)?;
     let rows = target.outcomes;
@@ -238,7 +240,7 @@ struct Step<'a> {
     policy: &'a Decoder,
     reference: &'a Columns,
     settings: &'a StepSettings,
-    gradients: Gradients,
+    backward: Backward<'a>,
     totals: BatchTotals,
 }
 

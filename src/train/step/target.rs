@@ -65,7 +65,7 @@ impl Step<'_> {
     /// One micro-batch: an outcome for each row.
     fn target_pass(&self, rows: &[&EncodedRow], dominant: &[DominantOutcome]) -> Result<(Vec<RowOutcome>, Pass)> {
         let (batch, spans) = pack(rows, self.settings);
-        let pass = pass(&batch, &spans, self.gradients, self.policy.description());
+        let pass = pass(&batch, &spans, self.backward.gradients, self.policy.description());
         let targets = response_targets(&batch, &spans);
         let memory = self.settings.memory(pass.gradient);
         let forward = info_span!("forward").in_scope(|| self.policy.forward(&batch, memory.keep))?;
@@ -83,7 +83,7 @@ impl Step<'_> {
             let d_hidden_ND = ops::zeros_like(&forward.hidden_ND)?;
             let (scored, d_log_probs) = ((&targets[..], scored), d_log_probs(&losses, &spans));
             info_span!("head").in_scope(|| self.policy.score_backward(&forward.hidden_ND, scored, &d_log_probs, &d_hidden_ND))?;
-            info_span!("backward").in_scope(|| self.policy.backward(forward, &d_hidden_ND))?;
+            self.backward.of(self.policy, forward, d_hidden_ND)?;
         }
         Ok((outcomes, pass))
     }

@@ -2,8 +2,8 @@
 // the number of the first block of each.
 #pragma once
 
-// Rows of the table, 64 bits each: addresses, how many values, and flags.
-enum { VALUE, GRADIENT, FIRST, SECOND, FIRST_SCALES, SECOND_SCALES, BESIDE, N_VALUES, FLAGS, TABLE_WIDTH };
+// Rows of the table, 64 bits each: addresses, how many values, flags, and the seed of random rounding.
+enum { VALUE, GRADIENT, FIRST, SECOND, FIRST_SCALES, SECOND_SCALES, BESIDE, N_VALUES, FLAGS, SEED, TABLE_WIDTH };
 enum { DECAYS = 1, EIGHT_BIT = 2, MASTER = 4, KAHAN = 8, STOCHASTIC = 16 };
 
 // The parameter whose blocks hold block `block`: the last whose first block is not behind it.
@@ -27,6 +27,13 @@ DEVICE float updated(const AdamW& s, float keep, float w, float g, float& m, flo
   return w * keep - s.step_size * (m / denominator);
 }
 
+// What gradients are multiplied by so that their norm is at most `max_norm` (0: never); not finite where the norm is not.
+DEVICE float clip_factor(double squares, double max_norm) {
+  double norm = sqrt(squares);
+  if (!isfinite(norm)) return NAN;
+  return max_norm == 0.0 ? 1.0f : float(min(max_norm / (norm + 1e-6), 1.0));
+}
+
 // The code of the value in an ascending table of 256 that is nearest, the lower one of two.
 DEVICE uint8_t nearest_code(const float* table, float value) {
   int low = 0, high = 256;  // the first entry that is not below the value
@@ -42,9 +49,10 @@ DEVICE uint8_t nearest_code(const float* table, float value) {
 // A block of 256 threads takes `values_per_block` values, 256 at a time: one block of 8-bit moments. `codes` are two tables of 256, of the first moment
 // and of the second.
 template <class V>
-DEVICE void adamw(const uint64_t* table, const uint32_t* first_blocks, int n_parameters, const float* codes, int values_per_block, uint64_t seed, AdamW s) {
+DEVICE void adamw(const uint64_t* table, const uint32_t* first_blocks, int n_parameters, const float* codes, int values_per_block, AdamW s) {
   SHARED(float, scratch, 32);
   SHARED(float, shared_codes, 512);
+  if (!isfinite(s.gradient_scale)) return;
   int parameter = parameter_of(first_blocks, n_parameters, blockIdx.x);
   const uint64_t* row = table + uint64_t(parameter) * TABLE_WIDTH;
   uint64_t n_values = row[N_VALUES], flags = row[FLAGS];
@@ -56,7 +64,7 @@ DEVICE void adamw(const uint64_t* table, const uint32_t* first_blocks, int n_par
     sync_block();
   }
   uint64_t first = uint64_t(blockIdx.x - first_blocks[parameter]) * values_per_block;
-  uint64_t parameter_seed = mix_in(seed, uint64_t(parameter));
+  uint64_t parameter_seed = row[SEED];
   for (uint64_t start = first; start < first + values_per_block && start < n_values; start += 256) {
     uint64_t i = start + threadIdx.x, moments = start / 256;
     bool is_there = i < n_values;
@@ -108,12 +116,12 @@ DEVICE void adamw(const uint64_t* table, const uint32_t* first_blocks, int n_par
   }
 }
 
-#define ADAMW_PARAMETERS                                                                                                                          \
-  const uint64_t *table, const uint32_t *first_blocks, int n_parameters, const float *codes, int values_per_block, uint64_t seed, float keep,      \
-      float one_minus_beta1, float beta2, float one_minus_beta2, float step_size, float sqrt_correction2, float eps, float gradient_scale
-#define ADAMW_ARGUMENTS                                                     \
-  table, first_blocks, n_parameters, codes, values_per_block, seed, AdamW { \
-    keep, one_minus_beta1, beta2, one_minus_beta2, step_size, sqrt_correction2, eps, gradient_scale \
+#define ADAMW_PARAMETERS                                                                                                                              \
+  const uint64_t *table, const uint32_t *first_blocks, int n_parameters, const float *codes, int values_per_block, const double *squares,              \
+      uint64_t max_norm_bits, float keep, float one_minus_beta1, float beta2, float one_minus_beta2, float step_size, float sqrt_correction2, float eps
+#define ADAMW_ARGUMENTS                                               \
+  table, first_blocks, n_parameters, codes, values_per_block, AdamW { \
+    keep, one_minus_beta1, beta2, one_minus_beta2, step_size, sqrt_correction2, eps, clip_factor(squares[0], double_of(max_norm_bits)) \
   }
 
 KERNEL(adamw_f32, ADAMW_PARAMETERS) { adamw<float>(ADAMW_ARGUMENTS); }

@@ -194,6 +194,7 @@ struct bf16 { uint16_t bits; };
 
 DEVICE uint32_t bits_of(float x) { uint32_t bits; memcpy(&bits, &x, 4); return bits; }
 DEVICE float float_of(uint32_t bits) { float x; memcpy(&x, &bits, 4); return x; }
+DEVICE double double_of(uint64_t bits) { double x; memcpy(&x, &bits, 8); return x; }
 DEVICE float to_float(float x) { return x; }
 DEVICE float to_float(bf16 x) { return float_of(uint32_t(x.bits) << 16); }
 template <class T> T from_float(float x);

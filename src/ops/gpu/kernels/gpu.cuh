@@ -29,6 +29,7 @@ DEVICE void sync_block() { __syncthreads(); }
 DEVICE void sync_warp() { __syncwarp(); }
 DEVICE uint32_t bits_of(float x) { return __float_as_uint(x); }
 DEVICE float float_of(uint32_t x) { return __uint_as_float(x); }
+DEVICE double double_of(uint64_t x) { return __longlong_as_double((long long)x); }
 
 // d += a b of a warp: a is 16 x 16 (row-major), b is 16 x 8 (column-major), d is 16 x 8 in f32. With group = lane / 4 and pair = lane % 4 a lane
 // holds d of rows group and group + 8 at columns 2 pair, 2 pair + 1 (d0 d1, d2 d3); of a the columns 2 pair, 2 pair + 1 of these rows (a0, a1) and
