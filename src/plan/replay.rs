@@ -532,10 +532,8 @@ mod tests {
         let adaptation = Adaptation { rank: 24, scale: 1.0, dropout: 0.1, seed: 0, projections: adapted.into() };
         let decoder = load(&config, (model == "adapter").then_some(&adaptation));
         let terms = decoder.adaptation().map(|adaptation| LowRankTerms::new(adaptation, decoder.description()));
-        type New = for<'a> fn(&'a DecoderDescription, Option<&'a LowRankTerms>) -> Replay<'a>;
         // The emulated GPU takes its time.
-        let (new, shorter): (New, usize) =
-            if on_gpu { (|d, terms| Replay::on_gpu(d, terms, size_of::<f32>()), 2) } else { (Replay::new, 1) };
+        let shorter = if on_gpu { 2 } else { 1 };
         let everything = StepMemory { keep: Keep::ForBackward, kept_logits: 0 };
         for (n, gradient, memory) in [
             (300, Gradient::None, everything),
@@ -546,7 +544,8 @@ mod tests {
         ] {
             let (pass, begun) = begin(&decoder, &batch(n / shorter), gradient, memory);
             begun.into_iter().for_each(|begun| decoder.finish_backward(begun).unwrap());
-            let mut replay = new(decoder.description(), terms.as_ref());
+            let (d, terms) = (decoder.description(), terms.as_ref());
+            let mut replay = if on_gpu { Replay::on_gpu(d, terms, size_of::<f32>()) } else { Replay::new(d, terms) };
             replay.pass(&pass, memory);
             // A piece may be somewhat larger than what was asked for.
             let (predicted, seen) = (replay.ledger.peak().total() as f64, most_lent() as f64);
