@@ -37,6 +37,11 @@ pub fn select(config: &HardwareConfig) -> Result<Device> {
     Ok(choose(config)?.device)
 }
 
+/// `cpu`, or what a GPU calls itself.
+pub fn name(device: &Device) -> Result<String> {
+    if device.is_cpu() { Ok("cpu".into()) } else { gpu::name(device) }
+}
+
 fn cuda(name: &str) -> Result<Device> {
     let Some(index) = name.strip_prefix("cuda:").and_then(|index| index.parse().ok()) else {
         bail!("`hardware.device` is `{name}`; it can be `auto`, `cpu` or `cuda:N` (N = 0 for the first GPU)");

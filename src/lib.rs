@@ -33,7 +33,7 @@
 //! ```
 //!
 //! Before anything large is loaded, [`plan`] counts what the run's own batches will take, in operations and in bytes; [`train::forecast`] asks it
-//! whether the run fits and what of a forward may be kept, and the log compares every step with the same count.
+//! whether the run fits, where it computes and on the host, and what of a forward may be kept, and the log compares every step with the same count.
 //!
 //! [`train::canary`] lets the policy answer benign prompts now and then, because no loss shows what else is lost.
 //!

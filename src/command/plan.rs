@@ -2,16 +2,17 @@
 
 use super::print;
 use crate::cli::PlanArgs;
-use crate::config::{self, ActivationCheckpointing, ComputeDtype, RunConfig};
+use crate::config::{self, ActivationCheckpointing, ComputeDtype, MasterWeights, RunConfig};
 use crate::data::loader::dominant_numbers;
 use crate::device::{self, gib};
 use crate::plan::StepMemory;
 use crate::plan::estimate::{Estimate, StepNeeds};
 use crate::plan::gpu::GpuMemory;
+use crate::plan::held::{Available, Held, Share};
 use crate::plan::rates::Rates;
 use crate::plan::units::{byte_rate, count, duration, flop, flop_rate};
 use crate::plan::work::optimizer_bytes;
-use crate::train::forecast::{self, Forecast};
+use crate::train::forecast::Forecast;
 use crate::train::prepare::Prepared;
 use anyhow::Result;
 use serde::Serialize;
@@ -35,18 +36,27 @@ struct Report {
     /// Of the run as it is configured.
     #[serde(flatten)]
     planned: Planned,
+    /// The device that it computes on, and why.
+    device: String,
     rates: Rates,
     /// Bytes that this process may come to have; absent where the system does not say.
     available_bytes: Option<u64>,
-    /// On a GPU, with activation checkpointing and without: counted, not measured.
-    gpu: [GpuMemory; 2],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    available_gpu_bytes: Option<u64>,
+    /// What a run on the CPU would hold on a GPU, with activation checkpointing and without: counted, not measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gpu: Option<[GpuMemory; 2]>,
     switches: Vec<Switched>,
 }
 
 #[derive(Debug, Serialize)]
 struct Planned {
     activation_checkpointing: ActivationCheckpointing,
+    /// Of the host's memory.
     peak_bytes: u64,
+    /// Of the GPU's, where one computes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peak_gpu_bytes: Option<u64>,
     fits: Option<bool>,
     run_seconds: f64,
     #[serde(flatten)]
@@ -78,18 +88,22 @@ pub fn run(args: &PlanArgs) -> Result<ExitCode> {
 fn report(config: RunConfig) -> Result<Report> {
     let prepared = Prepared::new(config, None)?;
     let process = device::rss_bytes();
-    let available = forecast::available();
     let forecast = Forecast::new(&prepared, &prepared.config, None, process)?;
+    let available = forecast.available();
     let rates = forecast.rates(BUDGET)?;
-    let planned = planned(&forecast, &prepared.config, &rates, available);
+    let planned = planned(&forecast, &prepared.config, &rates, &available);
     let mut switches = Vec::new();
-    for (set, config) in switches_of(&prepared, planned.activation_checkpointing) {
+    for (set, config) in switches_of(&prepared, planned.activation_checkpointing, forecast.place.is_on_gpu()) {
         let forecast = Forecast::new(&prepared, &config, None, process)?;
         let is_as_fast = (config.model.dtype, &config.hardware) == (prepared.config.model.dtype, &prepared.config.hardware);
-        let rates =
-            if is_as_fast { rates } else { device::thread_pool(&config.hardware)?.install(|| forecast.rates(BUDGET_OF_A_SWITCH))? };
-        switches.push(Switched { set, planned: self::planned(&forecast, &config, &rates, available) });
+        let rates = if is_as_fast {
+            rates.clone()
+        } else {
+            device::thread_pool(&config.hardware)?.install(|| forecast.rates(BUDGET_OF_A_SWITCH))?
+        };
+        switches.push(Switched { set, planned: self::planned(&forecast, &config, &rates, &available) });
     }
+    let would_hold = |setting| forecast.gpu_memory(forecast.settled(setting));
     Ok(Report {
         model_type: prepared.description.model_type.clone(),
         n_parameters: prepared.n_parameters,
@@ -97,27 +111,36 @@ fn report(config: RunConfig) -> Result<Report> {
         n_rows: prepared.train.len(),
         planned,
         rates,
-        available_bytes: available,
-        gpu: [ActivationCheckpointing::ON, ActivationCheckpointing::Off].map(|setting| forecast.gpu_memory(forecast.settled(setting))),
+        device: device::choose(&prepared.config.hardware)?.reason,
+        available_bytes: available.host,
+        available_gpu_bytes: available.gpu,
+        gpu: (!forecast.place.is_on_gpu()).then(|| [ActivationCheckpointing::ON, ActivationCheckpointing::Off].map(would_hold)),
         switches,
     })
 }
 
 /// What the run would do, or try to do where it does not fit.
-fn planned(forecast: &Forecast, config: &RunConfig, rates: &Rates, available: Option<u64>) -> Planned {
+fn planned(forecast: &Forecast, config: &RunConfig, rates: &Rates, available: &Available) -> Planned {
     let setting = match (config.train.activation_checkpointing, forecast.choose(available)) {
         (_, Ok(memory)) => setting_of(memory),
         (ActivationCheckpointing::Auto, Err(_)) => ActivationCheckpointing::ON,
         (setting, Err(_)) => setting,
     };
     let estimate = forecast.estimate(forecast.settled(setting), rates);
-    let peak_bytes = estimate.memory.total();
     Planned {
         activation_checkpointing: setting,
-        peak_bytes,
-        fits: available.map(|available| peak_bytes <= available),
+        peak_bytes: estimate.held.host.total(),
+        peak_gpu_bytes: estimate.held.gpu.map(|gpu| gpu.total()),
+        fits: estimate.held.fits(available),
         run_seconds: estimate.run_seconds(),
         estimate,
+    }
+}
+
+impl Planned {
+    /// Of the memory of the device that computes.
+    fn peak_where_it_computes(&self) -> u64 {
+        self.peak_gpu_bytes.unwrap_or(self.peak_bytes)
     }
 }
 
@@ -126,7 +149,7 @@ fn setting_of(memory: StepMemory) -> ActivationCheckpointing {
 }
 
 /// The switches that would change something, each with the keys to set.
-fn switches_of(prepared: &Prepared, checkpointing: ActivationCheckpointing) -> Vec<(Vec<String>, RunConfig)> {
+fn switches_of(prepared: &Prepared, checkpointing: ActivationCheckpointing, on_gpu: bool) -> Vec<(Vec<String>, RunConfig)> {
     let config = &prepared.config;
     let mut switches: Vec<(Vec<String>, RunConfig)> = Vec::new();
     let mut add = |set: &[String], change: &dyn Fn(&mut RunConfig)| {
@@ -160,7 +183,12 @@ fn switches_of(prepared: &Prepared, checkpointing: ActivationCheckpointing) -> V
         ComputeDtype::F32 => (ComputeDtype::Bf16, "bf16"),
         ComputeDtype::Bf16 => (ComputeDtype::F32, "f32"),
     };
-    add(&[format!("model.dtype={name}")], &|config| config.model.dtype = dtype);
+    if config.optimizer.master == MasterWeights::F32 {
+        add(&[format!("model.dtype={name}")], &|config| config.model.dtype = dtype);
+    }
+    if on_gpu {
+        return switches;
+    }
     let n_cores = std::thread::available_parallelism().map_or(1, |n| n.get());
     for threads in [1, n_cores] {
         if threads != rayon::current_num_threads() {
@@ -189,34 +217,13 @@ fn text(report: &Report) -> Result<String> {
     }
     writeln!(
         text,
-        "Machine  matrix products {}, attention {}, memory {} ({} threads)",
+        "Machine  matrix products {}, attention {}, memory {} ({})",
         flop_rate(rates.products),
         flop_rate(rates.attention),
         byte_rate(rates.bytes),
-        rates.threads
+        rates.of
     )?;
-    writeln!(text, "\nMemory at the fullest moment, {}", checkpointing_in_words(planned.activation_checkpointing))?;
-    // A run without canaries has nothing to say of them.
-    for (name, bytes) in estimate.memory.parts().into_iter().filter(|(_, bytes)| *bytes > 0) {
-        writeln!(text, "  {name:<24}{:>12}", gib(bytes))?;
-    }
-    let free = report.available_bytes.map_or("what is free is not known".into(), |bytes| format!("{} free", gib(bytes)));
-    let verdict = match planned.fits {
-        Some(true) => "it fits",
-        Some(false) => "IT DOES NOT FIT",
-        None => "whether it fits is not known",
-    };
-    writeln!(text, "  {:<24}{:>12}   {free}: {verdict}", "together", gib(planned.peak_bytes))?;
-
-    let [checkpointed, kept] = report.gpu.map(|memory| memory.total());
-    writeln!(
-        text,
-        "\nOn a GPU about {} with activation checkpointing ({}), {} without ({}): counted from shapes, not tried",
-        gib(checkpointed),
-        card_for(checkpointed),
-        gib(kept),
-        card_for(kept)
-    )?;
+    write_memory(&mut text, report)?;
 
     let (mean, largest) = (&estimate.mean_step, &estimate.largest_step);
     writeln!(text, "\n{:<26}{:>12}{:>15}", "A step", "mean batch", "largest batch")?;
@@ -241,16 +248,59 @@ fn text(report: &Report) -> Result<String> {
     }
 
     writeln!(text, "\n{:<58}{:>10}{:>12}{:>14}", "What a switch would change", "memory", "a step", "the run")?;
-    let mut row = |name: &str, planned: &Planned| {
+    let mut row = |name: &str, planned: &Planned| -> std::fmt::Result {
         let does_not_fit = if planned.fits == Some(false) { "  does not fit" } else { "" };
         let step = duration(planned.estimate.mean_step.seconds.total());
-        writeln!(text, "  {name:<56}{:>10}{step:>12}{:>14}{does_not_fit}", gib(planned.peak_bytes), duration(planned.run_seconds))
+        writeln!(
+            text,
+            "  {name:<56}{:>10}{step:>12}{:>14}{does_not_fit}",
+            gib(planned.peak_where_it_computes()),
+            duration(planned.run_seconds)
+        )
     };
     row("as configured", planned)?;
     for switched in &report.switches {
         row(&switched.set.iter().map(|set| format!("--set {set}")).collect::<Vec<_>>().join(" "), &switched.planned)?;
     }
     Ok(text)
+}
+
+/// A table of kinds for every memory that is used; for a run on the CPU, what it would hold on a GPU.
+fn write_memory(text: &mut String, report: &Report) -> std::fmt::Result {
+    let Report { planned, .. } = report;
+    let checkpointing = checkpointing_in_words(planned.activation_checkpointing);
+    let mut table = |title: &str, parts: &[(&str, u64)], available: Option<u64>| {
+        writeln!(text, "\n{title}")?;
+        // A run without canaries has nothing to say of them.
+        for (name, bytes) in parts.iter().filter(|(_, bytes)| *bytes > 0) {
+            writeln!(text, "  {name:<24}{:>12}", gib(*bytes))?;
+        }
+        let needed = parts.iter().map(|(_, bytes)| bytes).sum();
+        let free = available.map_or("what is free is not known".into(), |bytes| format!("{} free", gib(bytes)));
+        let verdict = match available.map(|available| needed <= available) {
+            Some(true) => "it fits",
+            Some(false) => "IT DOES NOT FIT",
+            None => "whether it fits is not known",
+        };
+        writeln!(text, "  {:<24}{:>12}   {free}: {verdict}", "together", gib(needed))
+    };
+    let Held { host, gpu } = &planned.estimate.held;
+    if let Some(gpu) = gpu {
+        table(&format!("The GPU's memory at the fullest moment, {checkpointing}"), &gpu.parts(), report.available_gpu_bytes)?;
+        table("The host's memory", &host.parts(), report.available_bytes)?;
+    } else {
+        table(&format!("Memory at the fullest moment, {checkpointing}"), &host.parts(), report.available_bytes)?;
+    }
+    let Some(on_gpu) = &report.gpu else { return Ok(()) };
+    let [checkpointed, kept] = on_gpu.map(|memory| memory.total());
+    writeln!(
+        text,
+        "\nOn a GPU about {} with activation checkpointing ({}), {} without ({}): counted from shapes, not tried",
+        gib(checkpointed),
+        card_for(checkpointed),
+        gib(kept),
+        card_for(kept)
+    )
 }
 
 /// The smallest usual card that so many bytes fit on: what is sold as 80 GB has nearly 80 GiB, an H200 131.
@@ -268,19 +318,30 @@ pub(super) fn checkpointing_in_words(setting: ActivationCheckpointing) -> String
     }
 }
 
+/// `about 61.2 GiB of the GPU's, 79.1 GiB free, and 3.2 GiB of the host's, 100.0 GiB free`
+pub(super) fn memory_in_words(held: &Held, available: &Available) -> String {
+    let free = |share: &Share| share.available.map_or("what is free is not known".into(), |bytes| format!("{} free", gib(bytes)));
+    match held.gpu {
+        None => held.shares(available).iter().map(|share| format!("about {} at most, {}", gib(share.needed), free(share))).collect(),
+        Some(_) => {
+            let of = |share: &Share| format!("{} of the {}'s, {}", gib(share.needed), share.store, free(share));
+            format!("about {}", held.shares(available).iter().map(of).collect::<Vec<_>>().join(", and "))
+        }
+    }
+}
+
 /// The first lines, for a run that starts.
-pub(super) fn first_lines(estimate: &Estimate, memory: StepMemory, rates: &Rates, available: Option<u64>) -> String {
-    let free = available.map_or("what is free is not known".into(), |bytes| format!("{} free", gib(bytes)));
+pub(super) fn first_lines(estimate: &Estimate, memory: StepMemory, rates: &Rates, available: &Available) -> String {
     let step = &estimate.mean_step;
     format!(
-        "memory   about {} at most, {free}; {}\nwork     {} a step in about {}, {} steps in about {}; matrix products reach {} here ({} threads)",
-        gib(estimate.memory.total()),
+        "memory   {}; {}\nwork     {} a step in about {}, {} steps in about {}; matrix products reach {} here ({})",
+        memory_in_words(&estimate.held, available),
         checkpointing_in_words(setting_of(memory)),
         flop(step.flops.total()),
         duration(step.seconds.total()),
         estimate.n_steps,
         duration(estimate.run_seconds()),
         flop_rate(rates.products),
-        rates.threads,
+        rates.of,
     )
 }

@@ -1,6 +1,6 @@
 //! `mpo train`: a configuration, or a run to go on with, to a trained model.
 
-use super::plan::first_lines;
+use super::plan::{first_lines, memory_in_words};
 use super::print;
 use crate::cli::{DEFAULT_TRACE, TrainArgs};
 use crate::config::{self, RunConfig};
@@ -11,7 +11,7 @@ use crate::interrupt;
 use crate::progress::say;
 use crate::train::checkpoint::Found;
 use crate::train::claim::Claim;
-use crate::train::forecast::{self, Forecast};
+use crate::train::forecast::Forecast;
 use crate::train::phases::Phases;
 use crate::train::prepare::Prepared;
 use crate::train::profile::Profile;
@@ -44,9 +44,9 @@ pub fn run(args: &TrainArgs) -> Result<ExitCode> {
         let prepared = Prepared::new(config, found.as_ref())?;
         if args.dry_run {
             let forecast = Forecast::new(&prepared, &prepared.config, n_taken(found.as_ref()), device::rss_bytes())?;
-            let available = forecast::available();
-            let memory = forecast.choose(available)?;
-            print(&describe(&prepared, forecast.memory(memory).total(), available)?)?;
+            let available = forecast.available();
+            let held = forecast.held(forecast.choose(&available)?);
+            print(&describe(&prepared, &memory_in_words(&held, &available))?)?;
             return Ok(ExitCode::SUCCESS);
         }
         let out = prepared.config.output.dir.clone();
@@ -117,14 +117,14 @@ fn say_warnings(prepared: &Prepared) {
 /// `None` where Ctrl-C was pressed before the first step.
 fn train(prepared: Prepared, found: Option<Found>, profile: Option<&Path>) -> Result<Option<Ending>> {
     let forecast = Forecast::new(&prepared, &prepared.config, n_taken(found.as_ref()), device::rss_bytes())?;
-    let available = forecast::available();
-    let memory = forecast.choose(available)?;
+    let available = forecast.available();
+    let memory = forecast.choose(&available)?;
     interrupt::listen()?;
     say_warnings(&prepared);
     let rates = forecast.rates(MEASURING)?;
     say(&starting(&prepared, found.as_ref()));
     say(&format!("device   {}", device::choose(&prepared.config.hardware)?.reason));
-    say(&first_lines(&forecast.estimate(memory, &rates), memory, &rates, available));
+    say(&first_lines(&forecast.estimate(memory, &rates), memory, &rates, &available));
     let machine = Machine { memory, low_rank: forecast.low_rank, rates, phases: Phases::default() };
     let out = prepared.config.output.dir.clone();
     let claim = Claim::new(&out)?;
@@ -175,7 +175,7 @@ fn starting(prepared: &Prepared, found: Option<&Found>) -> String {
 }
 
 /// What `--dry-run` shows.
-fn describe(prepared: &Prepared, peak: u64, available: Option<u64>) -> Result<String> {
+fn describe(prepared: &Prepared, memory: &str) -> Result<String> {
     let mut text = String::new();
     let loader = Loader::new(&dominant_numbers(&prepared.train), &prepared.config.train)?;
     let n_steps = loader.n_steps(&prepared.config.train)?;
@@ -207,9 +207,9 @@ fn describe(prepared: &Prepared, peak: u64, available: Option<u64>) -> Result<St
         writeln!(text, "Canaries   {} benign prompts ({}), before and after{within}", canaries.all.len(), languages.join(", "))?;
         canaries.notes.iter().try_for_each(|note| writeln!(text, "           {note}"))?;
     }
+    writeln!(text, "Device     {}", device::choose(&prepared.config.hardware)?.reason)?;
     writeln!(text, "Steps      {n_steps}, {} rows each", prepared.config.train.batch_size)?;
-    let available = available.map_or("unknown".into(), gib);
-    writeln!(text, "Memory     about {} needed, {available} free; `mpo plan` says for what", gib(peak))?;
+    writeln!(text, "Memory     {memory}; `mpo plan` says for what")?;
     let free = device::free_disk(&prepared.config.output.dir).map_or("unknown".into(), gib);
     writeln!(text, "Disk       up to {} for checkpoints, {free} free", gib(prepared.disk))?;
     writeln!(text, "Output     {}\n", prepared.config.output.dir.display())?;

@@ -18,16 +18,25 @@ impl Place {
     /// updated exactly. A GPU reads what it computes with, so that bf16 halves the bytes.
     pub fn new(device: Device, compute: ComputeDtype) -> Self {
         let storage = match compute {
-            ComputeDtype::Bf16 if device.is_cuda() || gpu::emulated() => DType::BF16,
+            ComputeDtype::Bf16 if is_gpu(&device) => DType::BF16,
             _ => DType::F32,
         };
         Self { device, compute, storage }
+    }
+
+    /// Whether a GPU, or who plays one on this thread, computes there.
+    pub fn is_on_gpu(&self) -> bool {
+        is_gpu(&self.device)
     }
 
     /// With weights in bf16 also on the CPU, which widens them whenever it reads them.
     pub fn with_bf16_weights(self) -> Self {
         Self { storage: DType::BF16, ..self }
     }
+}
+
+fn is_gpu(device: &Device) -> bool {
+    device.is_cuda() || gpu::emulated()
 }
 
 /// On the CPU.

@@ -5,6 +5,8 @@
 
 mod on_gpu;
 
+pub(crate) use on_gpu::MAX_PARTIAL_SUMS;
+
 use super::gpu;
 use super::real::{dot, vectorized};
 use super::{Buffer, Real, Scratch, read, rows_per_task, update};

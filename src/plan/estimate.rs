@@ -1,8 +1,9 @@
 //! From a run's passes to what it needs: operations, bytes, seconds.
 
 use super::StepMemory;
+use super::held::Held;
 use super::low_rank::LowRankTerms;
-use super::memory::{Memory, Setup};
+use super::memory::Setup;
 use super::rates::Rates;
 use super::seconds::Seconds;
 use super::work::{Flops, Pass};
@@ -38,7 +39,7 @@ impl Generation {
     /// A forward reads each weight once, and multiplies it for every sequence.
     fn seconds(&self, setup: &Setup, rates: &Rates) -> f64 {
         let n_weights = setup.n_parameters as f64;
-        let read = n_weights * size_of::<f32>() as f64 / rates.bytes;
+        let read = n_weights * rates.bytes_of_value as f64 / rates.bytes;
         let multiplied = 2.0 * n_weights * self.n_sequences as f64 / rates.products;
         self.n_forwards as f64 * (read + multiplied)
     }
@@ -71,7 +72,8 @@ pub struct StepNeeds {
 /// What a run needs.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Estimate {
-    pub memory: Memory,
+    #[serde(flatten)]
+    pub held: Held,
     pub mean_step: StepNeeds,
     pub largest_step: StepNeeds,
     pub n_steps: usize,
@@ -86,7 +88,7 @@ pub struct Estimate {
 }
 
 impl Estimate {
-    pub fn new(workload: &Workload, setup: &Setup, rates: &Rates) -> Self {
+    pub fn new(workload: &Workload, setup: &Setup, held: Held, rates: &Rates) -> Self {
         let of = |passes: &[Pass]| step_needs(passes, setup, rates);
         let mut sum = StepNeeds::default();
         let mut largest = StepNeeds::default();
@@ -103,7 +105,7 @@ impl Estimate {
         let mean_step = StepNeeds { tokens: share * sum.tokens, flops: sum.flops.scaled(share), seconds: sum.seconds.scaled(share) };
         let measuring = workload.measuring.iter().map(|(times, passes)| *times as f64 * of(passes).seconds.of_passes());
         Self {
-            memory: Memory::of(setup),
+            held,
             mean_step,
             largest_step: largest,
             n_steps: workload.n_steps,

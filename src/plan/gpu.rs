@@ -1,20 +1,25 @@
-//! What a run would hold on a GPU, counted from shapes: nothing of it was measured.
+//! What a run holds on a GPU, counted from shapes, and what stays with the host then.
 //!
 //! Weights and activations are stored in the type of the products, gradients in f32; what an update keeps beside a bf16 weight follows
-//! `optimizer.master`. The reference's scores, the data and the program stay with the CPU.
+//! `optimizer.master`. Passes are replayed as a GPU's ops make them (`replay`). The reference's scores, the data and the program stay with the host,
+//! through which every tensor goes when it is read from a checkpoint or written to one.
 
+use super::COMPARED_LOGITS_PER_CHUNK;
 use super::ledger::Kind;
-use super::memory::{Setup, fullest, moments_bytes};
+use super::memory::{Memory, OVERHEAD, Setup, moments_bytes};
+use super::replay::Replay;
+use super::work::projections;
 use crate::config::{ComputeDtype, MasterWeights, MomentType, OptimizerConfig};
-use crate::ops::log_prob::{GPU_LOGITS_PER_CHUNK, rows_per_chunk};
+use crate::model::description::DecoderDescription;
 use serde::Serialize;
 
 /// Bytes of an f32.
 const FLOAT: u64 = 4;
-/// What the driver, cuBLAS and our kernels take before a model is there.
-const CONTEXT: u64 = 640 << 20;
 
-/// Bytes by kind.
+/// What the driver, cuBLAS with its workspace and our kernels take before a model is there. An estimate: the driver does not say.
+pub const CONTEXT: u64 = 640 << 20;
+
+/// Bytes by kind at the moment when they are most.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct GpuMemory {
     /// With what an update keeps beside them.
@@ -25,43 +30,88 @@ pub struct GpuMemory {
     /// Of the head: those kept, and a chunk of them with its gradient.
     pub logits: u64,
     pub scratch: u64,
+    /// The frozen reference's head, for `kl`.
+    pub reference: u64,
+    /// Caches of the canaries' answers.
+    pub canaries: u64,
     pub context: u64,
 }
 
 impl GpuMemory {
-    /// Of the run of `setup`, whose products are computed in `compute`.
+    /// Of the run of `setup`, whose products are computed in `compute`; without a reference's head and canaries.
     pub fn of(setup: &Setup, compute: ComputeDtype, optimizer: &OptimizerConfig) -> Self {
-        let value = if compute == ComputeDtype::Bf16 { 2 } else { FLOAT };
+        let value = bytes_of_value(compute);
         let beside = match (compute, optimizer.master) {
             (ComputeDtype::F32, _) | (_, MasterWeights::Stochastic) => 0,
             (ComputeDtype::Bf16, MasterWeights::F32) => FLOAT,
             (ComputeDtype::Bf16, MasterWeights::Kahan) => 2,
         };
-        let d = setup.description;
-        let (mut most_scored, mut most_kept) = (0, 0);
-        for pass in fullest(setup.passes.iter().copied().flatten()) {
-            most_scored = most_scored.max(pass.n_scored);
-            most_kept = most_kept.max(setup.step.kept_logits.min(pass.n_scored * d.vocab_size));
-        }
-        let lent = setup.most_lent();
-        let chunk = (rows_per_chunk(most_scored, d.vocab_size, GPU_LOGITS_PER_CHUNK).min(most_scored) * d.vocab_size) as u64;
+        let lent = setup.most_lent(Replay::on_gpu(setup.description, setup.low_rank, value as usize));
+        let [activations, logits, scratch] = [Kind::Activation, Kind::Logits, Kind::Scratch].map(|kind| value * lent.of(kind) as u64);
         let n_trained = setup.n_trained() as u64;
         let frozen = if setup.low_rank.is_some() { value * setup.n_parameters as u64 } else { 0 };
+        // A tensor that is saved is widened where it lies, when no pass is under way.
+        let widened = if value == FLOAT { 0 } else { FLOAT * largest_tensor(setup.description) };
         Self {
             weights: frozen + (value + beside) * n_trained,
             gradients: FLOAT * setup.n_gradients() as u64,
             moments: moments_bytes(n_trained, optimizer.moments == MomentType::EightBit),
-            activations: value * lent.of(Kind::Activation) as u64,
-            logits: FLOAT * most_kept as u64 + (FLOAT + value) * chunk,
-            scratch: value * lent.of(Kind::Scratch) as u64,
+            activations,
+            logits,
+            scratch: scratch.max(widened.saturating_sub(activations + logits)),
+            reference: 0,
+            canaries: 0,
             context: CONTEXT,
         }
     }
 
     pub fn total(&self) -> u64 {
-        let Self { weights, gradients, moments, activations, logits, scratch, context } = *self;
-        weights + gradients + moments + activations + logits + scratch + context
+        self.parts().iter().map(|(_, bytes)| bytes).sum()
     }
+
+    /// Every kind with its name, the largest of a usual run first.
+    pub fn parts(&self) -> [(&'static str, u64); 9] {
+        [
+            ("weights", self.weights),
+            ("gradients", self.gradients),
+            ("optimizer moments", self.moments),
+            ("activations", self.activations),
+            ("logits", self.logits),
+            ("scratch", self.scratch),
+            ("reference's head", self.reference),
+            ("canaries", self.canaries),
+            ("driver and kernels", self.context),
+        ]
+    }
+}
+
+/// What the host holds of a run that computes on a GPU. `setup` counts of reference and canaries what lies there.
+pub fn host_beside(setup: &Setup, compute: ComputeDtype) -> Memory {
+    // A tensor on its way: as it was read, candle's own copy of it, and that in the type of the weights.
+    let narrowed = if compute == ComputeDtype::Bf16 { bytes_of_value(compute) } else { 0 };
+    let in_passing = (2 * FLOAT + narrowed) * largest_tensor(setup.description);
+    // Both models' logits, and their gradient.
+    let compares = setup.passes.iter().copied().flatten().any(|pass| pass.n_compared > 0);
+    let compared = if compares { 3 * FLOAT * COMPARED_LOGITS_PER_CHUNK as u64 } else { 0 };
+    Memory {
+        scratch: in_passing.max(compared),
+        reference: FLOAT * setup.n_reference as u64,
+        canaries: setup.canaries,
+        data: setup.data,
+        process: setup.process.saturating_sub(setup.data) + OVERHEAD,
+        ..Memory::default()
+    }
+}
+
+/// Of a weight or an activation.
+pub fn bytes_of_value(compute: ComputeDtype) -> u64 {
+    if compute == ComputeDtype::Bf16 { 2 } else { FLOAT }
+}
+
+/// Values of the largest tensor that is read at once: the embeddings, or a block's fused projections.
+fn largest_tensor(d: &DecoderDescription) -> u64 {
+    let of_blocks = projections(d).map(|(n_out, n_in)| n_out * n_in);
+    of_blocks.into_iter().fold(d.vocab_size * d.hidden_size, usize::max) as u64
 }
 
 #[cfg(test)]

@@ -24,7 +24,7 @@ const VALUE: u64 = size_of::<f32>() as u64;
 
 /// What no term below names: code, stacks and libraries that training touches for the first time, and what the heap keeps of small pieces. Runs of the
 /// tiny model showed 9 to 11 MiB.
-const OVERHEAD: u64 = 10 << 20;
+pub(super) const OVERHEAD: u64 = 10 << 20;
 
 /// What the bytes depend on.
 #[derive(Debug, Clone, Copy)]
@@ -65,9 +65,8 @@ impl Setup<'_> {
         shared.values().sum()
     }
 
-    /// What the passes have on loan at the fullest moment.
-    pub fn most_lent(&self) -> Lent {
-        let mut replay = Replay::new(self.description, self.low_rank);
+    /// What the passes have on loan at the fullest moment, where `replay` makes them.
+    pub fn most_lent(&self, mut replay: Replay) -> Lent {
         fullest(self.passes.iter().copied().flatten()).into_iter().for_each(|pass| replay.pass(pass, self.step));
         if self.bytes.shares_gradients {
             let has_gradient = |pass: &&Pass| pass.gradient != Gradient::None;
@@ -134,7 +133,7 @@ impl Memory {
         let replay = Replay::new(setup.description, setup.low_rank);
         let passes = setup.passes.iter().copied().flatten();
         let n_unpooled = fullest(passes).into_iter().map(|pass| replay.n_unpooled(pass, setup.threads)).max().unwrap_or(0);
-        let lent = setup.most_lent();
+        let lent = setup.most_lent(replay);
         let n_idle = (HEADROOM * lent.total() as f64) as usize;
         let n_trained = setup.n_trained() as u64;
         let frozen = if setup.low_rank.is_some() { setup.bytes.weight * setup.n_parameters as u64 } else { 0 };

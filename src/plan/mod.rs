@@ -1,11 +1,12 @@
 //! What a run will need, before it runs: arithmetic on shapes and token counts, and a few measured rates.
 //!
 //! `work` reduces a pass to what it costs and counts its operations, `low_rank` what an adapter changes of them; `ledger` and `replay` say what it takes from memory, `memory` what the
-//! whole run holds at its fullest; `rates` measures this machine, `seconds` divides the one by the other; `estimate` is all of it for a run.
+//! whole run holds at its fullest, `gpu` what it would hold on one, `held` compares that with what is free; `rates` measures the device, `seconds` divides the one by the other; `estimate` is all of it for a run.
 //! `mpo plan` prints it, `mpo train` decides by it, and the log compares every step with it: there is one count of everything.
 
 pub mod estimate;
 pub mod gpu;
+pub mod held;
 pub mod ledger;
 pub mod low_rank;
 pub mod memory;

@@ -30,7 +30,9 @@ impl AddAssign for Seconds {
 impl Seconds {
     /// `flops` are those of `passes`, and of whatever is run again; `n_trained` parameters are updated.
     pub fn of_step(passes: &[Pass], flops: &Flops, description: &DecoderDescription, n_trained: usize, rates: &Rates) -> Self {
-        let elementwise: f64 = passes.iter().map(|pass| elementwise_bytes(pass, description)).sum();
+        // Counted in f32.
+        let stored = rates.bytes_of_value as f64 / size_of::<f32>() as f64;
+        let elementwise: f64 = passes.iter().map(|pass| stored * elementwise_bytes(pass, description)).sum();
         Self {
             products: flops.of_products() / rates.products,
             attention: flops.attention / rates.attention,
@@ -61,6 +63,7 @@ impl Seconds {
 #[cfg(test)]
 mod tests {
     use super::super::StepMemory;
+    use super::super::rates::Measured;
     use super::super::work::Gradient;
     use super::*;
     use crate::model::family::describe;
@@ -74,7 +77,7 @@ mod tests {
         });
         let d = describe(&config).unwrap();
         let pass = Pass { n_tokens: 10, n_visible: 30, n_largest_tree: 10, n_scored: 2, n_compared: 0, gradient: Gradient::None };
-        let rates = Rates { products: 1000.0, attention: 100.0, bytes: 10.0, threads: 1 };
+        let rates = Rates { products: 1000.0, attention: 100.0, bytes: 10.0, bytes_of_value: 4, of: Measured::Threads(1) };
         let flops = Flops::of(&pass, &d, StepMemory::default());
         let seconds = Seconds::of_step(&[pass], &flops, &d, 7, &rates);
         assert_eq!(seconds.products, (2 * 10 * 576 + 2 * 8 * 32 * 2) as f64 / 1000.0);
@@ -82,5 +85,7 @@ mod tests {
         assert_eq!(seconds.elementwise, (4 * (10 * (9 * 8 + 3 * 16 + 2 * 12) + 2 * 32 * 2)) as f64 / 10.0);
         assert_eq!(seconds.optimizer, (36 * 7) as f64 / 10.0);
         assert_eq!(seconds.total(), seconds.of_passes() + seconds.optimizer);
+        let halves = Seconds::of_step(&[pass], &flops, &d, 7, &Rates { bytes_of_value: 2, ..rates });
+        assert_eq!(halves, Seconds { elementwise: seconds.elementwise / 2.0, ..seconds });
     }
 }

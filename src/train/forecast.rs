@@ -10,9 +10,11 @@ use crate::data::encode::{EncodedPreference, EncodedRow};
 use crate::data::loader::{Loader, dominant_numbers};
 use crate::device::{self, gib};
 use crate::model::decoder::Keep;
+use crate::ops::{Place, gpu};
 use crate::plan::StepMemory;
 use crate::plan::estimate::{Estimate, Generation, Workload};
-use crate::plan::gpu::GpuMemory;
+use crate::plan::gpu::{self as on_gpu, GpuMemory};
+use crate::plan::held::{Available, Held, Share, Store};
 use crate::plan::low_rank::LowRankTerms;
 use crate::plan::memory::{Memory, ParameterBytes, Setup};
 use crate::plan::rates::{self, Rates};
@@ -26,13 +28,12 @@ use std::time::Duration;
 /// Rows that are looked at one batch at a time; those of a longer run are like the first ones.
 const MOST_ROWS: usize = 100_000;
 
-/// A run fits comfortably that leaves this share of the memory to others: to the cache of the files that it reads and writes, for one.
-const COMFORTABLE: f64 = 0.8;
-
 /// A prepared run under `config`, which may differ from its own in how it computes.
 pub struct Forecast<'a> {
     prepared: &'a Prepared,
     config: &'a RunConfig,
+    /// Where it computes.
+    pub place: Place,
     pub workload: Workload,
     threads: usize,
     /// What the process held before a model was loaded.
@@ -47,32 +48,40 @@ impl<'a> Forecast<'a> {
         let workload = workload(prepared, config, n_taken)?;
         let threads = config.hardware.threads.unwrap_or_else(rayon::current_num_threads);
         let low_rank = prepared.adapter.as_ref().map(|adapter| LowRankTerms::new(&adapter.adaptation(), &prepared.description));
-        Ok(Self { prepared, config, workload, threads, process, low_rank })
+        Ok(Self { prepared, config, place: device::place(config)?, workload, threads, process, low_rank })
     }
 
-    /// How fast this machine is at this run, measured on the surrounding threads.
+    /// How fast the device of the run is at it; the CPU is measured on the surrounding threads.
     pub fn rates(&self, budget: Duration) -> Result<Rates> {
         let Prepared { description, n_parameters, .. } = self.prepared;
-        rates::measure(description, self.config.model.dtype, self.workload.mean_pass(), *n_parameters, budget)
+        rates::measure(description, &self.place, self.workload.mean_pass(), *n_parameters, budget)
     }
 
-    /// What stays in memory from a forward to its backward, as the configuration says, or for `auto` as the free memory allows.
+    /// Whatever memory the process may come to have: what is free, and what it has already.
+    pub fn available(&self) -> Available {
+        Available {
+            host: device::available_memory().map(|free| free + device::rss_bytes()),
+            gpu: gpu::free_bytes(&self.place.device).map(|free| free + on_gpu::CONTEXT),
+        }
+    }
+
+    /// What stays in memory from a forward to its backward, as the configuration says, or for `auto` as the free memory of the device allows
+    /// that computes.
     ///
     /// # Errors
-    /// The run does not fit into `available` bytes, with the numbers.
-    pub fn choose(&self, available: Option<u64>) -> Result<StepMemory> {
+    /// The run does not fit into what is `available`, with the numbers.
+    pub fn choose(&self, available: &Available) -> Result<StepMemory> {
         let setting = self.config.train.activation_checkpointing;
-        let chosen = match (setting, available) {
-            (ActivationCheckpointing::Auto, Some(available)) => {
-                let is_comfortable =
-                    self.memory(self.settled(ActivationCheckpointing::Off)).total() as f64 <= COMFORTABLE * available as f64;
-                self.settled(if is_comfortable { ActivationCheckpointing::Off } else { ActivationCheckpointing::ON })
-            }
+        let keeping = self.settled(ActivationCheckpointing::Off);
+        let chosen = match (setting, self.held(keeping).computing(available).is_comfortable()) {
+            (ActivationCheckpointing::Auto, Some(false)) => self.settled(ActivationCheckpointing::ON),
+            (ActivationCheckpointing::Auto, _) => keeping,
             _ => self.settled(setting),
         };
-        match available {
-            Some(available) if self.memory(chosen).total() > available => bail!(self.refusal(chosen, available)),
-            _ => Ok(chosen),
+        let held = self.held(chosen);
+        match held.shares(available).into_iter().find(|share| share.fits() == Some(false)) {
+            Some(share) => bail!(self.refusal(&held, &share)),
+            None => Ok(chosen),
         }
     }
 
@@ -85,30 +94,46 @@ impl<'a> Forecast<'a> {
                 // Logits stay as well where they fit below what the blocks take in any case.
                 let keep = Keep::BlockInputs { every };
                 let [least, all] = [0, keeping.kept_logits].map(|kept_logits| StepMemory { keep, kept_logits });
-                if self.memory(all).total() <= self.memory(least).total() { all } else { least }
+                let needed = |step| self.held(step).computing(&Available::default()).needed;
+                if needed(all) <= needed(least) { all } else { least }
             }
         }
     }
 
-    pub fn memory(&self, step: StepMemory) -> Memory {
+    /// What the run holds where it computes, and on the host.
+    pub fn held(&self, step: StepMemory) -> Held {
         let passes = self.workload.passes();
-        Memory::of(&self.setup(step, &passes))
+        let setup = self.setup(step, &passes, self.place.is_on_gpu());
+        match self.place.is_on_gpu() {
+            true => Held { host: on_gpu::host_beside(&setup, self.config.model.dtype), gpu: Some(self.gpu_memory(step)) },
+            false => Held { host: Memory::of(&setup), gpu: None },
+        }
     }
 
-    /// What the run would hold on a GPU.
+    /// What the run holds on a GPU, or would hold on one.
     pub fn gpu_memory(&self, step: StepMemory) -> GpuMemory {
-        let passes = self.workload.passes();
-        GpuMemory::of(&self.setup(step, &passes), self.config.model.dtype, &self.config.optimizer)
+        let Prepared { description, canaries, .. } = self.prepared;
+        let (passes, compute) = (self.workload.passes(), self.config.model.dtype);
+        let n_bytes = on_gpu::bytes_of_value(compute);
+        GpuMemory {
+            reference: n_bytes * n_head_values(self.prepared, self.config) as u64,
+            canaries: canaries.as_ref().map_or(0, |canaries| canaries.cache_bytes(description, n_bytes as usize, true)),
+            ..GpuMemory::of(&self.setup(step, &passes, true), compute, &self.config.optimizer)
+        }
     }
 
     pub fn estimate(&self, step: StepMemory, rates: &Rates) -> Estimate {
         let passes = self.workload.passes();
-        Estimate::new(&self.workload, &self.setup(step, &passes), rates)
+        Estimate::new(&self.workload, &self.setup(step, &passes, self.place.is_on_gpu()), self.held(step), rates)
     }
 
-    fn setup<'b>(&'b self, step: StepMemory, passes: &'b [&'b [Pass]]) -> Setup<'b> {
-        let Prepared { description, n_parameters, train, held_out, .. } = self.prepared;
+    /// Of reference and canaries, what lies with the host: without the reference's head and the canaries' caches, where a GPU computes.
+    fn setup<'b>(&'b self, step: StepMemory, passes: &'b [&'b [Pass]], on_gpu: bool) -> Setup<'b> {
+        let Prepared { description, n_parameters, train, held_out, canaries, .. } = self.prepared;
         let rows = || train.iter().chain(held_out);
+        let n_states = n_state_values(&rows().collect::<Vec<_>>(), self.prepared, self.config);
+        let caches = canaries.as_ref().map_or(0, |canaries| canaries.cache_bytes(description, size_of::<f32>(), false));
+        let (n_head, caches) = if on_gpu { (0, 0) } else { (n_head_values(self.prepared, self.config), caches) };
         Setup {
             description,
             n_parameters: *n_parameters,
@@ -117,37 +142,47 @@ impl<'a> Forecast<'a> {
             step,
             threads: self.threads,
             passes,
-            canaries: self.prepared.canaries.as_ref().map_or(0, |canaries| canaries.n_bytes(description)),
-            n_reference: n_reference_values(&rows().collect::<Vec<_>>(), self.prepared, self.config),
+            canaries: caches + canaries.as_ref().map_or(0, |canaries| canaries.start_bytes(description)),
+            n_reference: n_states + n_head,
             data: rows().map(bytes_of_row).sum(),
             process: self.process,
         }
     }
 
-    fn refusal(&self, step: StepMemory, available: u64) -> String {
-        let memory = self.memory(step);
-        let model = memory.weights + memory.gradients + memory.moments;
+    fn refusal(&self, held: &Held, share: &Share) -> String {
+        let (needed, available) = (gib(share.needed), share.available.map_or("not enough".into(), gib));
+        let (model, passes) = match (&held.gpu, &held.host, share.store) {
+            (Some(_), host, Store::Host) => {
+                return format!(
+                    "training this model on the GPU needs about {needed} of the host's memory ({} for tensors on their way to and from it, {} for \
+                     the reference's scores and the data), and {available} are free\n\
+                     hint: fewer rows need fewer scores; whatever else runs on this machine may be in the way",
+                    gib(host.scratch),
+                    gib(host.reference + host.canaries + host.data)
+                );
+            }
+            (Some(gpu), ..) => (gpu.weights + gpu.gradients + gpu.moments, gpu.activations + gpu.logits + gpu.scratch),
+            (None, host, _) => (host.weights + host.gradients + host.moments, host.activations + host.logits + host.scratch),
+        };
+        let whose = if held.gpu.is_some() { " of the GPU's memory" } else { "" };
         let mut text = format!(
-            "training this model needs about {} ({} for weights, gradients and optimizer moments, {} for the passes of a micro-batch), \
-             and {} are free\n",
-            gib(memory.total()),
+            "training this model needs about {needed}{whose} ({} for weights, gradients and optimizer moments, {} for the passes of a micro-batch), \
+             and {available} are free\n",
             gib(model),
-            gib(memory.activations + memory.logits + memory.scratch),
-            gib(available)
+            gib(passes),
         );
-        let checkpointed = self.memory(self.settled(ActivationCheckpointing::ON)).total();
-        if checkpointed <= available {
+        let checkpointed = self.held(self.settled(ActivationCheckpointing::ON)).computing(&Available::default()).needed;
+        if share.available.is_some_and(|available| checkpointed <= available) {
             text += &format!("hint: with `train.activation_checkpointing = \"on\"` it needs {}\n", gib(checkpointed));
         }
-        text += "hint: a smaller `train.micro_batch_size` or `data.max_tokens` lowers the second number only; a smaller model, or a machine with \
-                 more memory, lowers or meets the first";
+        text += "hint: a smaller `train.micro_batch_size` or `data.max_tokens` lowers the second number only; a smaller model";
+        text += if held.gpu.is_some() {
+            ", an adapter (`adapter.kind = \"lora\"`), smaller moments and masters (`optimizer`), or a larger GPU, lowers or meets the first"
+        } else {
+            ", or a machine with more memory, lowers or meets the first"
+        };
         text
     }
-}
-
-/// Whatever memory the process may come to have: what is free and what it has already.
-pub fn available() -> Option<u64> {
-    device::available_memory().map(|free| free + device::rss_bytes())
 }
 
 fn workload(prepared: &Prepared, config: &RunConfig, n_taken: Option<usize>) -> Result<Workload> {
@@ -205,17 +240,25 @@ fn workload(prepared: &Prepared, config: &RunConfig, n_taken: Option<usize>) -> 
     })
 }
 
-/// Values of the reference that are kept: its states of every distinct dominant sequence, and its head for `kl`.
-fn n_reference_values(rows: &[&EncodedRow], prepared: &Prepared, config: &RunConfig) -> usize {
-    let (hidden_size, vocab_size) = (prepared.description.hidden_size, prepared.description.vocab_size);
+/// Values of the reference's states that are kept, those of every distinct dominant sequence.
+fn n_state_values(rows: &[&EncodedRow], prepared: &Prepared, config: &RunConfig) -> usize {
+    let hidden_size = prepared.description.hidden_size;
     let pairs = Wanted::of(rows, Reads::of(config)).dominant;
     match KeptStates::of(&config.retention) {
         KeptStates::Nothing => 0,
         KeptStates::Pooled(_) => 2 * pairs.len() * hidden_size,
         KeptStates::Predicting => {
             let n_answer_tokens: usize = pairs.iter().map(|pair| pair.chosen.tokens.len() + pair.rejected.tokens.len()).sum();
-            (n_answer_tokens + vocab_size) * hidden_size
+            n_answer_tokens * hidden_size
         }
+    }
+}
+
+/// Values of the reference's head, which `kl` keeps.
+fn n_head_values(prepared: &Prepared, config: &RunConfig) -> usize {
+    match KeptStates::of(&config.retention) {
+        KeptStates::Predicting => prepared.description.vocab_size * prepared.description.hidden_size,
+        KeptStates::Nothing | KeptStates::Pooled(_) => 0,
     }
 }
 

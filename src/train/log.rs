@@ -67,6 +67,9 @@ pub struct Totals {
     /// Wall time of all steps, over all starts of the run.
     pub seconds: f64,
     pub peak_rss_bytes: u64,
+    /// Where a GPU computed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peak_gpu_bytes: Option<u64>,
     /// Floating-point operations a second.
     pub flops_per_second: f64,
     /// Of the rate of matrix products that was measured at the start.
@@ -84,6 +87,7 @@ struct Line {
     tokens_computed: u64,
     seconds: f64,
     peak_rss_bytes: u64,
+    peak_gpu_bytes: Option<u64>,
     // Lines of an older version do not say.
     #[serde(default)]
     flops_per_second: f64,
@@ -113,6 +117,7 @@ pub fn totals(path: &Path) -> Result<Totals> {
         totals.tokens_computed += line.tokens_computed;
         totals.seconds += line.seconds;
         totals.peak_rss_bytes = totals.peak_rss_bytes.max(line.peak_rss_bytes);
+        totals.peak_gpu_bytes = totals.peak_gpu_bytes.max(line.peak_gpu_bytes);
         totals.flops_per_second += line.seconds * line.flops_per_second;
         totals.gemm_share += line.seconds * line.gemm_share;
         for (key, value) in &line.more {
@@ -185,13 +190,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut log = MetricsLog::open(&dir.path().join("metrics.jsonl"), 0).unwrap();
         for (step, seconds, rate, share) in [(1, 1.0, 80.0, 0.4), (2, 3.0, 100.0, 0.2)] {
-            let line = json!({
+            let mut line = json!({
                 "step": step, "loss": 1.0, "epoch": 0.5, "tokens": 10, "tokens_computed": 9, "seconds": seconds, "peak_rss_bytes": 7,
                 "flops_per_second": rate, "gemm_share": rate / 200.0, "share/head": share, "reward_gap_target/sw": 0.1,
             });
+            if step == 1 {
+                line["peak_gpu_bytes"] = 11.into();
+            }
             log.append(&line).unwrap();
         }
         let totals = totals(log.path()).unwrap();
+        assert_eq!((totals.peak_rss_bytes, totals.peak_gpu_bytes), (7, Some(11)), "a run may go on where there is no GPU");
         assert_eq!((totals.seconds, totals.flops_per_second, totals.gemm_share), (4.0, 95.0, 0.475));
         assert_eq!(totals.shares, BTreeMap::from([("head".to_owned(), 0.25)]));
     }

@@ -8,7 +8,8 @@
 //! `grad_norm_retention` on the first steps; and what failure signs are judged by: `overshoot`, `bad_supervision`, `displacement/sw`,
 //! `gap_closed/sw`. How well the machine was used stands in
 //! `flops_per_second` (what the batch takes by `plan::work`, over the step's wall time), `gemm_share` (that over the rate of matrix products
-//! measured at the start) and `share/forward`, … (a phase's share of the step).
+//! measured at the start) and `share/forward`, … (a phase's share of the step; on a GPU of the host's time, which starts work there and waits for
+//! it where it reads a result).
 
 use super::measure::{Means, Measurement};
 use super::phases::PHASES;
@@ -39,6 +40,9 @@ pub struct StepLine {
     pub seconds: f64,
     pub tokens_per_second: f64,
     pub peak_rss_bytes: u64,
+    /// The most of the GPU's memory that was in use since the line before, without what the driver keeps for itself; only where one computes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peak_gpu_bytes: Option<u64>,
     #[serde(flatten)]
     pub more: Map<String, Value>,
     /// For the console; `more` holds what there is of them.
@@ -48,7 +52,8 @@ pub struct StepLine {
 
 /// Whether a key of `metrics.jsonl` depends on the clock or on the machine: all others are equal in equal runs.
 pub fn is_timing(key: &str) -> bool {
-    ["seconds", "tokens_per_second", "flops_per_second", "gemm_share", "peak_rss_bytes"].contains(&key) || key.starts_with(SHARE)
+    ["seconds", "tokens_per_second", "flops_per_second", "gemm_share", "peak_rss_bytes", "peak_gpu_bytes"].contains(&key)
+        || key.starts_with(SHARE)
 }
 
 /// What the keys of phases begin with.

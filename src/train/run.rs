@@ -22,6 +22,7 @@ use crate::data::loader::Loader;
 use crate::device::peak_rss_bytes;
 use crate::interrupt;
 use crate::model::decoder::Decoder;
+use crate::ops::gpu;
 use crate::plan::StepMemory;
 use crate::plan::estimate::flops;
 use crate::plan::low_rank::LowRankTerms;
@@ -230,6 +231,7 @@ impl Run {
             seconds,
             tokens_per_second: outcome.n_tokens as f64 / seconds,
             peak_rss_bytes: peak_rss_bytes(),
+            peak_gpu_bytes: gpu::peak_bytes(self.policy.head_weight().device()),
             more,
             means: all,
         })

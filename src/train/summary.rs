@@ -8,6 +8,7 @@ use super::phases::PHASES;
 use super::run::Run;
 use super::signs::Sign;
 use crate::config::{ObjectiveKind, RetentionKind};
+use crate::device::gib;
 use crate::files::write_atomically;
 use crate::plan::units::flop_rate;
 use anyhow::Result;
@@ -133,6 +134,9 @@ impl Summary {
         let (steps, name) = (self.steps, self.objective.name());
         writeln!(out, "Trained {steps} steps of {name} ({epochs:.2} epochs) in {seconds:.0} s, {:.0} tokens/s", self.tokens_per_second)?;
         writeln!(out, "{}", use_of_the_machine(&self.totals))?;
+        if let Some(peak) = self.totals.peak_gpu_bytes {
+            writeln!(out, "at most {} of the GPU's memory, and {} of the host's", gib(peak), gib(self.totals.peak_rss_bytes))?;
+        }
         writeln!(out, "loss of the first and last batch: {} -> {}", loss(first_loss), loss(last_loss))?;
         if self.skipped_steps > 0 {
             writeln!(out, "{} steps made no update: loss or gradient was not finite", self.skipped_steps)?;
@@ -208,15 +212,16 @@ impl Summary {
     }
 }
 
-/// `112 GFLOP/s, 61 % of …; forward 25 %, …`
+/// `112 GFLOP/s, 61 % of …; forward 25 %, …`. Where a GPU computes, only the host's time is known by phase.
 fn use_of_the_machine(totals: &Totals) -> String {
     let percent = |share: f64| format!("{:.0} %", 100.0 * share);
     let known: f64 = totals.shares.values().sum();
     let shares = PHASES.iter().filter_map(|phase| Some(format!("{phase} {}", percent(*totals.shares.get(*phase)?))));
     format!(
-        "{}, {} of what matrix products alone reach here; {}, other {}",
+        "{}, {} of what matrix products alone reach here; {}{}, other {}",
         flop_rate(totals.flops_per_second),
         percent(totals.gemm_share),
+        if totals.peak_gpu_bytes.is_some() { "of the host's time " } else { "" },
         shares.collect::<Vec<_>>().join(", "),
         percent(1.0 - known)
     )

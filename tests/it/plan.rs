@@ -6,6 +6,7 @@ use crate::train::{Sandbox, assert_same_run, metrics, stderr};
 use mpo::config::{self, ActivationCheckpointing, RunConfig};
 use mpo::model::decoder::Keep;
 use mpo::plan::StepMemory;
+use mpo::plan::held::Available;
 use mpo::train::forecast::Forecast;
 use mpo::train::prepare::Prepared;
 use mpo::train::step::{Gradients, StepSettings, evaluate_batch, passes};
@@ -154,37 +155,84 @@ fn what_is_computed_again_changes_no_bit() {
     assert_same_run(&work.path("off"), &work.path("2"));
 }
 
+/// A run of a tiny model with some more settings: three steps of eight rows.
+fn prepared(work: &Sandbox, settings: &str) -> Prepared {
+    let model = work.path("model");
+    if !model.exists() {
+        faults::model(work, "model");
+    }
+    let (path, data) = (model.display(), model.join("train.jsonl"));
+    let text = format!(
+        "[model]\npath = \"{path}\"\n[data]\npath = \"{}\"\n[train]\nmax_steps = 3\nbatch_size = 8\nmicro_batch_size = 8\n\
+         [output]\ndir = \"{}\"\n",
+        data.display(),
+        work.path("out").display()
+    );
+    let overrides: Vec<String> = settings.split_whitespace().map(str::to_owned).collect();
+    Prepared::new(config::parse(&text, "my.toml", &overrides).unwrap(), None).unwrap()
+}
+
+fn host(bytes: u64) -> Available {
+    Available { host: Some(bytes), gpu: None }
+}
+
 #[test]
 fn auto_keeps_what_fits_and_refuses_what_cannot() {
     let work = Sandbox::new();
-    let model = faults::model(&work, "model");
-    let prepared = |setting: &str| {
-        let (model, data) = (model.display(), model.join("train.jsonl"));
-        let text = format!(
-            "[model]\npath = \"{model}\"\n[data]\npath = \"{}\"\n[train]\nmax_steps = 3\nbatch_size = 8\nmicro_batch_size = 8\n\
-             activation_checkpointing = {setting}\n[output]\ndir = \"{}\"\n",
-            data.display(),
-            work.path("out").display()
-        );
-        Prepared::new(config::parse(&text, "my.toml", &[]).unwrap(), None).unwrap()
-    };
-    let (auto, off) = (prepared("\"auto\""), prepared("\"off\""));
+    let (auto, off) = (prepared(&work, ""), prepared(&work, "train.activation_checkpointing=off"));
     let forecast = Forecast::new(&auto, &auto.config, None, 20 << 20).unwrap();
     let everything = forecast.settled(ActivationCheckpointing::Off);
     assert_eq!(everything, StepMemory::default());
-    let [most, least] = [everything, forecast.settled(ActivationCheckpointing::ON)].map(|step| forecast.memory(step).total());
-    assert!(least < most);
-    assert_eq!(forecast.choose(None).unwrap(), everything, "nothing is known of the memory");
-    assert_eq!(forecast.choose(Some(2 * most)).unwrap(), everything);
-    assert!(matches!(forecast.choose(Some(most)).unwrap().keep, Keep::BlockInputs { .. }), "it would fit, and leave nothing to others");
-    let error = forecast.choose(Some(least - 1)).unwrap_err().to_string();
+    let [most, least] = [everything, forecast.settled(ActivationCheckpointing::ON)].map(|step| forecast.held(step).host.total());
+    assert!(least < most && forecast.held(everything).gpu.is_none());
+    assert_eq!(forecast.choose(&Available::default()).unwrap(), everything, "nothing is known of the memory");
+    assert_eq!(forecast.choose(&host(2 * most)).unwrap(), everything);
+    assert!(matches!(forecast.choose(&host(most)).unwrap().keep, Keep::BlockInputs { .. }), "it would fit, and leave nothing to others");
+    let error = forecast.choose(&host(least - 1)).unwrap_err().to_string();
     assert!(error.contains("MiB for weights, gradients and optimizer moments") && error.contains("are free"), "{error}");
     assert!(error.contains("`train.micro_batch_size`") && !error.contains("activation_checkpointing"), "{error}");
 
     let forecast = Forecast::new(&off, &off.config, None, 20 << 20).unwrap();
-    assert_eq!(forecast.choose(Some(most)).unwrap(), everything, "what was asked for is done where it fits at all");
-    let error = forecast.choose(Some(most - 1)).unwrap_err().to_string();
+    assert_eq!(forecast.choose(&host(most)).unwrap(), everything, "what was asked for is done where it fits at all");
+    let error = forecast.choose(&host(most - 1)).unwrap_err().to_string();
     assert!(error.contains("with `train.activation_checkpointing = \"on\"` it needs"), "{error}");
+}
+
+#[cfg(feature = "emulator")]
+#[test]
+fn a_gpu_is_chosen_for_by_its_own_memory_and_the_hosts_part_by_the_hosts() {
+    let work = Sandbox::new();
+    let (auto, bf16) = (prepared(&work, ""), prepared(&work, "model.dtype=bf16 canary.path=builtin:tiny retention.kind=kl"));
+    let cpu = Forecast::new(&auto, &auto.config, None, 20 << 20).unwrap();
+    let on_cpu = cpu.held(cpu.settled(ActivationCheckpointing::Off)).host;
+    mpo::ops::gpu::on_emulated_gpu(|| {
+        let forecast = Forecast::new(&auto, &auto.config, None, 20 << 20).unwrap();
+        let everything = forecast.settled(ActivationCheckpointing::Off);
+        let held = forecast.held(everything);
+        let gpu = held.gpu.unwrap();
+        assert_eq!((gpu.weights, gpu.gradients, gpu.moments), (on_cpu.weights, on_cpu.gradients, on_cpu.moments));
+        assert_eq!((held.host.weights, held.host.moments, held.host.activations), (0, 0, 0), "they are not with the host");
+        assert_eq!((held.host.data, held.host.reference, held.host.process), (on_cpu.data, on_cpu.reference, on_cpu.process));
+        assert!(held.host.scratch > 0 && held.host.total() < on_cpu.total());
+
+        let available = |host, gpu| Available { host: Some(host), gpu: Some(gpu) };
+        let (enough, most) = (held.host.total(), gpu.total());
+        assert_eq!(forecast.choose(&available(enough, 2 * most)).unwrap(), everything);
+        assert!(matches!(forecast.choose(&available(enough, most)).unwrap().keep, Keep::BlockInputs { .. }));
+        let error = forecast.choose(&available(1 << 40, 1 << 20)).unwrap_err().to_string();
+        assert!(error.contains("of the GPU's memory") && error.contains("1 MiB are free") && error.contains("a larger GPU"), "{error}");
+        let error = forecast.choose(&available(enough - 1, 2 * most)).unwrap_err().to_string();
+        assert!(error.contains("of the host's memory") && error.contains("on their way to and from it"), "{error}");
+        assert_eq!(forecast.choose(&Available { host: Some(enough), gpu: None }).unwrap(), everything, "nothing is known of the card");
+
+        let half = Forecast::new(&bf16, &bf16.config, None, 20 << 20).unwrap();
+        let held = half.held(half.settled(ActivationCheckpointing::Off));
+        let half = held.gpu.unwrap();
+        assert_eq!(2 * half.weights, 3 * gpu.weights, "with a master copy of f32 beside each of two bytes");
+        let n_head = bf16.description.vocab_size * bf16.description.hidden_size;
+        assert_eq!(half.reference, 2 * n_head as u64, "the head that `kl` compares with lies where the policy does");
+        assert!(half.canaries > 0 && held.host.canaries > 0, "caches there, what is known of step 0 here");
+    });
 }
 
 /// Begin and end in microseconds of every span of a trace, by name.

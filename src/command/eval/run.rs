@@ -259,14 +259,14 @@ impl Run {
     fn load(&self, model: &str, revision: Option<&str>, adapter: Option<&Path>) -> Result<(generate::Loaded, ModelFacts)> {
         let place = device::place(&self.config)?;
         let files = hub::resolve_model(model, revision)?;
-        let loaded = generate::Loaded::load(&files, adapter, place, &self.config.data)?;
+        let loaded = generate::Loaded::load(&files, adapter, place.clone(), &self.config.data)?;
         let facts = ModelFacts {
             name: model.to_owned(),
             revision: files.commit.clone(),
             sha256: Some(weights_digest(&loaded.model)?),
             adapter: adapter.map(|adapter| adapter.display().to_string()),
             dtype: self.config.model.dtype.name().to_owned(),
-            device: "cpu".to_owned(),
+            device: device::name(&place.device)?,
             n_parameters: Some(loaded.model.parameters().iter().map(|parameter| parameter.value.elem_count() as u64).sum()),
         };
         Ok((loaded, facts))

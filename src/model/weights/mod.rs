@@ -6,7 +6,7 @@ mod read;
 mod write;
 
 pub use read::{Checkpoint, INDEX_FILE, SINGLE_FILE, shard_files};
-pub use write::{SavedFile, TensorToSave, save, save_file};
+pub use write::{Saveable, SavedFile, TensorToSave, save, save_file};
 
 use std::fmt;
 

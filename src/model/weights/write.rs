@@ -1,6 +1,6 @@
 //! Writes a model folder's weights as transformers does: one `model.safetensors`, or numbered shards and an index.
 //!
-//! Values are converted through one bounded buffer, so that saving a model needs no second copy of it.
+//! Values are converted through one bounded buffer, and asked for a tensor at a time, so that saving a model needs no second copy of it.
 
 use super::SavedDtype;
 use super::read::{INDEX_FILE, SINGLE_FILE};
@@ -12,6 +12,7 @@ use safetensors::tensor::{Metadata, TensorInfo};
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::Write;
+use std::ops::Deref;
 use std::path::Path;
 
 /// Elements converted at a time (by all cores) before they are written.
@@ -29,9 +30,35 @@ pub struct TensorToSave<'a> {
     pub dtype: SavedDtype,
 }
 
-impl TensorToSave<'_> {
+/// What can be saved. Values are asked for when they are written, one tensor at a time: those that are elsewhere, or stored in another type, have no
+/// copy before and none afterwards.
+pub trait Saveable {
+    fn name(&self) -> &str;
+    fn shape(&self) -> &[usize];
+    fn dtype(&self) -> SavedDtype;
+    /// Row-major, as many as the shape says.
+    fn values(&self) -> Result<impl Deref<Target = [f32]>>;
+
     fn n_bytes(&self) -> usize {
-        self.values.len() * self.dtype.n_bytes()
+        self.shape().iter().product::<usize>() * self.dtype().n_bytes()
+    }
+}
+
+impl Saveable for TensorToSave<'_> {
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    fn shape(&self) -> &[usize] {
+        self.shape
+    }
+
+    fn dtype(&self) -> SavedDtype {
+        self.dtype
+    }
+
+    fn values(&self) -> Result<impl Deref<Target = [f32]>> {
+        Ok(self.values)
     }
 }
 
@@ -48,29 +75,21 @@ pub struct SavedFile {
 ///
 /// # Errors
 /// When a finite value is too large for f16, and whatever the disk says.
-pub fn save(dir: &Path, tensors: &[TensorToSave<'_>], max_shard_bytes: u64) -> Result<Vec<SavedFile>> {
-    for tensor in tensors {
-        ensure!(
-            tensor.shape.iter().product::<usize>() == tensor.values.len(),
-            "tensor `{}` of shape {:?} comes with {} values",
-            tensor.name,
-            tensor.shape,
-            tensor.values.len()
-        );
-    }
+pub fn save(dir: &Path, tensors: &[impl Saveable], max_shard_bytes: u64) -> Result<Vec<SavedFile>> {
     let shards = split_into_shards(tensors, max_shard_bytes);
     let mut buffer = Vec::new();
-    if let [shard] = &shards[..] {
-        return Ok(vec![write_shard(dir, SINGLE_FILE.into(), shard, &mut buffer)?]);
+    if shards.len() == 1 {
+        return Ok(vec![save_file(dir, SINGLE_FILE, tensors)?]);
     }
     let mut files = Vec::new();
     let mut weight_map = BTreeMap::new();
-    for (i, shard) in shards.iter().enumerate() {
-        let file = format!("model-{:05}-of-{:05}.safetensors", i + 1, shards.len());
-        weight_map.extend(shard.iter().map(|tensor| (tensor.name, file.clone())));
+    let n_shards = shards.len();
+    for (i, shard) in shards.into_iter().enumerate() {
+        let file = format!("model-{:05}-of-{n_shards:05}.safetensors", i + 1);
+        weight_map.extend(shard.iter().map(|tensor| (tensor.name(), file.clone())));
         files.push(write_shard(dir, file, shard, &mut buffer)?);
     }
-    let total_size: usize = tensors.iter().map(TensorToSave::n_bytes).sum();
+    let total_size: usize = tensors.iter().map(Saveable::n_bytes).sum();
     let index = serde_json::json!({ "metadata": { "total_size": total_size }, "weight_map": weight_map });
     let path = dir.join(INDEX_FILE);
     let mut file = HashingWriter::new(create(&path)?);
@@ -83,12 +102,12 @@ pub fn save(dir: &Path, tensors: &[TensorToSave<'_>], max_shard_bytes: u64) -> R
 ///
 /// # Errors
 /// As [`save`].
-pub fn save_file(dir: &Path, name: &str, tensors: &[TensorToSave<'_>]) -> Result<SavedFile> {
-    write_shard(dir, name.into(), tensors, &mut Vec::new())
+pub fn save_file(dir: &Path, name: &str, tensors: &[impl Saveable]) -> Result<SavedFile> {
+    write_shard(dir, name.into(), tensors.iter().collect(), &mut Vec::new())
 }
 
 /// In the order given, a new shard whenever the next tensor would exceed the limit.
-fn split_into_shards<'a>(tensors: &[TensorToSave<'a>], max_shard_bytes: u64) -> Vec<Vec<TensorToSave<'a>>> {
+fn split_into_shards<T: Saveable>(tensors: &[T], max_shard_bytes: u64) -> Vec<Vec<&T>> {
     let mut shards = vec![Vec::new()];
     let mut bytes = 0;
     for tensor in tensors {
@@ -100,22 +119,25 @@ fn split_into_shards<'a>(tensors: &[TensorToSave<'a>], max_shard_bytes: u64) -> 
         bytes += n_bytes;
         // There is always a last shard: the list starts with one and only grows.
         if let Some(shard) = shards.last_mut() {
-            shard.push(*tensor);
+            shard.push(tensor);
         }
     }
     shards
 }
 
-fn write_shard(dir: &Path, name: String, tensors: &[TensorToSave<'_>], buffer: &mut Vec<u8>) -> Result<SavedFile> {
+fn write_shard(dir: &Path, name: String, mut tensors: Vec<&impl Saveable>, buffer: &mut Vec<u8>) -> Result<SavedFile> {
     let path = &dir.join(&name);
     // Wider elements first, then by name: the format's own order, which keeps every tensor aligned.
-    let mut tensors = tensors.to_vec();
-    tensors.sort_by_key(|tensor| (std::cmp::Reverse(tensor.dtype.n_bytes()), tensor.name));
+    tensors.sort_by(|a, b| (b.dtype().n_bytes(), a.name()).cmp(&(a.dtype().n_bytes(), b.name())));
     let mut file = HashingWriter::new(create(path)?);
     file.write_all(&header(&tensors)?).with_context(|| cannot_write(path))?;
-    for tensor in &tensors {
-        for values in tensor.values.chunks(BUFFER_ELEMENTS) {
-            narrow(tensor.dtype, values, buffer).with_context(|| format!("cannot save tensor `{}`", tensor.name))?;
+    for tensor in tensors {
+        let (tensor_name, shape) = (tensor.name(), tensor.shape());
+        let values = tensor.values().with_context(|| format!("cannot save tensor `{tensor_name}`"))?;
+        let n_values = values.len();
+        ensure!(shape.iter().product::<usize>() == n_values, "tensor `{tensor_name}` of shape {shape:?} comes with {n_values} values");
+        for values in values.chunks(BUFFER_ELEMENTS) {
+            narrow(tensor.dtype(), values, buffer).with_context(|| format!("cannot save tensor `{tensor_name}`"))?;
             file.write_all(buffer).with_context(|| cannot_write(path))?;
         }
     }
@@ -129,13 +151,13 @@ fn finish(file: HashingWriter<File>, path: &Path, name: String) -> Result<SavedF
 }
 
 /// The length of the JSON and the JSON, padded so that the data starts at a multiple of 8 bytes.
-fn header(tensors: &[TensorToSave<'_>]) -> Result<Vec<u8>> {
+fn header(tensors: &[&impl Saveable]) -> Result<Vec<u8>> {
     let mut offset = 0;
     let infos = tensors.iter().map(|tensor| {
         let start = offset;
         offset += tensor.n_bytes();
-        let info = TensorInfo { dtype: tensor.dtype.safetensors(), shape: tensor.shape.to_vec(), data_offsets: (start, offset) };
-        (tensor.name.to_owned(), info)
+        let info = TensorInfo { dtype: tensor.dtype().safetensors(), shape: tensor.shape().to_vec(), data_offsets: (start, offset) };
+        (tensor.name().to_owned(), info)
     });
     // transformers refuses a file that does not say which framework's layout its tensors have.
     let format = HashMap::from([("format".to_owned(), "pt".to_owned())]);
@@ -217,7 +239,7 @@ mod tests {
     fn the_header_is_aligned_and_says_pt() {
         let values = [0.0; 3];
         let tensor = TensorToSave { name: "x", shape: &[3], values: &values, dtype: SavedDtype::Bf16 };
-        let header = header(&[tensor]).unwrap();
+        let header = header(&[&tensor]).unwrap();
         assert_eq!(header.len() % 8, 0);
         let json: serde_json::Value = serde_json::from_slice(&header[8..]).unwrap();
         assert_eq!(json["__metadata__"]["format"], "pt");

@@ -40,14 +40,19 @@ fn pool(device: &CudaDevice) -> Result<driver::CUmemoryPool> {
     Ok(pool)
 }
 
+/// A number of bytes that the pool keeps of itself.
+fn pool_bytes(device: &CudaDevice, attribute: driver::CUmemPool_attribute) -> Result<u64> {
+    let mut bytes = 0u64;
+    // SAFETY: the attributes of this kind are 64 bits wide.
+    unsafe { driver::cuMemPoolGetAttribute(pool(device)?, attribute, std::ptr::from_mut(&mut bytes).cast()).result()? };
+    Ok(bytes)
+}
+
 pub(super) fn peak_bytes(device: &CudaDevice) -> Option<u64> {
-    let mut peak = 0u64;
     let attribute = driver::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
-    // SAFETY: the attribute's value is 64 bits wide.
-    let read = unsafe { driver::cuMemPoolGetAttribute(pool(device).ok()?, attribute, std::ptr::from_mut(&mut peak).cast()) };
-    read.result().ok()?;
+    let peak = pool_bytes(device, attribute).ok()?;
     let mut from_now_on = 0u64;
-    // SAFETY: as above; 0 is how this mark is set back.
+    // SAFETY: the attribute's value is 64 bits wide; 0 is how this mark is set back.
     let reset = unsafe { driver::cuMemPoolSetAttribute(pool(device).ok()?, attribute, std::ptr::from_mut(&mut from_now_on).cast()) };
     reset.result().ok().map(|()| peak)
 }
@@ -55,6 +60,14 @@ pub(super) fn peak_bytes(device: &CudaDevice) -> Option<u64> {
 /// This moment of the device's one stream.
 pub(super) fn mark(device: &CudaDevice) -> Result<CudaEvent> {
     Ok(device.cuda_stream().record_event(Some(driver::CUevent_flags::CU_EVENT_DEFAULT))?)
+}
+
+pub(super) fn free_bytes(device: &CudaDevice) -> Option<u64> {
+    let (free, _) = device.cuda_stream().context().mem_get_info().ok()?;
+    let of_pool = |attribute| pool_bytes(device, attribute).ok();
+    let reserved = of_pool(driver::CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)?;
+    let used = of_pool(driver::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?;
+    Some(free as u64 + reserved.saturating_sub(used))
 }
 
 pub(super) fn name(device: &CudaDevice) -> Result<String> {

@@ -81,8 +81,18 @@ pub fn peak_bytes(device: &Device) -> Option<u64> {
     }
 }
 
+/// Bytes of a GPU's memory that this process can still get: what nobody has, and what its own pool holds and has not lent out. `None` where that is
+/// not known, and on other devices.
+pub fn free_bytes(device: &Device) -> Option<u64> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => cuda::free_bytes(device),
+        _ => None,
+    }
+}
+
 /// What the GPU calls itself.
-pub(crate) fn name(device: &Device) -> Result<String> {
+pub fn name(device: &Device) -> Result<String> {
     match device {
         #[cfg(feature = "cuda")]
         Device::Cuda(device) => cuda::name(device),

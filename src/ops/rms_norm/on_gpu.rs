@@ -7,7 +7,7 @@ use anyhow::Result;
 use candle_core::{DType, Tensor};
 
 /// Blocks that a backward's rows are cut into, at most: what they add to the weight's gradient is summed afterwards.
-const MAX_PARTIAL_SUMS: usize = 512;
+pub(crate) const MAX_PARTIAL_SUMS: usize = 512;
 /// Warps of a block that norms heads.
 const WARPS: usize = 4;
 

@@ -33,14 +33,20 @@ impl Prompts {
         Generation { n_forwards: self.all.len().div_ceil(DEFAULT_BATCH_SIZE) * self.max_new_tokens, n_sequences }
     }
 
-    /// Bytes that are held: keys and values of the answers under way, and the distributions of step 0.
-    pub fn n_bytes(&self, description: &DecoderDescription) -> u64 {
+    /// Bytes of keys and values of the answers under way, where values take `n_bytes`. They lie where the model does: a GPU has room for them in powers
+    /// of two.
+    pub fn cache_bytes(&self, description: &DecoderDescription, n_bytes: usize, on_gpu: bool) -> u64 {
         let longest = self.all.iter().map(|prompt| prompt.tokens.len() + self.max_new_tokens).max().unwrap_or(0);
+        let n_rows = if on_gpu { longest.next_power_of_two() } else { longest };
         let n_keys_values = 2 * description.layers.len() * description.n_kv_heads * description.head_dim;
-        let caches = self.generation().n_sequences * longest * n_keys_values * size_of::<f32>();
+        (self.generation().n_sequences * n_rows * n_keys_values * n_bytes) as u64
+    }
+
+    /// Bytes of the distributions of step 0, on the host.
+    pub fn start_bytes(&self, description: &DecoderDescription) -> u64 {
         let n_positions: usize = (0..self.all.len()).map(|number| self.longest_text(number)).sum();
         let position = N_TOP.min(description.vocab_size) * (size_of::<u32>() + size_of::<f32>());
-        (caches + n_positions * position) as u64
+        (n_positions * position) as u64
     }
 
     /// Tokens of the answer whose likelihood is measured; of one that is still to be given, at most.

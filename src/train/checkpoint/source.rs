@@ -3,13 +3,14 @@
 use crate::adapter::peft;
 use crate::config::OutputDtype;
 use crate::model::parameter::Parameter;
-use crate::model::weights::{self, SavedDtype, TensorToSave};
+use crate::model::weights::{self, Saveable, SavedDtype};
 use crate::ops;
 use crate::train::folder::FolderWriter;
 use anyhow::{Context, Result};
 use candle_core::Tensor;
 use std::collections::BTreeMap;
 use std::fs;
+use std::ops::Deref;
 use std::path::Path;
 
 /// Larger models are sharded, as `save_pretrained` does by default.
@@ -114,12 +115,7 @@ pub(super) fn write_tensors(
 ) -> Result<()> {
     let dir = folder.dir().join(sub);
     fs::create_dir_all(&dir).with_context(|| format!("cannot create the folder `{}`", dir.display()))?;
-    let lent = tensors.iter().map(|(_, tensor, _)| ops::read(tensor)).collect::<Result<Vec<_>>>()?;
-    let to_save: Vec<_> = tensors
-        .iter()
-        .zip(&lent)
-        .map(|((name, tensor, dtype), values)| TensorToSave { name, shape: tensor.dims(), values, dtype: *dtype })
-        .collect();
+    let to_save: Vec<_> = tensors.iter().map(|(name, tensor, dtype)| Stored { name, tensor, dtype: *dtype }).collect();
     let files = match file {
         WeightsFile::Model => weights::save(&dir, &to_save, MAX_SHARD_BYTES)?,
         WeightsFile::Adapter => vec![weights::save_file(&dir, peft::WEIGHTS_FILE, &to_save)?],
@@ -129,4 +125,29 @@ pub(super) fn write_tensors(
         folder.add(&path, file.contents);
     }
     Ok(())
+}
+
+/// A tensor wherever it is: it comes to the host, or is widened, when it is written.
+struct Stored<'a> {
+    name: &'a str,
+    tensor: &'a Tensor,
+    dtype: SavedDtype,
+}
+
+impl Saveable for Stored<'_> {
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    fn shape(&self) -> &[usize] {
+        self.tensor.dims()
+    }
+
+    fn dtype(&self) -> SavedDtype {
+        self.dtype
+    }
+
+    fn values(&self) -> Result<impl Deref<Target = [f32]>> {
+        ops::read(self.tensor)
+    }
 }
