@@ -29,7 +29,7 @@
 //! checkpoint                     model       -> Decoder, the policy; with [adapter], low-rank terms beside frozen weights
 //! policy, before its first step  reference   -> what the loss and retention read of it (for MPO RG_d and h_d of every distinct dominant pair), cached by content
 //! PackedBatch                    train::step -> hidden states -> log-probabilities, pooled states -> objective -> gradients
-//! gradients                      train       -> clip, AdamW, checkpoint, metrics.jsonl
+//! gradients                      train       -> clip, AdamW (train::update), checkpoint, metrics.jsonl
 //! ```
 //!
 //! Before anything large is loaded, [`plan`] counts what the run's own batches will take, in operations and in bytes; [`train::forecast`] asks it
@@ -67,7 +67,8 @@
 //! ([`ops::attention`]), and the reference during training.
 //!
 //! What is not in memory: a second model, logits beyond a budget ([`ops::log_prob`]), activations of more than one micro-batch of one side, and,
-//! with activation checkpointing ([`model::decoder::Keep`]), those of more than a few blocks. Memory of activations is used again from step to
+//! with activation checkpointing ([`model::decoder::Keep`]), those of more than a few blocks. With `optimizer.in_backward` the forwards of a step wait for each
+//! other instead, and gradients of more than one block are not in memory ([`train::update`](mod@train::update)). Memory of activations is used again from step to
 //! step ([`ops::buffer`]).
 //!
 //! # Invariants

@@ -7,10 +7,9 @@ use crate::config::{Pooling, RetentionConfig, RetentionKind};
 use crate::data::batch::{Layout, PackedBatch, PairSpans, PromptSharing, SequenceSpan};
 use crate::data::encode::EncodedPreference;
 use crate::model::decoder::{Decoder, Keep, TokenTarget};
-use crate::objective::retention::pool;
 use crate::objective::{PairScores, ResponseScore};
-use crate::ops;
-use anyhow::{Result, ensure};
+use crate::ops::pool;
+use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use tracing::info_span;
 
@@ -42,13 +41,13 @@ impl KeptStates {
         Layout { sharing: PromptSharing::Shared, pad_token: padded.then_some(pad_token) }
     }
 
-    /// The kept vectors of one sequence, behind each other, from all states of its batch.
-    pub fn select(self, hidden_ND: &[f32], hidden_size: usize, span: &SequenceSpan, n_end_tokens: usize) -> Vec<f32> {
+    /// The rows of a batch's states whose means are the kept vectors of one sequence.
+    pub fn rows(self, span: &SequenceSpan, n_end_tokens: usize) -> Vec<Vec<usize>> {
         match self {
             _ if span.is_absent() => Vec::new(),
             Self::Nothing => Vec::new(),
-            Self::Pooled(pooling) => pool(hidden_ND, hidden_size, &span.pooled_rows(pooling, n_end_tokens)),
-            Self::Predicting => span.predicting_rows().flat_map(|row| &hidden_ND[row * hidden_size..][..hidden_size]).copied().collect(),
+            Self::Pooled(pooling) => vec![span.pooled_rows(pooling, n_end_tokens)],
+            Self::Predicting => span.predicting_rows().map(|row| vec![row]).collect(),
         }
     }
 }
@@ -89,17 +88,23 @@ pub fn score(model: &Decoder, pairs: &[&EncodedPreference], kept: KeptStates, pa
     let hidden_ND = info_span!("forward").in_scope(|| model.forward(&batch, Keep::Nothing))?.hidden_ND;
     let targets = response_targets(&batch, &spans);
     let log_probs = info_span!("head").in_scope(|| model.log_probs(&hidden_ND, &targets))?;
-    let states = ops::read(&hidden_ND)?;
-    let hidden_size = hidden_ND.dim(1)?;
     let scores = pair_scores(&log_probs, &spans)?;
-    let scored = pairs.iter().zip(&spans).zip(scores).map(|((pair, spans), scores)| {
-        let select = |span, n_end_tokens| kept.select(&states, hidden_size, span, n_end_tokens);
-        ScoredPair {
-            chosen: ScoredSequence { score: scores.chosen, states: select(&spans.chosen, pair.chosen.n_end_tokens) },
-            rejected: ScoredSequence { score: scores.rejected, states: select(&spans.rejected, pair.rejected.n_end_tokens) },
-        }
-    });
-    Ok(scored.collect())
+    let rows_of = |(pair, spans): (&&EncodedPreference, &PairSpans)| {
+        [kept.rows(&spans.chosen, pair.chosen.n_end_tokens), kept.rows(&spans.rejected, pair.rejected.n_end_tokens)]
+    };
+    let rows: Vec<[Vec<Vec<usize>>; 2]> = pairs.iter().zip(&spans).map(rows_of).collect();
+    let (states, hidden_size) = (pool::forward(&hidden_ND, &rows.as_flattened().concat())?, hidden_ND.dim(1)?);
+    let mut rest = states.as_slice();
+    let mut scored = |rows: &[Vec<usize>], score| -> Result<ScoredSequence> {
+        let states = rest.split_off(..rows.len() * hidden_size).context("states of every sequence were pooled")?;
+        Ok(ScoredSequence { score, states: states.to_vec() })
+    };
+    let sequences = rows.iter().zip(scores);
+    sequences
+        .map(|([chosen, rejected], scores)| {
+            Ok(ScoredPair { chosen: scored(chosen, scores.chosen)?, rejected: scored(rejected, scores.rejected)? })
+        })
+        .collect()
 }
 
 /// The token that each response position must predict: chosen then rejected of each pair, in order.

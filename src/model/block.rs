@@ -13,6 +13,7 @@ use super::layers::{Builder, Linear, Norm};
 use crate::data::batch::Segment;
 use crate::ops::attention::cached::{self, KeyValues};
 use crate::ops::attention::{self, Attention};
+use crate::ops::dropout::RowKeys;
 use crate::ops::linear::accumulate;
 use crate::ops::rms_norm::Heads;
 use crate::ops::rope::{RopeTable, Turn};
@@ -27,7 +28,7 @@ pub(super) struct Layout<'a> {
     /// One per rotary embedding of the description.
     pub ropes: &'a [RopeTable],
     /// Keys of the dropout masks, one a token; `None` where nothing is dropped.
-    pub row_keys: Option<&'a [u64]>,
+    pub row_keys: Option<&'a RowKeys>,
 }
 
 #[derive(Debug)]

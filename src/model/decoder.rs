@@ -17,7 +17,7 @@ use super::parameter::Parameter;
 use super::weights::Checkpoint;
 use crate::config::ComputeDtype;
 use crate::data::batch::{PackedBatch, Segment};
-use crate::ops::dropout::{mix_in, row_keys};
+use crate::ops::dropout::{RowKeys, mix_in, row_keys};
 use crate::ops::log_prob::Head;
 pub use crate::ops::log_prob::{ScoredTargets, TokenTarget};
 use crate::ops::rope::RopeTable;
@@ -85,12 +85,12 @@ struct Input {
     segments: Vec<Segment>,
     /// One per rotary embedding of the description.
     ropes: Vec<RopeTable>,
-    row_keys: Option<Vec<u64>>,
+    row_keys: Option<RowKeys>,
 }
 
 impl Input {
     fn layout(&self) -> Layout<'_> {
-        Layout { segments: &self.segments, ropes: &self.ropes, row_keys: self.row_keys.as_deref() }
+        Layout { segments: &self.segments, ropes: &self.ropes, row_keys: self.row_keys.as_ref() }
     }
 }
 
@@ -285,7 +285,7 @@ impl Decoder {
     }
 
     /// Only a forward for a backward drops anything.
-    fn row_keys(&self, batch: &PackedBatch, keep: Keep) -> Option<Vec<u64>> {
+    fn row_keys(&self, batch: &PackedBatch, keep: Keep) -> Option<RowKeys> {
         let adaptation = self.adaptation.as_ref().filter(|adaptation| adaptation.dropout > 0.0 && keep != Keep::Nothing)?;
         let start = mix_in(adaptation.seed, self.step.load(Ordering::Relaxed));
         Some(row_keys(start, &batch.tokens, &batch.segments))

@@ -9,6 +9,7 @@ use super::low_rank::{Adaptation, LowRankTerm};
 use super::parameter::Parameter;
 use super::weights::Checkpoint;
 use crate::config::ComputeDtype;
+use crate::ops::dropout::RowKeys;
 use crate::ops::rms_norm::{Heads, RmsNorm};
 use crate::ops::{Buffer, Place, linear, on_device};
 use anyhow::{Context, Result};
@@ -133,7 +134,7 @@ pub(super) struct Linear {
 
 impl Linear {
     /// `[N, in]` to `[N, out]`.
-    pub fn forward(&self, x: &Tensor, row_keys: Option<&[u64]>) -> Result<Buffer> {
+    pub fn forward(&self, x: &Tensor, row_keys: Option<&RowKeys>) -> Result<Buffer> {
         let y = linear::forward(x, &self.weight, self.bias.as_ref(), self.compute)?;
         self.low_rank.as_ref().map_or(Ok(()), |term| term.forward(x, &y, row_keys))?;
         Ok(y)
@@ -147,19 +148,19 @@ impl Linear {
     }
 
     /// Adds to the gradients and returns `dx`; `x` is what the forward saw.
-    pub fn backward(&self, x: &Tensor, dy: &Tensor, row_keys: Option<&[u64]>) -> Result<Buffer> {
+    pub fn backward(&self, x: &Tensor, dy: &Tensor, row_keys: Option<&RowKeys>) -> Result<Buffer> {
         self.backward_weight(x, dy, row_keys)?;
         self.backward_input(dy, row_keys)
     }
 
-    pub fn backward_input(&self, dy: &Tensor, row_keys: Option<&[u64]>) -> Result<Buffer> {
+    pub fn backward_input(&self, dy: &Tensor, row_keys: Option<&RowKeys>) -> Result<Buffer> {
         let dx = linear::backward_input(dy, &self.weight, self.compute)?;
         self.low_rank.as_ref().map_or(Ok(()), |term| term.backward_input(dy, &dx, row_keys))?;
         Ok(dx)
     }
 
     /// Adds to the gradients of weight and bias, or of the low-rank term.
-    pub fn backward_weight(&self, x: &Tensor, dy: &Tensor, row_keys: Option<&[u64]>) -> Result<()> {
+    pub fn backward_weight(&self, x: &Tensor, dy: &Tensor, row_keys: Option<&RowKeys>) -> Result<()> {
         if let Some(gradient) = &self.weight_gradient {
             linear::backward_weight(dy, x, gradient, self.compute)?;
         }

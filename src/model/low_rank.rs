@@ -6,7 +6,7 @@
 use super::gradients::Gradients;
 use super::parameter::Parameter;
 use crate::config::ComputeDtype;
-use crate::ops::dropout::{Dropout, mix_text};
+use crate::ops::dropout::{Dropout, RowKeys, mix_text};
 use crate::ops::low_rank::{Band, LowRank};
 use crate::ops::{Place, read};
 use anyhow::Result;
@@ -109,7 +109,7 @@ impl LowRankTerm {
         Ok(Some((term, parameters)))
     }
 
-    pub fn forward(&self, x: &Tensor, y: &Tensor, row_keys: Option<&[u64]>) -> Result<()> {
+    pub fn forward(&self, x: &Tensor, y: &Tensor, row_keys: Option<&RowKeys>) -> Result<()> {
         self.op().forward(x, y, self.mask(row_keys))
     }
 
@@ -117,11 +117,11 @@ impl LowRankTerm {
         self.op().forward_few(x, y)
     }
 
-    pub fn backward_input(&self, dy: &Tensor, dx: &Tensor, row_keys: Option<&[u64]>) -> Result<()> {
+    pub fn backward_input(&self, dy: &Tensor, dx: &Tensor, row_keys: Option<&RowKeys>) -> Result<()> {
         self.op().backward_input(dy, dx, self.mask(row_keys))
     }
 
-    pub fn backward_weight(&self, x: &Tensor, dy: &Tensor, row_keys: Option<&[u64]>) -> Result<()> {
+    pub fn backward_weight(&self, x: &Tensor, dy: &Tensor, row_keys: Option<&RowKeys>) -> Result<()> {
         match &self.a_gradient {
             Some(gradient) => self.op().backward_weight(x, dy, gradient, self.mask(row_keys)),
             None => Ok(()),
@@ -136,7 +136,7 @@ impl LowRankTerm {
         LowRank { a: &self.a, bands: &self.bands, scale: self.scale, compute: self.compute }
     }
 
-    fn mask<'k>(&self, row_keys: Option<&'k [u64]>) -> Option<Dropout<'k>> {
+    fn mask<'k>(&self, row_keys: Option<&'k RowKeys>) -> Option<Dropout<'k>> {
         row_keys.map(|row_keys| Dropout { probability: self.dropout, place: self.place, row_keys })
     }
 }

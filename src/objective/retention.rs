@@ -5,29 +5,10 @@
 //! ```
 //!
 //! h is the final-norm hidden state, pooled over some positions of the sequence; every [`Pooling`](crate::config::Pooling) is a mean over a
-//! set of rows, and only the set differs ([`pooled_rows`](crate::data::batch::SequenceSpan::pooled_rows)). [`Reduction::Sum`] is the formula as printed, [`Reduction::Mean`] divides by the hidden size, as the released code does.
+//! set of rows, and only the set differs ([`pooled_rows`](crate::data::batch::SequenceSpan::pooled_rows), `ops::pool`). [`Reduction::Sum`] is the formula as printed, [`Reduction::Mean`] divides by the hidden size, as the released code does.
 //! The `kl` kind compares next-token distributions instead ([`kl_divergence`]).
 
 use crate::config::Reduction;
-
-/// Mean of `rows` of `hidden_ND` (N rows of `hidden_size` values), summed in f64 in the order of `rows`.
-pub fn pool(hidden_ND: &[f32], hidden_size: usize, rows: &[usize]) -> Vec<f32> {
-    let mut sum_D = vec![0.0f64; hidden_size];
-    for row in rows {
-        let state_D = &hidden_ND[row * hidden_size..][..hidden_size];
-        sum_D.iter_mut().zip(state_D).for_each(|(sum, &value)| *sum += f64::from(value));
-    }
-    sum_D.into_iter().map(|sum| (sum / rows.len() as f64) as f32).collect()
-}
-
-/// The backward of [`pool`]: adds `d_pooled_D / rows.len()` to each of `rows` of `d_hidden_ND`.
-pub fn pool_backward(d_pooled_D: &[f64], rows: &[usize], d_hidden_ND: &mut [f32]) {
-    let hidden_size = d_pooled_D.len();
-    for row in rows {
-        let d_state_D = &mut d_hidden_ND[row * hidden_size..][..hidden_size];
-        d_state_D.iter_mut().zip(d_pooled_D).for_each(|(d, &d_pooled)| *d += (d_pooled / rows.len() as f64) as f32);
-    }
-}
 
 /// `|| h(policy) - h(reference) ||^2`, divided by the hidden size for [`Reduction::Mean`]. One sequence's part of L2, before the mean over sequences.
 pub fn distance(policy_D: &[f32], reference_D: &[f32], reduction: Reduction) -> f64 {
@@ -80,16 +61,6 @@ fn log_sum_exp(logits_V: &[f32]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn pool_is_the_mean_and_its_backward_shares_the_gradient() {
-        let hidden_ND = [1.0, 2.0, 3.0, 4.0, 50.0, 60.0];
-        assert_eq!(pool(&hidden_ND, 2, &[0, 1]), [2.0, 3.0]);
-        assert_eq!(pool(&hidden_ND, 2, &[2]), [50.0, 60.0]);
-        let mut d_hidden_ND = [0.5; 6];
-        pool_backward(&[4.0, -2.0], &[0, 2], &mut d_hidden_ND);
-        assert_eq!(d_hidden_ND, [2.5, -0.5, 0.5, 0.5, 2.5, -0.5]);
-    }
 
     #[test]
     fn distance_by_hand() {

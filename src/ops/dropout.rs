@@ -6,8 +6,12 @@
 //! however sequences are packed, cut into micro-batches, or share a prompt.
 
 use super::Scratch;
+use super::gpu::{self, OnDevice};
 use crate::data::batch::Segment;
+use anyhow::Result;
+use candle_core::Tensor;
 use rayon::prelude::*;
+use std::ops::Deref;
 
 /// The finaliser of splitmix64: every bit of the result depends on every bit of `x`.
 pub fn mix(x: u64) -> u64 {
@@ -26,8 +30,36 @@ pub fn mix_text(key: u64, text: &str) -> u64 {
     text.bytes().fold(key, |key, byte| mix_in(key, u64::from(byte)))
 }
 
-/// A key for each row of a packed batch: of `start` and of the tokens that the row's own sequence has up to it.
-pub fn row_keys(start: u64, tokens: &[u32], segments: &[Segment]) -> Vec<u64> {
+/// A key for each row of a packed batch.
+#[derive(Debug, Clone)]
+pub struct RowKeys {
+    keys: Vec<u64>,
+    on_gpu: OnDevice,
+}
+
+impl RowKeys {
+    /// The keys on the device of `like`.
+    pub(super) fn on_gpu(&self, like: &Tensor) -> Result<&Tensor> {
+        self.on_gpu.or_upload(|| gpu::hashes(&self.keys, like))
+    }
+}
+
+impl From<Vec<u64>> for RowKeys {
+    fn from(keys: Vec<u64>) -> Self {
+        Self { keys, on_gpu: OnDevice::default() }
+    }
+}
+
+impl Deref for RowKeys {
+    type Target = [u64];
+
+    fn deref(&self) -> &[u64] {
+        &self.keys
+    }
+}
+
+/// Keys of `start` and of the tokens that a row's own sequence has up to it.
+pub fn row_keys(start: u64, tokens: &[u32], segments: &[Segment]) -> RowKeys {
     let mut keys = vec![0; tokens.len()];
     for segment in segments {
         // A parent stands before its children.
@@ -38,7 +70,7 @@ pub fn row_keys(start: u64, tokens: &[u32], segments: &[Segment]) -> Vec<u64> {
             keys[row] = key;
         }
     }
-    keys
+    keys.into()
 }
 
 /// The mask of one place in the model.
@@ -48,8 +80,7 @@ pub struct Dropout<'a> {
     pub probability: f64,
     /// Which place asks.
     pub place: u64,
-    /// One for each row.
-    pub row_keys: &'a [u64],
+    pub row_keys: &'a RowKeys,
 }
 
 impl Dropout<'_> {
@@ -68,7 +99,7 @@ impl Dropout<'_> {
     /// Masks rows in place. The mask is its own adjoint.
     pub fn apply(&self, rows: &mut [f32], width: usize) {
         let (threshold, factor) = self.threshold_and_factor();
-        rows.par_chunks_mut(width).zip(self.row_keys).for_each(|(row, &key)| {
+        rows.par_chunks_mut(width).zip(&**self.row_keys).for_each(|(row, &key)| {
             let key = mix_in(self.place, key);
             for (i, pair) in row.chunks_mut(2).enumerate() {
                 let hash = mix(key.wrapping_add((i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)));
@@ -91,7 +122,7 @@ mod tests {
 
     #[test]
     fn the_share_that_stays_is_right_and_the_mean_is_kept() {
-        let keys: Vec<u64> = (0..500).collect();
+        let keys = RowKeys::from((0..500).collect::<Vec<_>>());
         for probability in [0.05, 0.5] {
             let values = kept(&Dropout { probability, place: 3, row_keys: &keys }, 301);
             let n_dropped = values.iter().filter(|value| **value == 0.0).count() as f64;
@@ -125,7 +156,7 @@ mod tests {
         };
         let pair: (&[u32], [&[u32]; 2]) = (&[1, 2, 3], [&[4, 5], &[6]]);
         let alone = keys(&[pair], PromptSharing::Shared);
-        assert_eq!(keys(&[(&[8], [&[9], &[9, 9]]), pair], PromptSharing::Shared)[4..], alone);
+        assert_eq!(keys(&[(&[8], [&[9], &[9, 9]]), pair], PromptSharing::Shared)[4..], alone[..]);
         let separate = keys(&[pair], PromptSharing::Separate);
         assert_eq!((&separate[..5], &separate[5..8], separate[8]), (&alone[..5], &alone[..3], alone[5]));
     }

@@ -45,7 +45,7 @@ fn forward_on_gpu(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<
     if let Some(bias) = bias {
         let (n_rows, width) = y.dims2()?;
         let kernel = gpu::Kernel::new("add_bias", &y)?.values(&y)?.values(bias)?.integer(width)?;
-        kernel.run([n_rows, 1, 1], gpu::threads_for(width, 4, 256))?;
+        kernel.run([n_rows, 1, 1], gpu::threads_for(width, 512))?;
     }
     Ok(y)
 }
@@ -199,7 +199,7 @@ mod gpu_tests {
 
     #[test]
     fn agrees_with_the_cpu() {
-        for (n, n_in, n_out) in [(1, 3, 5), (70, 40, 24), (130, 64, 300)] {
+        for (n, n_in, n_out) in [(1, 3, 5), (70, 40, 24), (130, 64, 300), (3, 8, 4200)] {
             agree(&format!("{n} rows of {n_in} to {n_out}"), |place| {
                 let (x, dy) = (place.values(1, &[n, n_in]), place.values(2, &[n, n_out]));
                 let (weight, bias) = (place.values(3, &[n_out, n_in]), place.values(4, &[n_out]));

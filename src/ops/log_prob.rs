@@ -73,7 +73,7 @@ impl Head {
     /// `hidden [N, D]`, `weight [V, D]`, M targets to M log-probabilities. Keeps at most `n_kept` logits for the backward.
     pub fn score(&self, hidden: &Tensor, weight: &Tensor, targets: &[TokenTarget], n_kept: usize) -> Result<ScoredTargets> {
         if gpu::has(hidden) {
-            return self.score_on_gpu(hidden, weight, targets, n_kept, false);
+            return self.score_in_chunks_on_gpu(hidden, weight, targets, n_kept, false, GPU_LOGITS_PER_CHUNK);
         }
         self.score_in_chunks(hidden, weight, targets, n_kept, LOGITS_PER_CHUNK)
     }

@@ -202,6 +202,7 @@ impl Deref for Input<'_> {
 #[cfg(test)]
 mod tests {
     use super::super::check::{gradient_of_f32, to_f32, values};
+    use super::super::dropout::RowKeys;
     use super::super::{Buffer, tensor};
     use super::*;
 
@@ -218,7 +219,7 @@ mod tests {
         b: [Vec<f64>; 2],
         x: Vec<f64>,
         dy: Vec<f64>,
-        keys: Vec<u64>,
+        keys: RowKeys,
         probability: f64,
     }
 
@@ -226,7 +227,7 @@ mod tests {
         fn new(n_rows: usize, probability: f64) -> Self {
             let b = [values(2, 5 * RANK), values(3, 3 * RANK)];
             let (a, x, dy) = (values(1, 2 * RANK * IN), values(4, n_rows * IN), values(5, n_rows * OUT));
-            Self { n_rows, a, b, x, dy, keys: (0..n_rows as u64).collect(), probability }
+            Self { n_rows, a, b, x, dy, keys: (0..n_rows as u64).collect::<Vec<_>>().into(), probability }
         }
 
         fn dropout(&self) -> Option<Dropout<'_>> {

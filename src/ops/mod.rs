@@ -26,6 +26,7 @@ pub mod log_prob;
 pub mod logits;
 pub mod low_rank;
 mod place;
+pub mod pool;
 mod real;
 pub mod rms_norm;
 pub mod rope;
@@ -172,28 +173,6 @@ pub fn gather_rows(source: &Tensor, rows: &[usize]) -> Result<Buffer> {
     let mut gathered = Scratch::new(rows.len() * width);
     gathered.chunks_mut(width).zip(rows).for_each(|(to, row)| to.copy_from_slice(&source[row * width..][..width]));
     Buffer::new(gathered, &[rows.len(), width])
-}
-
-/// Some rows of `source [N, W]`, one behind the other.
-pub fn read_rows(source: &Tensor, rows: &[usize]) -> Result<Vec<f32>> {
-    let gathered = gather_rows(source, rows)?;
-    Ok(read(&gathered)?.to_vec())
-}
-
-/// Adds `values`, a row of W behind the other, to the rows `rows` of `sums [N, W]`.
-pub fn add_to_rows(sums: &Tensor, rows: &[usize], values: &[f32]) -> Result<()> {
-    let width = sums.dim(1)?;
-    ensure!(values.len() == rows.len() * width, "{} values for {} rows of {width}", values.len(), rows.len());
-    if gpu::has(sums) {
-        let source = on_device_of(sums, values, &[rows.len(), width])?;
-        let into: Vec<_> = rows.iter().map(|&row| Some(row as u32)).collect();
-        return gpu::rows::scatter_add(&source, &into, sums, 1.0);
-    }
-    update(sums, |sums| {
-        for (row, values) in rows.iter().zip(values.chunks(width)) {
-            sums[row * width..][..width].iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
-        }
-    })
 }
 
 /// `values` in the type and on the device of `like`.

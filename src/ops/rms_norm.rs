@@ -385,9 +385,17 @@ mod gpu_tests {
 
     #[test]
     fn rows_agree_with_the_cpu() {
-        for (n, width, style) in
-            [(1, 7, NormStyle::Plain), (5, 64, NormStyle::OnePlus), (700, 24, NormStyle::Plain), (3, 4100, NormStyle::OnePlus)]
-        {
+        // Wider than the 8,192 values that a block's threads keep, in chunks; and than the 1,024, one by one.
+        let (plain, one_plus) = (NormStyle::Plain, NormStyle::OnePlus);
+        for (n, width, style) in [
+            (1, 7, plain),
+            (5, 64, one_plus),
+            (700, 24, plain),
+            (2, 515, one_plus),
+            (3, 1032, plain),
+            (3, 4100, one_plus),
+            (1, 8208, plain),
+        ] {
             agree(&format!("{n} rows of {width}"), |place: &Place| {
                 let [x, residual, dy] = [1, 2, 3].map(|seed| place.values(seed, &[n, width]));
                 let weight = place.values(4, &[width]);
@@ -406,7 +414,7 @@ mod gpu_tests {
 
     #[test]
     fn heads_agree_with_the_cpu() {
-        for (n, first, n_heads, head_dim) in [(1, 0, 1, 8), (9, 32, 3, 16), (700, 16, 2, 40)] {
+        for (n, first, n_heads, head_dim) in [(1, 0, 1, 8), (9, 32, 3, 16), (700, 16, 2, 40), (5, 3, 2, 10), (3, 8, 2, 136)] {
             let heads = Heads { row_width: first + n_heads * head_dim + 24, first, n_heads, head_dim };
             agree(&format!("{heads:?} of {n} rows"), |place: &Place| {
                 let [x, d] = [1, 2].map(|seed| place.values(seed, &[n, heads.row_width]));

@@ -1,13 +1,12 @@
 //! Rotary position embedding (arXiv 2104.09864) in the half-split layout of transformers: channels i and i + hd/2 of a head form a pair
 //! that turns by `position * inverse_frequency[i]`. Turning is orthogonal, so the backward turns the other way.
 
-use super::gpu::{self, Kernel};
+use super::gpu::{self, Kernel, OnDevice};
 use super::real::vectorized;
 use super::{Real, rows_per_task, update};
-use anyhow::{Context, Result};
+use anyhow::Result;
 use candle_core::Tensor;
 use rayon::prelude::*;
-use std::sync::OnceLock;
 
 /// cos and sin of every packed token's angles, `[N, hd/2]` each.
 #[derive(Debug, Clone)]
@@ -15,8 +14,8 @@ pub struct RopeTable<T = f32> {
     cos: Vec<T>,
     sin: Vec<T>,
     half: usize,
-    /// The same on the GPU, once it was needed there.
-    on_gpu: OnceLock<[Tensor; 2]>,
+    cos_on_gpu: OnDevice,
+    sin_on_gpu: OnDevice,
 }
 
 /// Which way to turn: with the positions in the forward, against them in the backward.
@@ -31,7 +30,7 @@ impl<T: Real> RopeTable<T> {
     pub fn new(inverse_frequencies: &[f32], positions: &[u32]) -> Self {
         let angles = positions.iter().flat_map(|&p| inverse_frequencies.iter().map(move |&f| f64::from(p as f32 * f)));
         let (cos, sin) = angles.map(|angle| (T::of(angle.cos()), T::of(angle.sin()))).unzip();
-        Self { cos, sin, half: inverse_frequencies.len(), on_gpu: OnceLock::new() }
+        Self { cos, sin, half: inverse_frequencies.len(), cos_on_gpu: OnDevice::default(), sin_on_gpu: OnDevice::default() }
     }
 
     /// Turns `n_heads` heads, from column `first` on, of rows `width` wide, in place.
@@ -58,15 +57,12 @@ impl RopeTable {
         if !gpu::has(rows) {
             return update(rows, |rows| self.turn(rows, width, 0, n_heads, turn));
         }
-        if self.on_gpu.get().is_none() {
-            // Whoever came first has the same values.
-            let _ = self.on_gpu.set([gpu::floats(&self.cos, rows)?, gpu::floats(&self.sin, rows)?]);
-        }
-        let [cos, sin] = self.on_gpu.get().context("the angles were just copied")?;
+        let cos = self.cos_on_gpu.or_upload(|| gpu::floats(&self.cos, rows))?;
+        let sin = self.sin_on_gpu.or_upload(|| gpu::floats(&self.sin, rows))?;
         let direction = if turn == Turn::Forward { 1.0 } else { -1.0 };
         let kernel = Kernel::new("rope", rows)?.values(rows)?.floats(cos)?.floats(sin)?.integer(width)?.integer(0)?;
         let kernel = kernel.integer(n_heads)?.integer(self.half)?.float(direction);
-        kernel.run([n_rows, 1, 1], gpu::threads_for(n_heads * self.half, 4, 256))
+        kernel.run([n_rows, 1, 1], gpu::threads_for(n_heads * self.half, 512))
     }
 }
 
@@ -123,10 +119,11 @@ mod gpu_tests {
 
     #[test]
     fn turns_as_the_cpu_does() {
-        for half in [1, 3, 64] {
-            agree(&format!("half {half}"), |place| {
-                let table = RopeTable::new(&vec![0.3; half], &[0, 5, 2, 900]);
-                let (rows, back) = (place.values(1, &[4, 6 * half + 5]), place.values(2, &[4, 6 * half + 5]));
+        for (half, n_beside) in [(1, 5), (3, 5), (12, 8), (64, 5), (64, 8)] {
+            agree(&format!("half {half}, {n_beside} columns beside"), |place| {
+                let frequencies: Vec<f32> = (0..half).map(|i| 0.3 / (1 + i) as f32).collect();
+                let (table, shape) = (RopeTable::new(&frequencies, &[0, 5, 2, 900]), [4, 6 * half + n_beside]);
+                let (rows, back) = (place.values(1, &shape), place.values(2, &shape));
                 table.turn_tensor(&rows, 3, Turn::Forward)?;
                 table.turn_tensor(&back, 2, Turn::Backward)?;
                 Ok(vec![rows, back])

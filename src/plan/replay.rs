@@ -2,10 +2,12 @@
 //!
 //! This file changes with those; its test runs both and compares.
 
+mod head;
+
+use super::StepMemory;
 use super::ledger::{Kind, Ledger, Piece};
 use super::low_rank::LowRankTerms;
-use super::work::{Gradient, Pass, logits_per_chunk, projections};
-use super::{COMPARED_LOGITS_PER_CHUNK, StepMemory};
+use super::work::{Gradient, Pass, projections};
 use crate::model::decoder::Keep;
 use crate::model::description::DecoderDescription;
 use crate::ops::attention::{KEYS, QUERIES};
@@ -97,7 +99,7 @@ impl<'a> Replay<'a> {
         }
         let kept_logits = if pass.gradient == Gradient::OfScores { memory.kept_logits } else { 0 };
         let kept = self.score(pass.n_scored, kept_logits);
-        let d_hidden = (has_backward || pass.n_compared > 0).then(|| self.ledger.take(Kind::Scratch, n * self.d.hidden_size));
+        let d_hidden = has_backward.then(|| self.ledger.take(Kind::Scratch, n * self.d.hidden_size));
         match pass.gradient {
             Gradient::OfScores => self.score_backward(pass.n_scored, kept),
             _ => self.ledger.give_back_all(kept),
@@ -272,50 +274,6 @@ impl<'a> Replay<'a> {
         }
     }
 
-    /// `Head::score`; the logits that it keeps.
-    fn score(&mut self, n_scored: usize, n_kept: usize) -> Vec<Piece> {
-        let d = self.d;
-        let rows = rows_per_chunk(n_scored, d.vocab_size, logits_per_chunk(self.low_rank.is_some()));
-        let mut kept: Vec<Piece> = Vec::new();
-        for first in (0..n_scored).step_by(rows) {
-            let (index, n_rows) = (first / rows, rows.min(n_scored - first));
-            let x = self.ledger.take(Kind::Scratch, n_rows * d.hidden_size);
-            let logits = self.ledger.take(Kind::Logits, n_rows * d.vocab_size);
-            self.ledger.give_back(x);
-            // Logits; of a frozen head the gradients of states in their place.
-            let width = if self.low_rank.is_some() { d.hidden_size } else { d.vocab_size };
-            let is_kept = index == kept.len() && (index + 1) * rows * width <= n_kept;
-            if is_kept && self.low_rank.is_none() {
-                kept.push(logits);
-                continue;
-            }
-            kept.extend(is_kept.then(|| self.ledger.take(Kind::Logits, n_rows * d.hidden_size)));
-            self.ledger.give_back(logits);
-        }
-        kept
-    }
-
-    /// `Head::backward`.
-    fn score_backward(&mut self, n_scored: usize, kept: Vec<Piece>) {
-        let d = self.d;
-        let rows = rows_per_chunk(n_scored, d.vocab_size, logits_per_chunk(self.low_rank.is_some()));
-        let mut kept = kept.into_iter();
-        for first in (0..n_scored).step_by(rows) {
-            let n_rows = rows.min(n_scored - first);
-            let kept = match (kept.next(), self.low_rank) {
-                (Some(state_gradients), Some(_)) => {
-                    self.ledger.give_back(state_gradients);
-                    continue;
-                }
-                (kept, _) => kept,
-            };
-            let x = self.ledger.take(Kind::Scratch, n_rows * d.hidden_size);
-            let logits = kept.unwrap_or_else(|| self.ledger.take(Kind::Logits, n_rows * d.vocab_size));
-            let dx = self.ledger.take(Kind::Scratch, n_rows * d.hidden_size);
-            self.ledger.give_back_all([dx, logits, x]);
-        }
-    }
-
     /// Values beside the pool at the fullest moment of a pass: what ops and products take from the system for the time of one call.
     pub fn n_unpooled(&self, pass: &Pass, n_threads: usize) -> usize {
         let d = self.d;
@@ -332,22 +290,6 @@ impl<'a> Replay<'a> {
         let head = if has_head_gradient { chunk.min(ROWS_PER_PACK) * d.vocab_size } else { 0 };
         let n_wide = if self.low_rank.is_some() { 1 } else { 2 };
         attention.max(head).max(pass.n_tokens.min(ROWS_PER_PACK) * n_wide * d.intermediate_size)
-    }
-
-    /// `kl::mean_divergence`: logits of both models and their gradient, a chunk at a time.
-    fn compare(&mut self, n_compared: usize, has_backward: bool) {
-        if n_compared == 0 {
-            return;
-        }
-        let d = self.d;
-        let n_rows = (COMPARED_LOGITS_PER_CHUNK / d.vocab_size).clamp(1, n_compared);
-        let both = [(); 2].map(|()| self.ledger.take(Kind::Logits, n_rows * d.vocab_size));
-        if has_backward {
-            let d_logits = self.ledger.take(Kind::Logits, n_rows * d.vocab_size);
-            let dx = self.ledger.take(Kind::Scratch, n_rows * d.hidden_size);
-            self.ledger.give_back_all([d_logits, dx]);
-        }
-        self.ledger.give_back_all(both);
     }
 }
 

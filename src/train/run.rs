@@ -169,7 +169,7 @@ impl Run {
         Ok(measured)
     }
 
-    /// One optimizer step over one batch. Loss or gradient that is not finite makes no update, but loader and schedule advance.
+    /// One optimizer step over one batch. Loss or gradient that is not finite makes no update (see [`update`]), but loader and schedule advance.
     fn step(&mut self, mut more: Map<String, Value>) -> Result<StepLine> {
         let _span = info_span!("step", step = self.state.step + 1).entered();
         let lr = self.schedule.lr(self.state.step);
@@ -197,7 +197,8 @@ impl Run {
             self.state.n_skipped_in_row += 1;
             self.state.n_skipped += 1;
             let bad = bad_rows(&rows, &outcome);
-            self.console.say(&format!("step {}: no update, loss or gradient is not finite; rows {}", self.state.step + 1, bad.join(", ")));
+            let left = if self.policy.shares_gradients() { "where gradients are not finite" } else { "loss or gradient is not finite" };
+            self.console.say(&format!("step {}: no update, {left}; rows {}", self.state.step + 1, bad.join(", ")));
             more.insert("skipped_rows".into(), bad.into());
         }
         let (seconds, phase_seconds) = (started.elapsed().as_secs_f64(), self.machine.phases.take());

@@ -69,9 +69,9 @@ fn steps_are_those_of_updates_at_the_end() {
             continue;
         }
         // A matrix that is head and embeddings has its gradient summed in another order: all of the head first.
-        numbers.into_iter().zip(in_backward).for_each(|(a, b)| assert_near(f64::from_bits(a), f64::from_bits(b), 1e-6));
+        numbers.into_iter().zip(in_backward).for_each(|(a, b)| assert_near(f64::from_bits(a), f64::from_bits(b), 1e-5));
         let difference = relative_difference(&weights_in_backward, &weights);
-        assert!(difference < 1e-5, "weights differ by {difference:.1e}");
+        assert!(difference < 1e-4, "weights differ by {difference:.1e}");
     }
 }
 

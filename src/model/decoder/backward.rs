@@ -94,7 +94,7 @@ impl Returning {
         Ok(Self { dx, ..self })
     }
 
-    /// [`Return::through`] the lowest block that is trained, where nothing below it is.
+    /// [`Returning::through`] the lowest block that is trained, where nothing below it is.
     fn end_in(mut self, decoder: &Decoder, layer: usize) -> Result<()> {
         let saved = self.next_block(decoder, layer)?;
         decoder.blocks[layer].backward_lowest(saved, self.dx, &self.input.layout())

@@ -27,7 +27,7 @@ use super::{Buffer, Scratch};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
 use std::marker::PhantomData;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// Whether a GPU, or who plays one, computes on this tensor.
 pub(crate) fn has(tensor: &Tensor) -> bool {
@@ -222,9 +222,12 @@ impl<'a> Kernel<'a> {
     }
 }
 
-/// Threads for a block that walks rows of `width` values, `per_thread` at a time: whole warps, `most` at most.
-pub(crate) fn threads_for(width: usize, per_thread: usize, most: usize) -> usize {
-    width.div_ceil(per_thread).next_multiple_of(32).clamp(32, most)
+/// Values that a thread takes of a row at a time: CHUNK of `gpu.cuh`.
+pub(crate) const CHUNK: usize = 8;
+
+/// Threads for a block that walks rows of `width` values, a chunk a thread at a time: whole warps, `most` at most.
+pub(crate) fn threads_for(width: usize, most: usize) -> usize {
+    width.div_ceil(CHUNK).next_multiple_of(32).clamp(32, most)
 }
 
 /// Where the values of a contiguous tensor, or band of one, begin on its device.
@@ -279,6 +282,23 @@ pub(crate) fn floats(values: &[f32], like: &Tensor) -> Result<Tensor> {
     Ok(Tensor::from_slice(values, values.len(), like.device())?)
 }
 
+/// What a table on the host is on the device, once it was needed there: all layers of a batch read the same copy.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct OnDevice(OnceLock<Tensor>);
+
+impl OnDevice {
+    /// The copy that is there, or the one that `upload` makes. It lies on the device of whoever came first.
+    pub fn or_upload(&self, upload: impl FnOnce() -> Result<Tensor>) -> Result<&Tensor> {
+        match self.0.get() {
+            Some(copy) => Ok(copy),
+            None => {
+                let copy = upload()?;
+                Ok(self.0.get_or_init(|| copy))
+            }
+        }
+    }
+}
+
 /// Sets all values to zero.
 pub(crate) fn clear(tensor: &Tensor) -> Result<()> {
     let n_values = tensor.elem_count();
@@ -297,7 +317,7 @@ fn packs(n_values: usize, like: &Tensor) -> [usize; 3] {
 }
 
 /// Values in 16 bytes.
-pub(crate) fn per_pack(like: &Tensor) -> usize {
+fn per_pack(like: &Tensor) -> usize {
     16 / like.dtype().size_in_bytes()
 }
 
@@ -305,5 +325,35 @@ pub(crate) fn per_pack(like: &Tensor) -> usize {
 pub(crate) fn add_partial_sums(sum: &Tensor, partial: &Tensor) -> Result<()> {
     let (n_partial, width) = partial.dims2()?;
     let kernel = Kernel::new("add_partial_sums", sum)?.floats(sum)?.floats(partial)?.integer(n_partial)?.integer(width)?;
-    kernel.run([width.div_ceil(128), 1, 1], 128)
+    kernel.run([width.div_ceil(32), 1, 1], 32 * n_partial.clamp(1, 32))
+}
+
+#[cfg(all(test, any(feature = "cuda", feature = "emulator")))]
+mod tests {
+    use super::*;
+    use crate::ops::gpu::twin::agree;
+    use crate::ops::{clear, linear};
+
+    /// A band need not begin, nor end, where a pack of 16 bytes does.
+    #[test]
+    fn fills_and_sums_of_bands_agree_with_the_cpu() {
+        for (start, n_values) in [(0, 2048), (0, 5), (3, 1001), (8, 2049)] {
+            agree(&format!("{n_values} values from {start}"), |place| {
+                let [cleared, sum] = [1, 2].map(|seed| place.values(seed, &[3000]));
+                clear(&cleared.narrow(0, start, n_values)?)?;
+                linear::accumulate(&sum.narrow(0, start, n_values)?, &place.values(3, &[n_values]))?;
+                Ok(vec![cleared, sum])
+            });
+        }
+    }
+
+    #[test]
+    fn a_table_is_uploaded_once() -> Result<()> {
+        let (table, like) = (OnDevice::default(), Tensor::zeros(1, DType::F32, &Device::Cpu)?);
+        assert!(table.or_upload(|| bail!("no memory")).is_err());
+        let first = table.or_upload(|| indices(vec![7], &like))?.to_vec1::<u32>()?;
+        let again = table.or_upload(|| bail!("uploaded twice"))?.to_vec1::<u32>()?;
+        assert_eq!((first, again), (vec![7], vec![7]));
+        Ok(())
+    }
 }

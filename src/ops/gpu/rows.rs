@@ -1,6 +1,6 @@
 //! Rows that are gathered, and rows that are added where they came from.
 
-use super::{Kernel, empty_like, indices, threads_for};
+use super::{CHUNK, Kernel, empty_like, indices, threads_for};
 use crate::ops::Buffer;
 use anyhow::{Result, ensure};
 use candle_core::{DType, Tensor};
@@ -13,7 +13,7 @@ pub(crate) fn gather(source: &Tensor, index: Vec<u32>, scale: f32) -> Result<Buf
     let out = empty_like(&[n_rows, width], source)?;
     let index = indices(index, source)?;
     let kernel = Kernel::new("gather_rows", source)?.values(source)?.indices(&index)?.values(&out)?.integer(width)?.float(scale.into());
-    kernel.run([n_rows, 1, 1], threads_for(width, 4, 256))?;
+    kernel.run([n_rows, 1, 1], threads_for(width, 512))?;
     Ok(out)
 }
 
@@ -43,7 +43,7 @@ pub(crate) fn scatter_add_scaled(rows: &Tensor, factors: Option<&Tensor>, into: 
     let (places, starts, order) = (places?, starts?, order?);
     let kernel = Kernel::new(name, rows)?.values(rows)?.maybe_floats(factors)?.indices(&places)?.indices(&starts)?.indices(&order)?;
     let kernel = if sums.dtype() == rows.dtype() { kernel.values(sums)? } else { kernel.floats(sums)? };
-    kernel.integer(width)?.float(scale.into()).run([n_places, 1, 1], threads_for(width, 4, 256))
+    kernel.integer(width)?.float(scale.into()).run([n_places, 1, 1], threads_for(width, 512))
 }
 
 /// Adds the sums of the columns of `rows [N, W]` to `sums [W]`, f32.
@@ -53,6 +53,7 @@ pub(crate) fn add_column_sums(rows: &Tensor, sums: &Tensor) -> Result<()> {
     let n_partial = n_rows.div_ceil(ROWS_PER_BLOCK);
     let partial = super::empty(&[n_partial, width], DType::F32, rows.device())?;
     let kernel = Kernel::new("sum_columns", rows)?.values(rows)?.floats(&partial)?;
-    kernel.integer(n_rows)?.integer(width)?.integer(ROWS_PER_BLOCK)?.run([width.div_ceil(128), n_partial, 1], 128)?;
+    let threads = threads_for(width, 128);
+    kernel.integer(n_rows)?.integer(width)?.integer(ROWS_PER_BLOCK)?.run([width.div_ceil(CHUNK * threads), n_partial, 1], threads)?;
     super::add_partial_sums(sums, &partial)
 }

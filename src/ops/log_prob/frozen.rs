@@ -1,7 +1,9 @@
 //! The head where its weight is frozen: a log-probability's gradient by its hidden state is known, but for the loss's factor, as soon as the token is
 //! scored. It is made then and the logits are gone, D values a token in the place of V: 4 FLOPs per weight and token, and never a second time.
 
-use super::{FROZEN_LOGITS_PER_CHUNK, Head, Kept, ScoredTargets, TokenTarget, check, log_prob_backward, rows_per_chunk};
+use super::{
+    FROZEN_LOGITS_PER_CHUNK, GPU_LOGITS_PER_CHUNK, Head, Kept, ScoredTargets, TokenTarget, check, log_prob_backward, rows_per_chunk,
+};
 use crate::ops::real::vectorized;
 use crate::ops::{Scratch, gpu, read, update};
 use anyhow::{Result, bail};
@@ -12,7 +14,7 @@ impl Head {
     /// [`Head::score`], to be followed by [`Head::backward_frozen`]. Keeps at most `n_kept` values for it.
     pub fn score_frozen(&self, hidden: &Tensor, weight: &Tensor, targets: &[TokenTarget], n_kept: usize) -> Result<ScoredTargets> {
         if gpu::has(hidden) {
-            return self.score_on_gpu(hidden, weight, targets, n_kept, true);
+            return self.score_in_chunks_on_gpu(hidden, weight, targets, n_kept, true, GPU_LOGITS_PER_CHUNK);
         }
         self.score_frozen_in_chunks(hidden, weight, targets, n_kept, FROZEN_LOGITS_PER_CHUNK)
     }

@@ -1,6 +1,6 @@
 //! The head on the GPU: a chunk's raw logits in f32, one kernel for what they say, one for their gradient in the type of the activations.
 
-use super::{GPU_LOGITS_PER_CHUNK, Head, Kept, ScoredTargets, TokenTarget, check, rows_per_chunk};
+use super::{Head, Kept, ScoredTargets, TokenTarget, check, rows_per_chunk};
 use crate::ops::gemm::Write;
 use crate::ops::gpu::{self, Kernel, Operand, empty, empty_like, floats, indices, rows};
 use crate::ops::{Buffer, Scratch, on_device_of, read};
@@ -21,17 +21,6 @@ pub(super) struct KeptOnGpu {
 
 impl Head {
     /// `Head::score` or, with `is_frozen`, `Head::score_frozen`.
-    pub(super) fn score_on_gpu(
-        &self,
-        hidden: &Tensor,
-        weight: &Tensor,
-        targets: &[TokenTarget],
-        n_kept: usize,
-        is_frozen: bool,
-    ) -> Result<ScoredTargets> {
-        self.score_in_chunks_on_gpu(hidden, weight, targets, n_kept, is_frozen, GPU_LOGITS_PER_CHUNK)
-    }
-
     pub(super) fn score_in_chunks_on_gpu(
         &self,
         hidden: &Tensor,
@@ -189,20 +178,22 @@ mod tests {
 
     #[test]
     fn agrees_with_the_cpu_however_much_is_kept() {
-        let (n, d, v) = (45, 24, 515);
-        // A row twice, as where two answers begin behind one prompt.
-        let targets: Vec<_> = (0..2 * n as u32).map(|i| TokenTarget { row: i / 2, token: (7 * i) % v as u32 }).collect();
-        let gradients: Vec<f32> = (0..2 * n).map(|i| (i as f32 * 0.37).sin()).collect();
-        for (soft_cap, n_kept, is_frozen) in [
-            (None, 0, false),
-            (Some(4.0), 0, false),
-            (None, 36 * v, false),
-            (None, 1 << 20, false),
-            (Some(4.0), 36 * d, true),
-            (None, 0, true),
+        let d = 24;
+        for (n, v, soft_cap, n_kept, is_frozen) in [
+            (45, 515, None, 0, false),
+            (45, 515, Some(4.0), 0, false),
+            (45, 520, None, 36 * 520, false),
+            (45, 515, None, 1 << 20, false),
+            (45, 520, Some(4.0), 36 * d, true),
+            (45, 515, None, 0, true),
+            // More than a block's threads take at a time.
+            (3, 4200, Some(4.0), 0, false),
         ] {
+            // A row twice, as where two answers begin behind one prompt.
+            let targets: Vec<_> = (0..2 * n as u32).map(|i| TokenTarget { row: i / 2, token: (7 * i) % v as u32 }).collect();
+            let gradients: Vec<f32> = (0..2 * n).map(|i| (i as f32 * 0.37).sin()).collect();
             let head = Head { soft_cap, compute: ComputeDtype::F32 };
-            agree(&format!("cap {soft_cap:?}, {n_kept} kept, frozen {is_frozen}"), |place| {
+            agree(&format!("{v} tokens, cap {soft_cap:?}, {n_kept} kept, frozen {is_frozen}"), |place| {
                 let (hidden, weight) = (place.values(1, &[n, d]), place.values(2, &[v, d]));
                 let scored = match (has(&hidden), is_frozen) {
                     (true, _) => head.score_in_chunks_on_gpu(&hidden, &weight, &targets, n_kept, is_frozen, 20 * v)?,
@@ -217,6 +208,21 @@ mod tests {
                 }
                 Ok(vec![log_probs, d_hidden, d_weight])
             });
+        }
+    }
+
+    #[cfg(feature = "emulator")]
+    #[test]
+    fn what_is_not_a_number_shows() {
+        use crate::ops::gpu::on_emulated_gpu;
+        use crate::ops::tensor;
+        let head = Head { soft_cap: None, compute: ComputeDtype::F32 };
+        for (v, wrong) in [(520, 0), (515, 514)] {
+            let weight = tensor((0..v).map(|token| if token == wrong { f32::NAN } else { 1.0 }).collect(), &[v, 1]).unwrap();
+            let hidden = tensor(vec![1.0], &[1, 1]).unwrap();
+            let target = [TokenTarget { row: 0, token: 3 }];
+            let scored = on_emulated_gpu(|| head.score(&hidden, &weight, &target, 0)).unwrap();
+            assert!(scored.log_probs[0].is_nan(), "{v} tokens");
         }
     }
 }

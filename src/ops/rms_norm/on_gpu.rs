@@ -20,7 +20,7 @@ impl RmsNorm<'_> {
         let (n_rows, width) = sum.dims2()?;
         let (y, r) = (empty_like(&[n_rows, width], sum)?, empty(&[n_rows, 1], DType::F32, sum.device())?);
         let kernel = Kernel::new("rms_norm_forward", sum)?.values(sum)?.maybe_values(x)?.values(self.weight)?.values(&y)?.floats(&r)?;
-        kernel.integer(width)?.float(self.eps).flag(self.is_one_plus()).run([n_rows, 1, 1], threads_for(width, 8, 512))?;
+        kernel.integer(width)?.float(self.eps).flag(self.is_one_plus()).run([n_rows, 1, 1], threads_for(width, 1024))?;
         Ok((y, r))
     }
 
@@ -28,7 +28,7 @@ impl RmsNorm<'_> {
         let (n_rows, width) = x.dims2()?;
         let y = empty_like(&[n_rows, width], x)?;
         let kernel = Kernel::new("rms_norm_recompute", x)?.values(x)?.values(self.weight)?.floats(r)?.values(&y)?;
-        kernel.integer(width)?.flag(self.is_one_plus()).run([n_rows, 1, 1], threads_for(width, 8, 512))?;
+        kernel.integer(width)?.flag(self.is_one_plus()).run([n_rows, 1, 1], threads_for(width, 1024))?;
         Ok(y)
     }
 
@@ -48,7 +48,7 @@ impl RmsNorm<'_> {
         let kernel = Kernel::new("rms_norm_backward", x)?.values(x)?.values(self.weight)?.floats(r)?.values(dy)?.maybe_values(past)?;
         let kernel = kernel.values(&dx)?.maybe_floats(partial.as_deref())?.integer(n_rows)?.integer(width)?.integer(rows_per_block)?;
         let shared = if partial.is_some() { width * size_of::<f32>() } else { 0 };
-        kernel.flag(self.is_one_plus()).shared(shared).run([n_blocks, 1, 1], threads_for(width, 8, 512))?;
+        kernel.flag(self.is_one_plus()).shared(shared).run([n_blocks, 1, 1], threads_for(width, 512))?;
         if let Some((gradient, partial)) = weight_gradient.zip(partial) {
             add_partial_sums(gradient, &partial)?;
         }

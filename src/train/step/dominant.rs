@@ -2,13 +2,14 @@
 
 use super::{DominantPasses, Gradients, Side, Step, StepSettings, ids, kl, n_answer_tokens, n_tokens_unshared};
 use crate::config::RetentionKind;
-use crate::data::batch::{PackedBatch, PairSpans, SequenceSpan};
+use crate::data::batch::{PackedBatch, PairSpans};
 use crate::data::encode::{EncodedPreference, EncodedRow};
 use crate::model::decoder::Forward;
 use crate::model::description::DecoderDescription;
 use crate::objective::{PairScores, retention};
-use crate::ops::{self, Buffer};
+use crate::ops::{self, Buffer, pool};
 use crate::plan::work::{Gradient, Pass};
+use crate::reference::FrozenScores;
 use crate::scoring::{KeptStates, ScoredSequence, pair_scores, response_targets};
 use anyhow::{Context, Result, ensure};
 use std::collections::HashMap;
@@ -113,76 +114,74 @@ impl Step<'_> {
         if self.settings.has_retention() {
             let (values, d_hidden_ND) = self.retention(groups, &spans, &forward)?;
             outcomes.iter_mut().zip(values).for_each(|(outcome, value)| outcome.retention = Some(value));
-            if pass.gradient != Gradient::None {
+            if let Some(d_hidden_ND) = d_hidden_ND {
                 self.backward.of(self.policy, forward, d_hidden_ND)?;
             }
         }
         Ok((outcomes, pass))
     }
 
-    /// Unweighted retention of both sequences of each group, and d loss / d hidden states. For `kl` this also adds to the head's gradient.
-    fn retention(&self, groups: &[DominantGroup], spans: &[PairSpans], forward: &Forward) -> Result<(Vec<[f64; 2]>, Buffer)> {
+    /// Unweighted retention of both sequences of each group, and d loss / d hidden states where it is wanted. For `kl` this also adds to the head's
+    /// gradient.
+    fn retention(&self, groups: &[DominantGroup], spans: &[PairSpans], forward: &Forward) -> Result<(Vec<[f64; 2]>, Option<Buffer>)> {
         let reference = self.reference.dominant().context("the retention term")?;
         let (hidden_size, frozen_size) = (self.policy.description().hidden_size, reference.hidden_size());
         ensure!(
             hidden_size == frozen_size,
             "retention compares hidden states, and the policy's have {hidden_size} values, the reference's {frozen_size}"
         );
+        let kept = KeptStates::of(&self.settings.retention);
         let rows_of = |group: &DominantGroup, spans: &PairSpans| {
             let n_end_tokens = [group.pair.chosen.n_end_tokens, group.pair.rejected.n_end_tokens];
-            std::array::from_fn(|sequence| self.retained_rows(spans.both()[sequence], n_end_tokens[sequence]))
+            std::array::from_fn(|sequence| kept.rows(spans.both()[sequence], n_end_tokens[sequence]))
         };
-        let rows: Vec<[Vec<usize>; 2]> = groups.iter().zip(spans).map(|(group, spans)| rows_of(group, spans)).collect();
-        let all_rows: Vec<usize> = rows.iter().flatten().flatten().copied().collect();
-        let states = ops::read_rows(&forward.hidden_ND, &all_rows)?;
+        let rows: Vec<[Vec<Vec<usize>>; 2]> = groups.iter().zip(spans).map(|(group, spans)| rows_of(group, spans)).collect();
+        let all_rows = rows.as_flattened().concat();
+        let states = pool::forward(&forward.hidden_ND, &all_rows)?;
         let mut rest = states.as_slice();
         let mut d_states = Vec::with_capacity(states.len());
         let mut values = Vec::with_capacity(groups.len());
         for (group, rows) in groups.iter().zip(&rows) {
             let scale = self.settings.retention.weight * retention::sequence_weight(group.rows.len(), self.totals.n_rows);
+            let scale = self.backward.gradients.of_retention().then_some(scale);
             let mut value = [0.0; 2];
             let frozen = info_span!("reference").in_scope(|| reference.pair(group.pair))?;
             for (sequence, frozen) in frozen.into_iter().enumerate() {
-                let states_MD = rest.split_off(..rows[sequence].len() * hidden_size).context("states of every sequence were read")?;
-                let d_states_MD;
-                (value[sequence], d_states_MD) = match self.settings.retention.kind {
-                    RetentionKind::None => (0.0, vec![0.0; states_MD.len()]),
-                    RetentionKind::Hidden => self.hidden_retention(states_MD, frozen, scale),
-                    RetentionKind::Kl => {
-                        let _span = info_span!("head").entered();
-                        let scale = self.backward.gradients.of_retention().then_some(scale);
-                        kl::mean_divergence(self.policy, reference.head()?, states_MD, &frozen.states, scale)?
-                    }
-                };
-                d_states.extend(d_states_MD);
+                let states = rest.split_off(..rows[sequence].len() * hidden_size).context("states of every sequence were pooled")?;
+                let d_states_of;
+                (value[sequence], d_states_of) = self.sequence_retention(states, frozen, reference, scale)?;
+                d_states.extend(d_states_of);
             }
             values.push(value);
         }
+        if !self.backward.gradients.of_retention() {
+            return Ok((values, None));
+        }
         let d_hidden_ND = ops::zeros_like(&forward.hidden_ND)?;
-        // An evaluation of `kl` has no gradient.
-        if !d_states.is_empty() {
-            ops::add_to_rows(&d_hidden_ND, &all_rows, &d_states)?;
-        }
-        Ok((values, d_hidden_ND))
+        pool::backward(&d_states, &all_rows, &d_hidden_ND)?;
+        Ok((values, Some(d_hidden_ND)))
     }
 
-    /// The rows whose states the retention of one sequence looks at.
-    fn retained_rows(&self, span: &SequenceSpan, n_end_tokens: usize) -> Vec<usize> {
-        match self.settings.retention.kind {
-            RetentionKind::None => Vec::new(),
-            RetentionKind::Hidden => span.pooled_rows(self.settings.retention.pooling, n_end_tokens),
-            RetentionKind::Kl => span.predicting_rows().collect(),
-        }
-    }
-
-    /// Of one sequence: the distance, and its gradient by the states `[M, D]` that are pooled, times `scale`.
-    fn hidden_retention(&self, states_MD: &[f32], frozen: &ScoredSequence, scale: f64) -> (f64, Vec<f32>) {
-        let (reduction, hidden_size) = (self.settings.retention.reduction, self.policy.description().hidden_size);
-        let rows: Vec<usize> = (0..states_MD.len() / hidden_size).collect();
-        let state_D = retention::pool(states_MD, hidden_size, &rows);
-        let d_state_D = retention::distance_backward(&state_D, &frozen.states, reduction, scale);
-        let mut d_states_MD = vec![0.0; states_MD.len()];
-        retention::pool_backward(&d_state_D, &rows, &mut d_states_MD);
-        (retention::distance(&state_D, &frozen.states, reduction), d_states_MD)
+    /// Of one sequence: the divergence of its kept states from the frozen ones and, with a `scale`, d loss / d states.
+    fn sequence_retention(
+        &self,
+        states: &[f32],
+        frozen: &ScoredSequence,
+        reference: &FrozenScores,
+        scale: Option<f64>,
+    ) -> Result<(f64, Vec<f64>)> {
+        let reduction = self.settings.retention.reduction;
+        Ok(match self.settings.retention.kind {
+            RetentionKind::None => (0.0, Vec::new()),
+            RetentionKind::Hidden => {
+                let d_states = scale.map(|scale| retention::distance_backward(states, &frozen.states, reduction, scale));
+                (retention::distance(states, &frozen.states, reduction), d_states.unwrap_or_default())
+            }
+            RetentionKind::Kl => {
+                let _span = info_span!("head").entered();
+                let (value, d_states) = kl::mean_divergence(self.policy, reference.head()?, states, &frozen.states, scale)?;
+                (value, d_states.into_iter().map(f64::from).collect())
+            }
+        })
     }
 }

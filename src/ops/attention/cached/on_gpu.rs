@@ -44,7 +44,7 @@ pub(super) fn forward_next(qkv: &Tensor, kept: Vec<&mut Option<Rows>>, attention
     let out = empty_like(&[n_sequences, n_heads * attention.head_dim], qkv)?;
     let table = indices(table, qkv)?;
     // A thread for each column.
-    let threads = threads_for(attention.head_dim, 1, 1024).max(128);
+    let threads = attention.head_dim.next_multiple_of(32).clamp(128, 1024);
     ensure!(attention.head_dim <= threads, "no kernel for heads of {} values", attention.head_dim);
     let kernel = Kernel::new("attention_next", qkv)?.values(qkv)?.values(&out)?.indices(&table)?;
     let shared = (HEADS_PER_BLOCK * (attention.head_dim + threads) + 32) * size_of::<f32>();
@@ -75,5 +75,5 @@ fn with_room<'a>(like: &Tensor, n_more: usize, attention: &Attention, kept: &'a 
 fn copy(from: &Tensor, first: usize, to: &Tensor) -> Result<()> {
     let ((n_rows, from_width), width) = (from.dims2()?, to.dim(1)?);
     let kernel = Kernel::new("copy_columns", to)?.values(from)?.values(to)?.integer(first)?.integer(from_width)?.integer(width)?;
-    kernel.run([n_rows, 1, 1], threads_for(width, 4, 256))
+    kernel.run([n_rows, 1, 1], threads_for(width, 512))
 }

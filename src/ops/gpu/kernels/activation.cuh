@@ -10,65 +10,48 @@ DEVICE Activated activate(int kind, float x) {
   }
   if (kind == 1) {  // x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))
     const float c = 0.7978845608028654f, k = 0.044715f;
-    float t = tanhf(c * (x + k * x * x * x));
+    float t = tanh_of(c * (x + k * x * x * x));
     return {0.5f * x * (1.0f + t), 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * c * (1.0f + 3.0f * k * x * x)};
   }
   float phi = 0.5f * (1.0f + erff(x * 0.7071067811865476f));  // x Phi(x)
   return {x * phi, phi + x * 0.3989422804014327f * expf(-0.5f * x * x)};
 }
 
-// Blocks: x over packs of a row, y and z over rows (row = z * gridDim.y + y). `width` is F.
+// Blocks: x over a row, y and z over rows (row = z * gridDim.y + y). `width` is F.
 template <class T> DEVICE void activation_forward(const T* gate_up, T* y, int n_rows, int width, int kind) {
-  constexpr int SIZE = Pack<T>::SIZE;
-  int row = blockIdx.z * gridDim.y + blockIdx.y, i = (blockIdx.x * blockDim.x + threadIdx.x) * SIZE;
-  if (row >= n_rows || i >= width) return;
-  const T* gate = gate_up + uint64_t(row) * 2 * width + i;
-  T* out = y + uint64_t(row) * width + i;
-  if (width % SIZE == 0) {
-    Pack<T> g = *(const Pack<T>*)gate, u = *(const Pack<T>*)(gate + width), o;
-    for (int k = 0; k < SIZE; k++) o.values[k] = from_float<T>(activate(kind, to_float(g.values[k])).value * to_float(u.values[k]));
-    *(Pack<T>*)out = o;
-  } else {
-    for (int k = 0; k < SIZE && i + k < width; k++) out[k] = from_float<T>(activate(kind, to_float(gate[k])).value * to_float(gate[width + k]));
-  }
+  int row = blockIdx.z * gridDim.y + blockIdx.y;
+  if (row >= n_rows) return;
+  const T* gates = gate_up + uint64_t(row) * 2 * width;
+  with_chunk(in_packs(width, gate_up, y), blockIdx.x * blockDim.x + threadIdx.x, width, [&](auto at) {
+    ROLLED for (; at.first < width; at.first += gridDim.x * blockDim.x * at.SIZE) {
+      auto gate = load(gates, at), up = load(gates + width, at);
+      UNROLL for (int k = 0; k < at.SIZE; k++)
+        up.values[k] = from_float<T>(activate(kind, to_float(gate.values[k])).value * to_float(up.values[k]));
+      store(y + uint64_t(row) * width, at, up);
+    }
+  });
 }
 
 template <class T> DEVICE void activation_backward(const T* gate_up, const T* dy, T* y, T* d_gate_up, int n_rows, int width, int kind) {
-  constexpr int SIZE = Pack<T>::SIZE;
-  int row = blockIdx.z * gridDim.y + blockIdx.y, i = (blockIdx.x * blockDim.x + threadIdx.x) * SIZE;
-  if (row >= n_rows || i >= width) return;
-  uint64_t at = uint64_t(row) * width + i, at_pair = uint64_t(row) * 2 * width + i;
-  Pack<T> g, u, d, out, d_gate, d_up;
-  bool whole = width % SIZE == 0;
-  if (whole) {
-    g = *(const Pack<T>*)(gate_up + at_pair);
-    u = *(const Pack<T>*)(gate_up + at_pair + width);
-    d = *(const Pack<T>*)(dy + at);
-  } else {
-    for (int k = 0; k < SIZE && i + k < width; k++) {
-      g.values[k] = gate_up[at_pair + k];
-      u.values[k] = gate_up[at_pair + width + k];
-      d.values[k] = dy[at + k];
+  int row = blockIdx.z * gridDim.y + blockIdx.y;
+  if (row >= n_rows) return;
+  const T* gates = gate_up + uint64_t(row) * 2 * width;
+  T* d_gates = d_gate_up + uint64_t(row) * 2 * width;
+  with_chunk(in_packs(width, gate_up, dy, y, d_gate_up), blockIdx.x * blockDim.x + threadIdx.x, width, [&](auto at) {
+    ROLLED for (; at.first < width; at.first += gridDim.x * blockDim.x * at.SIZE) {
+      auto gate = load(gates, at), up = load(gates + width, at), out = load(dy + uint64_t(row) * width, at);
+      UNROLL for (int k = 0; k < at.SIZE; k++) {
+        Activated a = activate(kind, to_float(gate.values[k]));
+        float u = to_float(up.values[k]), slope = to_float(out.values[k]);
+        out.values[k] = from_float<T>(a.value * u);
+        gate.values[k] = from_float<T>(slope * u * a.slope);
+        up.values[k] = from_float<T>(slope * a.value);
+      }
+      store(y + uint64_t(row) * width, at, out);
+      store(d_gates, at, gate);
+      store(d_gates + width, at, up);
     }
-  }
-  for (int k = 0; k < SIZE && i + k < width; k++) {
-    float gate = to_float(g.values[k]), up = to_float(u.values[k]), slope = to_float(d.values[k]);
-    Activated a = activate(kind, gate);
-    out.values[k] = from_float<T>(a.value * up);
-    d_gate.values[k] = from_float<T>(slope * up * a.slope);
-    d_up.values[k] = from_float<T>(slope * a.value);
-  }
-  if (whole) {
-    *(Pack<T>*)(y + at) = out;
-    *(Pack<T>*)(d_gate_up + at_pair) = d_gate;
-    *(Pack<T>*)(d_gate_up + at_pair + width) = d_up;
-  } else {
-    for (int k = 0; k < SIZE && i + k < width; k++) {
-      y[at + k] = out.values[k];
-      d_gate_up[at_pair + k] = d_gate.values[k];
-      d_gate_up[at_pair + width + k] = d_up.values[k];
-    }
-  }
+  });
 }
 
 KERNEL(activation_forward_f32, const float* gate_up, float* y, int n_rows, int width, int kind) { activation_forward(gate_up, y, n_rows, width, kind); }

@@ -127,16 +127,6 @@ DEVICE void adamw(const uint64_t* table, const uint32_t* first_blocks, int n_par
 KERNEL(adamw_f32, ADAMW_PARAMETERS) { adamw<float>(ADAMW_ARGUMENTS); }
 KERNEL(adamw_bf16, ADAMW_PARAMETERS) { adamw<bf16>(ADAMW_ARGUMENTS); }
 
-DEVICE double sum_block_of_doubles(double value, double* scratch) {
-  int warp = threadIdx.x / 32, lane = threadIdx.x % 32, n_warps = blockDim.x / 32;
-  for (int mask = 16; mask > 0; mask /= 2) value += shuffle_xor(value, mask);
-  if (lane == 0) scratch[warp] = value;
-  sync_block();
-  value = lane < n_warps ? scratch[lane] : 0.0;
-  for (int mask = 16; mask > 0; mask /= 2) value += shuffle_xor(value, mask);
-  return value;
-}
-
 // The sum of squares of a block's values of one gradient. The table has two columns: address and how many values.
 KERNEL(sum_of_squares_f32, const uint64_t* table, const uint32_t* first_blocks, int n_gradients, int values_per_block, double* sums) {
   SHARED(double, scratch, 32);
@@ -145,7 +135,7 @@ KERNEL(sum_of_squares_f32, const uint64_t* table, const uint32_t* first_blocks, 
   uint64_t n_values = table[2 * index + 1], first = uint64_t(blockIdx.x - first_blocks[index]) * values_per_block;
   double sum = 0;
   for (uint64_t i = first + threadIdx.x; i < first + values_per_block && i < n_values; i += blockDim.x) sum += double(gradient[i]) * double(gradient[i]);
-  sum = sum_block_of_doubles(sum, scratch);
+  sum = sum_block(sum, scratch);
   if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
 
@@ -154,6 +144,6 @@ KERNEL(sum_of_sums_f32, const double* sums, int n_sums, double* total) {
   SHARED(double, scratch, 32);
   double sum = 0;
   for (int i = threadIdx.x; i < n_sums; i += blockDim.x) sum += sums[i];
-  sum = sum_block_of_doubles(sum, scratch);
+  sum = sum_block(sum, scratch);
   if (threadIdx.x == 0) total[0] = sum;
 }

@@ -49,11 +49,6 @@ DEVICE bool sees_all(const Rows& queries, const Rows& keys, int window) {
   return keys.position + keys.n_rows - 1 <= queries.position && queries.position + queries.n_rows - 1 - keys.position < window;
 }
 
-constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.6931471805599453f;
-
-// 1 - 2 / (e^2x + 1): exact to rounding beside 1, as a cap needs it.
-DEVICE float tanh_of(float x) { return 1.0f - 2.0f / (power_of_two(2.0f * LOG2_E * x) + 1.0f); }
-
 // Probabilities are powers of two of `exponent_factor` times what `score` makes of a product q k.
 DEVICE float exponent_factor(const Attention& a) { return (a.cap > 0 ? a.cap : a.scale) * LOG2_E; }
 template <int N> DEVICE void cap_scores(float (&products)[N][4], const Attention& a) {
@@ -82,6 +77,28 @@ template <int HD, int ROWS> DEVICE void stage(bf16* tile, const bf16* rows, uint
     copy_async<16>(to + row * stride_of(HD), there ? from : rows, there);
     from += STEP * stride;
   }
+}
+
+// Does `work` with each piece, at the stage where `start` has copied it, while the next one is copied to the other of two stages of SIZE values.
+// `meanwhile` is done while the first is copied. In the end nobody reads the stages any more.
+template <int ROWS, int SIZE, class Start, class Meanwhile, class Work>
+DEVICE void for_each_piece(Pieces left, bf16* stages, Start start, Meanwhile meanwhile, Work work) {
+  Rows piece, next;
+  bool more = next_piece(left, ROWS, piece);
+  if (more) start(piece, stages);
+  commit_copies();
+  meanwhile();
+  for (int now = 0; more; now ^= 1) {
+    wait_for_copies<0>();
+    sync_block();  // The piece is there for all, and nobody reads the one before any more.
+    more = next_piece(left, ROWS, next);
+    if (more) start(next, stages + (now ^ 1) * SIZE);
+    commit_copies();
+    work(piece, stages + now * SIZE);
+    piece = next;
+  }
+  wait_for_copies<0>();
+  sync_block();
 }
 
 // Registers of a factor of 16 x 16, and of one of 16 x 16 that is two of 16 x 8 side by side.

@@ -15,7 +15,12 @@ template <class T> DEVICE void attention_facts(const T* out, const T* d_out, con
   if (unit >= n_units) return;
   const T *o = out + uint64_t(unit) * head_dim, *d = d_out + uint64_t(unit) * head_dim;
   float delta = 0;
-  for (int i = lane; i < head_dim; i += 32) delta += to_float(o[i]) * to_float(d[i]);
+  with_chunk<HEAD_CHUNK>(in_packs(head_dim, out, d_out), lane, head_dim, [&](auto at) {
+    for (; at.first < head_dim; at.first += 32 * at.SIZE) {
+      auto values = load(o, at), slopes = load(d, at);
+      UNROLL for (int k = 0; k < at.SIZE; k++) delta += to_float(values.values[k]) * to_float(slopes.values[k]);
+    }
+  });
   delta = sum_warp(delta);
   if (lane == 0) facts[unit] = {lse[unit] == -INFINITY ? 0.0f : lse[unit] * LOG2_E, delta};
 }
@@ -53,38 +58,25 @@ DEVICE void attention_backward_queries(const bf16* qkv, const bf16* d_out, const
 
   stage<HD, TILE_ROWS>(query_tile, qkv + tile.row * width + head * a.head_dim, width, tile.n_rows, a.head_dim);
   stage<HD, TILE_ROWS>(d_out_tile, d_out + tile.row * out_width + head * a.head_dim, out_width, tile.n_rows, a.head_dim);
-  Rows piece;
-  bool more = next_piece(left, PIECE_ROWS, piece);
-  if (more) {
-    stage<HD, PIECE_ROWS>(stages, keys + piece.row * width, width, piece.n_rows, a.head_dim);
-    stage<HD, PIECE_ROWS>(stages + PIECE_ROWS * STRIDE, values + piece.row * width, width, piece.n_rows, a.head_dim);
-  }
-  commit_copies();
-
   QueryFacts query[2];
-  UNROLL for (int half = 0; half < 2; half++) {
-    int row = warp * 16 + lane / 4 + half * 8;
-    query[half] = row < tile.n_rows ? facts[uint64_t(tile.row + row) * a.n_heads + head] : QueryFacts{0, 0};
-  }
+  auto load_facts = [&] {
+    UNROLL for (int half = 0; half < 2; half++) {
+      int row = warp * 16 + lane / 4 + half * 8;
+      query[half] = row < tile.n_rows ? facts[uint64_t(tile.row + row) * a.n_heads + head] : QueryFacts{0, 0};
+    }
+  };
+  auto start = [&](const Rows& piece, bf16* to) {
+    stage<HD, PIECE_ROWS>(to, keys + piece.row * width, width, piece.n_rows, a.head_dim);
+    stage<HD, PIECE_ROWS>(to + PIECE_ROWS * STRIDE, values + piece.row * width, width, piece.n_rows, a.head_dim);
+  };
   query_tile += warp * 16 * STRIDE;
   d_out_tile += warp * 16 * STRIDE;
   float dq[HD / 8][4];
   clear(dq);
   float factor = exponent_factor(a);
   int position = tile.position + warp * 16 + lane / 4;
-  for (int now = 0; more; now ^= 1) {
-    wait_for_copies<0>();
-    sync_block();  // The piece is there for all, and nobody reads the one before any more.
-    Rows next;
-    more = next_piece(left, PIECE_ROWS, next);
-    const bf16 *key_tile = stages + now * STAGE, *value_tile = key_tile + PIECE_ROWS * STRIDE;
-    if (more) {
-      bf16* to = stages + (now ^ 1) * STAGE;
-      stage<HD, PIECE_ROWS>(to, keys + next.row * width, width, next.n_rows, a.head_dim);
-      stage<HD, PIECE_ROWS>(to + PIECE_ROWS * STRIDE, values + next.row * width, width, next.n_rows, a.head_dim);
-    }
-    commit_copies();
-
+  for_each_piece<PIECE_ROWS, STAGE>(left, stages, start, load_facts, [&](const Rows& piece, const bf16* key_tile) {
+    const bf16* value_tile = key_tile + PIECE_ROWS * STRIDE;
     float scores[PIECE_ROWS / 8][4], d_scores[PIECE_ROWS / 8][4];
     clear(scores);
     clear(d_scores);
@@ -101,10 +93,7 @@ DEVICE void attention_backward_queries(const bf16* qkv, const bf16* d_out, const
         softmax_backward(scores[n][i], d_scores[n][i], visible, query[i / 2], factor, a.cap > 0);
       }
     multiply_sums_by_tile<STRIDE>(dq, d_scores, key_tile);
-    piece = next;
-  }
-  wait_for_copies<0>();
-  sync_block();
+  });
   store_tile<HD>(dq, a.scale, a.scale, (bf16*)memory, d_qkv + tile.row * width + head * a.head_dim, width, tile.n_rows, a.head_dim);
 }
 
@@ -121,7 +110,7 @@ DEVICE void attention_backward_keys(const bf16* qkv, const bf16* d_out, const Qu
   Pieces left = pieces_of(tiles, runs, blockIdx.y, kv_head * group_of(a), (kv_head + 1) * group_of(a));
   uint64_t width = width_of(a), out_width = uint64_t(a.n_heads) * a.head_dim;
   uint64_t keys = tile.row * width + (a.n_heads + kv_head) * a.head_dim, values = keys + a.n_kv_heads * a.head_dim;
-  auto start_piece = [&](const Rows& piece, bf16* to) {
+  auto start = [&](const Rows& piece, bf16* to) {
     stage<HD, PIECE_ROWS>(to, qkv + piece.row * width + piece.head * a.head_dim, width, piece.n_rows, a.head_dim);
     stage<HD, PIECE_ROWS>(to + PIECE_ROWS * STRIDE, d_out + piece.row * out_width + piece.head * a.head_dim, out_width, piece.n_rows, a.head_dim);
     int row = threadIdx.x;
@@ -134,11 +123,6 @@ DEVICE void attention_backward_keys(const bf16* qkv, const bf16* d_out, const Qu
 
   stage<HD, TILE_ROWS>(key_tile, qkv + keys, width, tile.n_rows, a.head_dim);
   stage<HD, TILE_ROWS>(value_tile, qkv + values, width, tile.n_rows, a.head_dim);
-  Rows piece;
-  bool more = next_piece(left, PIECE_ROWS, piece);
-  if (more) start_piece(piece, stages);
-  commit_copies();
-
   key_tile += warp * 16 * STRIDE;
   value_tile += warp * 16 * STRIDE;
   float dk[DK ? HD / 8 : 2][4], dv[DV ? HD / 8 : 2][4];
@@ -146,15 +130,8 @@ DEVICE void attention_backward_keys(const bf16* qkv, const bf16* d_out, const Qu
   clear(dv);
   float factor = exponent_factor(a);
   int position = tile.position + warp * 16 + lane / 4;
-  for (int now = 0; more; now ^= 1) {
-    wait_for_copies<0>();
-    sync_block();  // The piece is there for all, and nobody reads the one before any more.
-    Rows next;
-    more = next_piece(left, PIECE_ROWS, next);
-    const bf16 *query_tile = stages + now * STAGE, *d_out_tile = query_tile + PIECE_ROWS * STRIDE;
-    if (more) start_piece(next, stages + (now ^ 1) * STAGE);
-    commit_copies();
-
+  for_each_piece<PIECE_ROWS, STAGE>(left, stages, start, [] {}, [&](const Rows& piece, const bf16* query_tile) {
+    const bf16* d_out_tile = query_tile + PIECE_ROWS * STRIDE;
     float scores[PIECE_ROWS / 8][4], d_scores[PIECE_ROWS / 8][4];  // Transposed: a row for each key.
     clear(scores);
     clear(d_scores);
@@ -172,10 +149,7 @@ DEVICE void attention_backward_keys(const bf16* qkv, const bf16* d_out, const Qu
       }
     if constexpr (DV) multiply_sums_by_tile<STRIDE>(dv, scores, d_out_tile);
     if constexpr (DK) multiply_sums_by_tile<STRIDE>(dk, d_scores, query_tile);
-    piece = next;
-  }
-  wait_for_copies<0>();
-  sync_block();
+  });
   if constexpr (DK) store_tile<HD>(dk, a.scale, a.scale, (bf16*)memory, d_qkv + keys, width, tile.n_rows, a.head_dim);
   if constexpr (DV) store_tile<HD>(dv, 1, 1, (bf16*)memory, d_qkv + values, width, tile.n_rows, a.head_dim);
 }

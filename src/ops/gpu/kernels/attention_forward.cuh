@@ -23,38 +23,25 @@ DEVICE void attention_forward(const bf16* qkv, bf16* out, float* lse, const uint
 
   stage<HD, TILE_ROWS>(query_tile, qkv + tile.row * width + head * a.head_dim, width, tile.n_rows, a.head_dim);
   commit_copies();
-  Rows piece;
-  bool more = next_piece(left, KEYS, piece);
-  if (more) {
-    stage<HD, KEYS>(stages, keys + piece.row * width, width, piece.n_rows, a.head_dim);
-    stage<HD, KEYS>(stages + KEYS * STRIDE, values + piece.row * width, width, piece.n_rows, a.head_dim);
-  }
-  commit_copies();
-  wait_for_copies<1>();
-  sync_block();
   query_tile += warp * 16 * STRIDE;
   Left queries[IN_REGISTERS ? STEPS : 1];
-  if constexpr (IN_REGISTERS)
-    UNROLL for (int k = 0; k < STEPS; k++) queries[k] = load_left<STRIDE>(query_tile + k * 16);
+  auto load_queries = [&] {
+    wait_for_copies<1>();
+    sync_block();
+    if constexpr (IN_REGISTERS)
+      UNROLL for (int k = 0; k < STEPS; k++) queries[k] = load_left<STRIDE>(query_tile + k * 16);
+  };
+  auto start = [&](const Rows& piece, bf16* to) {
+    stage<HD, KEYS>(to, keys + piece.row * width, width, piece.n_rows, a.head_dim);
+    stage<HD, KEYS>(to + KEYS * STRIDE, values + piece.row * width, width, piece.n_rows, a.head_dim);
+  };
 
   // Of the rows lane / 4 and lane / 4 + 8 of the warp's: the largest score, this lane's part of the sum, the sums of values.
   float largest[2] = {-INFINITY, -INFINITY}, total[2] = {0, 0}, sums[HD / 8][4];
   clear(sums);
   float factor = exponent_factor(a);
   int query = tile.position + warp * 16 + lane / 4;
-  for (int now = 0; more; now ^= 1) {
-    wait_for_copies<0>();
-    sync_block();  // The piece is there for all, and nobody reads the one before any more.
-    Rows next;
-    more = next_piece(left, KEYS, next);
-    const bf16* key_tile = stages + now * STAGE;
-    if (more) {
-      bf16* to = stages + (now ^ 1) * STAGE;
-      stage<HD, KEYS>(to, keys + next.row * width, width, next.n_rows, a.head_dim);
-      stage<HD, KEYS>(to + KEYS * STRIDE, values + next.row * width, width, next.n_rows, a.head_dim);
-    }
-    commit_copies();
-
+  for_each_piece<KEYS, STAGE>(left, stages, start, load_queries, [&](const Rows& piece, const bf16* key_tile) {
     float scores[KEYS / 8][4];
     clear(scores);
     UNROLL for (int k = 0; k < STEPS; k++) {
@@ -90,8 +77,7 @@ DEVICE void attention_forward(const bf16* qkv, bf16* out, float* lse, const uint
       }
     }
     multiply_sums_by_tile<STRIDE>(sums, scores, key_tile + KEYS * STRIDE);
-    piece = next;
-  }
+  });
 
   UNROLL for (int half = 0; half < 2; half++) {
     total[half] += shuffle_xor(total[half], 1);
@@ -101,8 +87,6 @@ DEVICE void attention_forward(const bf16* qkv, bf16* out, float* lse, const uint
     if (lane % 4 == 0 && row < tile.n_rows) lse[uint64_t(tile.row + row) * a.n_heads + head] = sum;
     total[half] = total[half] > 0 ? 1.0f / total[half] : 0.0f;
   }
-  wait_for_copies<0>();
-  sync_block();
   uint64_t out_width = uint64_t(a.n_heads) * a.head_dim;
   store_tile<HD>(sums, total[0], total[1], stages, out + tile.row * out_width + head * a.head_dim, out_width, tile.n_rows, a.head_dim);
 }

@@ -8,7 +8,7 @@ constexpr int HEADS_PER_BLOCK = 8;
 // value heads (low half, high half) and their number; the new token's row is written behind them. A piece has a key, and a column, for each thread.
 // Shared memory: 8 queries, 8 probabilities a thread, 32 floats.
 template <class T> DEVICE void attention_next(const T* qkv, T* out, const uint32_t* kept, const Attention& a) {
-  constexpr int HEADS = HEADS_PER_BLOCK, SIZE = Pack<T>::SIZE;
+  constexpr int HEADS = HEADS_PER_BLOCK;
   DYNAMIC_SHARED(memory);
   int hd = a.head_dim, n_threads = blockDim.x, kv_head = blockIdx.x % a.n_kv_heads, first_head = blockIdx.x / a.n_kv_heads * HEADS;
   int n_heads = min(HEADS, group_of(a) - first_head);
@@ -37,15 +37,14 @@ template <class T> DEVICE void attention_next(const T* qkv, T* out, const uint32
     float scores[HEADS] = {};
     if (int(threadIdx.x) < n_keys) {
       const T* key = keys + (start + threadIdx.x) * kept_width;
-      for (int i = 0; i < hd; i += SIZE) {
-        Pack<T> pack;
-        if (hd % SIZE == 0) pack = *(const Pack<T>*)(key + i);
-        else
-          for (int k = 0; k < SIZE; k++) pack.values[k] = i + k < hd ? key[i + k] : from_float<T>(0);
-        UNROLL for (int g = 0; g < HEADS; g++)
-          if (g < n_heads)
-            for (int k = 0; k < SIZE && i + k < hd; k++) scores[g] += queries[g * hd + i + k] * to_float(pack.values[k]);
-      }
+      with_chunk(in_packs(hd, keys), 0, hd, [&](auto at) {
+        for (; at.first < hd; at.first += at.SIZE) {
+          auto values = load(key, at);
+          UNROLL for (int g = 0; g < HEADS; g++)
+            if (g < n_heads)
+              UNROLL for (int k = 0; k < at.SIZE; k++) scores[g] += queries[g * hd + at.first + k] * to_float(values.values[k]);
+        }
+      });
     }
     UNROLL for (int g = 0; g < HEADS; g++) {
       if (g >= n_heads) continue;
@@ -85,8 +84,9 @@ KERNEL(attention_next_bf16, const bf16* qkv, bf16* out, const uint32_t* kept, in
 
 // to[i] = from[i] for some columns of rows, from one row width to another; one block a row.
 template <class T> DEVICE void copy_columns(const T* from, T* to, int first, int from_width, int width) {
-  const T* row = from + uint64_t(blockIdx.x) * from_width + first;
-  for (int i = threadIdx.x; i < width; i += blockDim.x) to[uint64_t(blockIdx.x) * width + i] = row[i];
+  for_each_chunk(in_packs(first | from_width | width, from, to), width, [&](auto at) {
+    store(to + uint64_t(blockIdx.x) * width, at, load(from + uint64_t(blockIdx.x) * from_width + first, at));
+  });
 }
 
 KERNEL(copy_columns_f32, const float* from, float* to, int first, int from_width, int width) { copy_columns(from, to, first, from_width, width); }

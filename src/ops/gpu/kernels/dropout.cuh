@@ -12,13 +12,17 @@ DEVICE uint64_t mix_in(uint64_t key, uint64_t value) { return mix((key * 0x9e377
 template <class T>
 DEVICE void dropout(const T* x, T* out, const uint64_t* row_keys, uint64_t place, int width, uint64_t threshold, float factor) {
   uint64_t key = mix_in(place, row_keys[blockIdx.x]), start = uint64_t(blockIdx.x) * width;
-  for (int i = threadIdx.x; 2 * i < width; i += blockDim.x) {
-    uint64_t hash = mix(key + uint64_t(i) * 0x9e3779b97f4a7c15ull);
-    for (int k = 0; k < 2 && 2 * i + k < width; k++) {
-      uint32_t bits = uint32_t(k == 0 ? hash : hash >> 32);
-      out[start + 2 * i + k] = from_float<T>(bits < threshold ? 0.0f : to_float(x[start + 2 * i + k]) * factor);
+  for_each_chunk(in_packs(width, x, out), width, [&](auto at) {
+    auto values = load(x + start, at);
+    uint64_t hash = 0;
+    UNROLL for (int k = 0; k < at.SIZE; k++) {
+      if (k % 2 == 0) hash = mix(key + uint64_t((at.first + k) / 2) * 0x9e3779b97f4a7c15ull);  // For two values.
+      bool is_second = (at.SIZE == 1 ? at.first : k) % 2 == 1;
+      uint32_t bits = uint32_t(is_second ? hash >> 32 : hash);
+      values.values[k] = from_float<T>(bits < threshold ? 0.0f : to_float(values.values[k]) * factor);
     }
-  }
+    store(out + start, at, values);
+  });
 }
 
 KERNEL(dropout_f32, const float* x, float* out, const uint64_t* row_keys, uint64_t place, int width, uint64_t threshold, float factor) {

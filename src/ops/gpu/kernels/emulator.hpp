@@ -21,7 +21,8 @@
 #define BOUNDED_KERNEL(threads, blocks, ...) KERNEL(__VA_ARGS__)
 #define DEVICE static inline __attribute__((unused))
 #define UNROLL
-#define SHARED(type, name, count) static thread_local type name[count]
+#define ROLLED
+#define SHARED(type, name, count) static thread_local __attribute__((unused)) type name[count]
 #define DYNAMIC_SHARED(name) unsigned char* name = emulator::block().shared.data()
 #define __launch_bounds__(...)
 #define __restrict__

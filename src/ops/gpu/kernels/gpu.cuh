@@ -15,6 +15,8 @@ typedef __nv_bfloat16 bf16;
 #define BOUNDED_KERNEL(threads, blocks, name, ...) extern "C" __global__ void __launch_bounds__(threads, blocks) name(__VA_ARGS__)
 #define DEVICE __device__ __forceinline__
 #define UNROLL _Pragma("unroll")
+// For a loop that is seldom run twice, so that it does not take registers as if it were.
+#define ROLLED _Pragma("unroll 1")
 #define SHARED(type, name, count) __shared__ type name[count]
 // Dynamic shared memory, 16-byte aligned; its size is given at launch.
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
@@ -80,39 +82,75 @@ DEVICE uint32_t pack_bf16(float low, float high) {
   return bits;
 }
 
-// 16 bytes of values, moved at once.
-template <class T> struct alignas(16) Pack {
-  static constexpr int SIZE = 16 / sizeof(T);
-  T values[SIZE];
+constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.6931471805599453f;
+
+// e^x: its relative error grows with |x|, 1.2e-6 at 20, so that it is for exponents up to 0, whose powers vanish before that matters.
+DEVICE float exp_of(float x) { return power_of_two(LOG2_E * x); }
+
+// 1 - 2 / (e^2x + 1): exact to rounding beside 1, as a cap needs it.
+DEVICE float tanh_of(float x) { return 1.0f - 2.0f / (power_of_two(2.0f * LOG2_E * x) + 1.0f); }
+
+// --- Rows, a chunk of values a thread.
+
+// N values that lie side by side, moved 16 bytes at a time; all at once where they are fewer.
+template <class T, int N = 16 / int(sizeof(T))> struct alignas(N * sizeof(T) < 16 ? N * sizeof(T) : 16) Pack {
+  static constexpr int SIZE = N;
+  T values[N];
 };
 
-DEVICE float sum_warp(float value) {
-  for (int mask = 16; mask > 0; mask /= 2) value += shuffle_xor(value, mask);
+// Values that a thread takes of a row at a time, where the row allows it; else it takes one.
+constexpr int CHUNK = 8;
+
+// The N values of a row from `first` on; the next ones of a thread are as far behind as all threads' chunks reach.
+template <int N> struct Chunk {
+  static constexpr int SIZE = N;
+  int first, width;
+};
+
+template <class T, int N> DEVICE Pack<T, N> load(const T* row, Chunk<N> at) { return *(const Pack<T, N>*)(row + at.first); }
+template <class T, int N> DEVICE void store(T* row, Chunk<N> at, const Pack<T, N>& pack) { *(Pack<T, N>*)(row + at.first) = pack; }
+
+// Whether rows can be moved in packs: `widths`, which is all that lies between chunks joined by |, decides. Tensors begin at multiples of 16 bytes, and
+// then so do their bands of rows: addresses are looked at lest one that does not is a fault.
+template <class... T> DEVICE bool in_packs(int widths, const T*... rows) { return widths % CHUNK == 0 && (uint64_t(rows) | ...) % 16 == 0; }
+
+// Does `work` with the chunk that has so many before it. Its size is part of its type: loads whose size is a variable would wait for one another.
+template <int N = CHUNK, class F> DEVICE void with_chunk(bool packed, int n_before, int width, F work) {
+  if (packed) work(Chunk<N>{n_before * N, width});
+  else work(Chunk<1>{n_before, width});
+}
+
+// Does `work` with each of the thread's chunks of the block's row.
+template <class F> DEVICE void for_each_chunk(bool packed, int width, F work) {
+  with_chunk(packed, threadIdx.x, width, [&](auto at) {
+    for (; at.first < width; at.first += blockDim.x * at.SIZE) work(at);
+  });
+}
+
+// --- Reductions, in an order that is always the same.
+
+template <class V, class F> DEVICE V reduce_warp(V value, F join) {
+  for (int mask = 16; mask > 0; mask /= 2) value = join(value, shuffle_xor(value, mask));
   return value;
 }
 
-DEVICE float max_warp(float value) {
-  for (int mask = 16; mask > 0; mask /= 2) value = fmaxf(value, shuffle_xor(value, mask));
-  return value;
-}
-
-// The sum over a block of whole warps (1,024 threads at most), known to every thread. `scratch` holds 32 values.
-DEVICE float sum_block(float value, float* scratch) {
+// Over a block of whole warps (1,024 threads at most), known to every thread. `scratch` holds 32 values; joined with `none` a value stays what it is.
+template <class V, class F> DEVICE V reduce_block(V value, V none, V* scratch, F join) {
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32, n_warps = (blockDim.x + 31) / 32;
-  value = sum_warp(value);
+  value = reduce_warp(value, join);
   if (n_warps == 1) return value;
   sync_block();
   if (lane == 0) scratch[warp] = value;
   sync_block();
-  return sum_warp(lane < n_warps ? scratch[lane] : 0.0f);
+  return reduce_warp(lane < n_warps ? scratch[lane] : none, join);
 }
 
+template <class V> DEVICE V sum_warp(V value) {
+  return reduce_warp(value, [](V a, V b) { return a + b; });
+}
+template <class V> DEVICE V sum_block(V value, V* scratch) {
+  return reduce_block(value, V(0), scratch, [](V a, V b) { return a + b; });
+}
 DEVICE float max_block(float value, float* scratch) {
-  int warp = threadIdx.x / 32, lane = threadIdx.x % 32, n_warps = (blockDim.x + 31) / 32;
-  value = max_warp(value);
-  if (n_warps == 1) return value;
-  sync_block();
-  if (lane == 0) scratch[warp] = value;
-  sync_block();
-  return max_warp(lane < n_warps ? scratch[lane] : -INFINITY);
+  return reduce_block(value, -INFINITY, scratch, [](float a, float b) { return fmaxf(a, b); });
 }

@@ -5,7 +5,11 @@
 template <class T> DEVICE void gather_rows(const T* source, const uint32_t* index, T* out, int width, float scale) {
   const T* from = source + uint64_t(index[blockIdx.x]) * width;
   T* to = out + uint64_t(blockIdx.x) * width;
-  for (int i = threadIdx.x; i < width; i += blockDim.x) to[i] = scale == 1.0f ? from[i] : from_float<T>(to_float(from[i]) * scale);
+  for_each_chunk(in_packs(width, source, out), width, [&](auto at) {
+    auto values = load(from, at);
+    UNROLL for (int k = 0; k < at.SIZE; k++) values.values[k] = from_float<T>(to_float(values.values[k]) * scale);
+    store(to, at, values);
+  });
 }
 
 KERNEL(gather_rows_f32, const float* source, const uint32_t* index, float* out, int width, float scale) { gather_rows(source, index, out, width, scale); }
@@ -18,14 +22,18 @@ DEVICE void scatter_add_rows(const T* rows, const float* factors, const uint32_t
                              float scale) {
   S* to = sums + uint64_t(into[blockIdx.x]) * width;
   uint32_t first = starts[blockIdx.x], end = starts[blockIdx.x + 1];
-  for (int i = threadIdx.x; i < width; i += blockDim.x) {
-    float sum = 0;
-    for (uint32_t k = first; k < end; k++) {
-      uint32_t row = order[k];
-      sum += (factors ? factors[row] : 1.0f) * to_float(rows[uint64_t(row) * width + i]);
+  for_each_chunk(in_packs(width, rows, sums), width, [&](auto at) {
+    float added[at.SIZE] = {};
+    for (uint32_t i = first; i < end; i++) {
+      uint32_t row = order[i];
+      float factor = factors ? factors[row] : 1.0f;
+      auto values = load(rows + uint64_t(row) * width, at);
+      UNROLL for (int k = 0; k < at.SIZE; k++) added[k] += factor * to_float(values.values[k]);
     }
-    to[i] = from_float<S>(to_float(to[i]) + scale * sum);
-  }
+    auto sum = load(to, at);
+    UNROLL for (int k = 0; k < at.SIZE; k++) sum.values[k] = from_float<S>(to_float(sum.values[k]) + scale * added[k]);
+    store(to, at, sum);
+  });
 }
 
 KERNEL(scatter_add_rows_f32, const float* rows, const float* factors, const uint32_t* into, const uint32_t* starts, const uint32_t* order, float* sums,
