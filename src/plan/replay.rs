@@ -3,14 +3,15 @@
 //! On a GPU a piece is counted in values as they are stored there, of which an f32 may take the room of two. This file changes with those; its test runs
 //! both, on the CPU and on the emulated GPU, and compares.
 
+mod head;
+mod unpooled;
+
+use super::StepMemory;
 use super::ledger::{Kind, Ledger, Piece};
 use super::low_rank::LowRankTerms;
-use super::work::{Gradient, Pass, logits_per_chunk, projections};
-use super::{COMPARED_LOGITS_PER_CHUNK, StepMemory};
+use super::work::{Gradient, Pass, projections};
 use crate::model::decoder::Keep;
 use crate::model::description::DecoderDescription;
-use crate::ops::attention::{KEYS, QUERIES};
-use crate::ops::log_prob::{GPU_LOGITS_PER_CHUNK, LOGITS_PER_CHUNK, rows_per_chunk};
 use crate::ops::rms_norm::MAX_PARTIAL_SUMS;
 use std::ops::Range;
 
@@ -319,126 +320,18 @@ impl<'a> Replay<'a> {
         let (term, (_, n_in)) = (terms.terms(layer)[fused], projections(self.d)[fused]);
         if term.n_inner > 0 {
             let drops = terms.has_dropout && pass.gradient != Gradient::None;
-            let n_masked = if !drops {
-                0
-            } else if self.gpu.is_some() {
-                n_inner
-            } else {
-                1
+            // Where the activations' gradient is made there is less beside it.
+            let is_both = self.gpu.is_some() && fused != DOWN;
+            let n_masked = match drops {
+                true if is_both => n_inner,
+                drops => usize::from(drops),
             };
             let masked: Vec<_> = (0..n_masked).map(|_| self.ledger.take(Kind::Scratch, pass.n_tokens * n_in)).collect();
             let inner: Vec<_> = (0..n_inner).map(|_| self.ledger.take(Kind::Scratch, pass.n_tokens * term.n_inner)).collect();
             self.ledger.give_back_all(inner.into_iter().chain(masked));
         }
     }
-
-    /// Rows whose logits are made at a time.
-    fn rows_per_chunk(&self, n_scored: usize) -> usize {
-        let most = if self.gpu.is_some() { GPU_LOGITS_PER_CHUNK } else { logits_per_chunk(self.low_rank.is_some()) };
-        rows_per_chunk(n_scored, self.d.vocab_size, most)
-    }
-
-    /// `Head::score`; the logits that it keeps.
-    fn score(&mut self, n_scored: usize, n_kept: usize) -> Vec<Piece> {
-        let d = self.d;
-        let rows = self.rows_per_chunk(n_scored);
-        let mut kept: Vec<Piece> = Vec::new();
-        for first in (0..n_scored).step_by(rows) {
-            let (index, n_rows) = (first / rows, rows.min(n_scored - first));
-            let x = self.ledger.take(Kind::Scratch, n_rows * d.hidden_size);
-            let logits = self.ledger.take(Kind::Logits, self.floats(n_rows * d.vocab_size));
-            self.ledger.give_back(x);
-            // Logits; of a frozen head the gradients of states in their place.
-            let width = if self.low_rank.is_some() { d.hidden_size } else { d.vocab_size };
-            let is_kept = index == kept.len() && (index + 1) * rows * width <= n_kept;
-            if is_kept && self.low_rank.is_none() {
-                kept.push(logits);
-                continue;
-            }
-            if is_kept {
-                kept.push(self.state_gradients(n_rows));
-            }
-            self.ledger.give_back(logits);
-        }
-        kept
-    }
-
-    /// Of a frozen head, from the logits, in whose place the CPU makes theirs.
-    fn state_gradients(&mut self, n_rows: usize) -> Piece {
-        let d_logits = self.ledger.take(Kind::Logits, if self.gpu.is_some() { n_rows * self.d.vocab_size } else { 0 });
-        let dx = self.ledger.take(Kind::Logits, n_rows * self.d.hidden_size);
-        self.ledger.give_back(d_logits);
-        dx
-    }
-
-    /// `Head::backward`.
-    fn score_backward(&mut self, n_scored: usize, kept: Vec<Piece>) {
-        let d = self.d;
-        let rows = self.rows_per_chunk(n_scored);
-        let mut kept = kept.into_iter();
-        for first in (0..n_scored).step_by(rows) {
-            let n_rows = rows.min(n_scored - first);
-            let kept = match (kept.next(), self.low_rank) {
-                (Some(state_gradients), Some(_)) => {
-                    self.ledger.give_back(state_gradients);
-                    continue;
-                }
-                (kept, _) => kept,
-            };
-            let x = self.ledger.take(Kind::Scratch, n_rows * d.hidden_size);
-            let mut logits = kept.unwrap_or_else(|| self.ledger.take(Kind::Logits, self.floats(n_rows * d.vocab_size)));
-            if self.gpu.is_some() {
-                // Their gradient has the type of the activations, and so is not made in place.
-                let d_logits = self.ledger.take(Kind::Logits, n_rows * d.vocab_size);
-                self.ledger.give_back(std::mem::replace(&mut logits, d_logits));
-            }
-            let dx = self.ledger.take(Kind::Scratch, n_rows * d.hidden_size);
-            self.ledger.give_back_all([dx, logits, x]);
-        }
-    }
-
-    /// Values beside the pool at the fullest moment of a pass: what ops and products take from the system for the time of one call.
-    pub fn n_unpooled(&self, pass: &Pass, n_threads: usize) -> usize {
-        let d = self.d;
-        if pass.gradient == Gradient::None {
-            return 0;
-        }
-        // attention::backward: dq of every query head, dk and dv of every key head for each sequence, and two tiles of scores a thread.
-        let attention =
-            pass.n_tokens * (d.n_heads + 4 * d.n_kv_heads) * d.head_dim + n_threads * 2 * QUERIES * KEYS.min(pass.n_largest_tree);
-        // A product packs at most the wider input of a weight gradient: a chunk's logits, or the gradient of gate and up; of a low-rank term,
-        // that of one of them. In f32 it is less: 3 MiB a thread.
-        let chunk = rows_per_chunk(pass.n_scored, d.vocab_size, LOGITS_PER_CHUNK);
-        let has_head_gradient = pass.gradient == Gradient::OfScores && self.low_rank.is_none();
-        let head = if has_head_gradient { chunk.min(ROWS_PER_PACK) * d.vocab_size } else { 0 };
-        let n_wide = if self.low_rank.is_some() { 1 } else { 2 };
-        attention.max(head).max(pass.n_tokens.min(ROWS_PER_PACK) * n_wide * d.intermediate_size)
-    }
-
-    /// `kl::mean_divergence`: logits of both models and their gradient, a chunk at a time.
-    fn compare(&mut self, n_compared: usize, has_backward: bool) {
-        if n_compared == 0 {
-            return;
-        }
-        let d = self.d;
-        let n_rows = (COMPARED_LOGITS_PER_CHUNK / d.vocab_size).clamp(1, n_compared);
-        if self.gpu.is_some() {
-            // One model's at a time: the host compares them.
-            self.for_a_moment_on_gpu(n_rows * (d.vocab_size + d.hidden_size));
-            return;
-        }
-        let both = [(); 2].map(|()| self.ledger.take(Kind::Logits, n_rows * d.vocab_size));
-        if has_backward {
-            let d_logits = self.ledger.take(Kind::Logits, n_rows * d.vocab_size);
-            let dx = self.ledger.take(Kind::Scratch, n_rows * d.hidden_size);
-            self.ledger.give_back_all([d_logits, dx]);
-        }
-        self.ledger.give_back_all(both);
-    }
 }
-
-/// Length of the inner dimension that a product packs at a time.
-const ROWS_PER_PACK: usize = 512;
 
 #[cfg(test)]
 mod tests {
@@ -549,7 +442,9 @@ mod tests {
             replay.pass(&pass, memory);
             // A piece may be somewhat larger than what was asked for.
             let (predicted, seen) = (replay.ledger.peak().total() as f64, most_lent() as f64);
-            assert!((0.93..=1.0).contains(&(predicted / seen)), "{n} tokens, {gradient:?}, {memory:?}: {predicted}, and it was {seen}");
+            // Angles are copied to a GPU, and not from the pool of the emulated one.
+            let most = if on_gpu { 1.02 } else { 1.0 };
+            assert!((0.93..=most).contains(&(predicted / seen)), "{n} tokens, {gradient:?}, {memory:?}: {predicted}, and it was {seen}");
         }
         if terms.is_some() || on_gpu {
             return;
