@@ -4,6 +4,7 @@
 //! both, on the CPU and on the emulated GPU, and compares.
 
 mod head;
+mod unpooled;
 
 use super::StepMemory;
 use super::ledger::{Kind, Ledger, Piece};
@@ -11,8 +12,6 @@ use super::low_rank::LowRankTerms;
 use super::work::{Gradient, Pass, projections};
 use crate::model::decoder::Keep;
 use crate::model::description::DecoderDescription;
-use crate::ops::attention::{KEYS, QUERIES};
-use crate::ops::log_prob::{LOGITS_PER_CHUNK, rows_per_chunk};
 use crate::ops::rms_norm::MAX_PARTIAL_SUMS;
 use std::ops::Range;
 
@@ -141,7 +140,7 @@ impl<'a> Replay<'a> {
         }
         let kept_logits = if pass.gradient == Gradient::OfScores { memory.kept_logits } else { 0 };
         let kept = self.score(pass.n_scored, kept_logits);
-        let d_hidden = has_backward.then(|| self.ledger.take(Kind::Scratch, n * self.d.hidden_size));
+        let d_hidden = (has_backward || pass.n_compared > 0).then(|| self.ledger.take(Kind::Scratch, n * self.d.hidden_size));
         match pass.gradient {
             Gradient::OfScores => self.score_backward(pass.n_scored, kept),
             _ => self.ledger.give_back_all(kept),
@@ -321,40 +320,18 @@ impl<'a> Replay<'a> {
         let (term, (_, n_in)) = (terms.terms(layer)[fused], projections(self.d)[fused]);
         if term.n_inner > 0 {
             let drops = terms.has_dropout && pass.gradient != Gradient::None;
-            let n_masked = if !drops {
-                0
-            } else if self.gpu.is_some() {
-                n_inner
-            } else {
-                1
+            // Where the activations' gradient is made there is less beside it.
+            let is_both = self.gpu.is_some() && fused != DOWN;
+            let n_masked = match drops {
+                true if is_both => n_inner,
+                drops => usize::from(drops),
             };
             let masked: Vec<_> = (0..n_masked).map(|_| self.ledger.take(Kind::Scratch, pass.n_tokens * n_in)).collect();
             let inner: Vec<_> = (0..n_inner).map(|_| self.ledger.take(Kind::Scratch, pass.n_tokens * term.n_inner)).collect();
             self.ledger.give_back_all(inner.into_iter().chain(masked));
         }
     }
-
-    /// Values beside the pool at the fullest moment of a pass: what ops and products take from the system for the time of one call.
-    pub fn n_unpooled(&self, pass: &Pass, n_threads: usize) -> usize {
-        let d = self.d;
-        if pass.gradient == Gradient::None {
-            return 0;
-        }
-        // attention::backward: dq of every query head, dk and dv of every key head for each sequence, and two tiles of scores a thread.
-        let attention =
-            pass.n_tokens * (d.n_heads + 4 * d.n_kv_heads) * d.head_dim + n_threads * 2 * QUERIES * KEYS.min(pass.n_largest_tree);
-        // A product packs at most the wider input of a weight gradient: a chunk's logits, or the gradient of gate and up; of a low-rank term,
-        // that of one of them. In f32 it is less: 3 MiB a thread.
-        let chunk = rows_per_chunk(pass.n_scored, d.vocab_size, LOGITS_PER_CHUNK);
-        let has_head_gradient = pass.gradient == Gradient::OfScores && self.low_rank.is_none();
-        let head = if has_head_gradient { chunk.min(ROWS_PER_PACK) * d.vocab_size } else { 0 };
-        let n_wide = if self.low_rank.is_some() { 1 } else { 2 };
-        attention.max(head).max(pass.n_tokens.min(ROWS_PER_PACK) * n_wide * d.intermediate_size)
-    }
 }
-
-/// Length of the inner dimension that a product packs at a time.
-const ROWS_PER_PACK: usize = 512;
 
 #[cfg(test)]
 mod tests;

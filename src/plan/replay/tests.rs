@@ -107,7 +107,9 @@ fn passes_are_as_their_replay(model: &str, on_gpu: bool) {
         replay.pass(&pass, memory);
         // A piece may be somewhat larger than what was asked for.
         let (predicted, seen) = (replay.ledger.peak().total() as f64, most_lent() as f64);
-        assert!((0.93..=1.0).contains(&(predicted / seen)), "{n} tokens, {gradient:?}, {memory:?}: {predicted}, and it was {seen}");
+        // Angles are copied to a GPU, and not from the pool of the emulated one.
+        let most = if on_gpu { 1.02 } else { 1.0 };
+        assert!((0.93..=most).contains(&(predicted / seen)), "{n} tokens, {gradient:?}, {memory:?}: {predicted}, and it was {seen}");
     }
     if terms.is_some() || on_gpu {
         return;
