@@ -3,7 +3,7 @@
 use super::key::tensor_digest;
 use crate::model::decoder::Decoder;
 use crate::model::weights::{self, SavedDtype, TensorToSave};
-use crate::ops::{self, Scratch, log_prob::Head};
+use crate::ops::{self, Place, Scratch, log_prob::Head};
 use anyhow::{Context, Result, ensure};
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
@@ -63,13 +63,15 @@ impl FrozenHead {
         Ok(saved)
     }
 
-    pub(super) fn open(run: &Path, saved: &SavedHead, hidden_size: usize, compute: crate::config::ComputeDtype) -> Result<Self> {
+    /// At the place of the model that was scored: elsewhere its logits would not be the same to the bit.
+    pub(super) fn open(run: &Path, saved: &SavedHead, hidden_size: usize, place: &Place) -> Result<Self> {
         let checkpoint = weights::Checkpoint::open(&folder(run))?;
         let mut values = vec![0.0; saved.vocab_size * hidden_size];
         checkpoint.read_into(WEIGHT, &mut values)?;
         let weight = ops::tensor(values, &[saved.vocab_size, hidden_size])?;
         ensure!(tensor_digest(&weight)? == saved.sha256, "`{}` is damaged: it does not have its checksum", folder(run).display());
-        Ok(Self { head: Head { soft_cap: saved.soft_cap, compute }, weight })
+        let weight = weight.to_dtype(place.storage)?.to_device(&place.device)?;
+        Ok(Self { head: Head { soft_cap: saved.soft_cap, compute: place.compute }, weight })
     }
 }
 

@@ -18,6 +18,7 @@ use crate::files::write_atomically;
 use crate::hub::Environment;
 use crate::model::decoder::Decoder;
 use crate::objective::PairScores;
+use crate::ops::Place;
 use crate::progress::{Progress, say};
 use crate::scoring::{self, KeptStates, ScoredPair, ScoredSequence};
 use anyhow::{Context, Result, bail, ensure};
@@ -132,16 +133,16 @@ impl FrozenScores {
         Ok((scores, report))
     }
 
-    /// Reads the scores of `pairs` that a run wrote to `run` (its `reference` folder). Fails, naming the entry, when one is missing or damaged:
+    /// Reads the scores of `pairs` that a run wrote to `run` (its `reference` folder), to go on at the `place` of its policy. Fails, naming the entry, when one is missing or damaged:
     /// then the frozen model is needed again.
-    pub fn open(run: &Path, pairs: &[&EncodedPreference], states: KeptStates) -> Result<Self> {
+    pub fn open(run: &Path, pairs: &[&EncodedPreference], states: KeptStates, place: &Place) -> Result<Self> {
         let path = run.join(MANIFEST);
         let text = fs::read(&path).with_context(|| format!("cannot read `{}`", path.display()))?;
         let manifest: Manifest = serde_json::from_slice(&text).with_context(|| format!("`{}` is damaged", path.display()))?;
         let kept = manifest.provenance.states;
         ensure!(kept == states, "`{}` holds scores for another retention: {kept:?}, not {states:?}", run.display());
         let folders = Folders { run: Some(run.to_owned()), shared: None };
-        let head = manifest.head.as_ref().map(|head| FrozenHead::open(run, head, manifest.hidden_size, manifest.provenance.dtype));
+        let head = manifest.head.as_ref().map(|head| FrozenHead::open(run, head, manifest.hidden_size, place));
         let mut scores = Self { head: head.transpose()?, manifest, sequences: HashMap::new(), folders };
         for (_, keys) in scores.distinct(pairs)? {
             for key in keys {

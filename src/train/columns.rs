@@ -72,9 +72,10 @@ impl Scorer<'_> {
     /// The scores that the run kept; where they are not all there, the frozen model is found again and scores what is missing.
     pub fn reopen(&self, wanted: &Wanted) -> Result<(Columns, ScoringReport)> {
         let RunConfig { model, reference, .. } = self.config;
+        let place = device::place(self.config)?;
         let open = |folder: PathBuf, pairs: &[&EncodedPreference], states| match pairs {
             [] => Ok(None),
-            pairs => FrozenScores::open(&folder, pairs, states).map(Some),
+            pairs => FrozenScores::open(&folder, pairs, states, &place).map(Some),
         };
         let opened = open(self.folder(), &wanted.dominant, self.states())
             .and_then(|dominant| Ok(Columns { dominant, target: open(self.target_folder(), &wanted.target, KeptStates::Nothing)? }));

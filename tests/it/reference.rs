@@ -1,7 +1,7 @@
 //! Frozen scores: equal to the policy's at step 0 to the last bit, kept on disk, repaired when damaged.
 
 use crate::support::*;
-use mpo::config::{Pooling, Reduction, RetentionKind, RunConfig};
+use mpo::config::{ComputeDtype, Pooling, Reduction, RetentionKind, RunConfig};
 use mpo::data::encode::EncodedRow;
 use mpo::reference::{Columns, Folders, FrozenScores, weights_digest};
 use mpo::scoring::KeptStates;
@@ -79,7 +79,7 @@ fn scores_are_reused_and_the_run_has_a_copy() {
     }
     // Without the shared cache and without the frozen model.
     let pairs: Vec<_> = rows.iter().filter_map(|row| row.dominant.as_ref()).collect();
-    let resumed = FrozenScores::open(second_run.path(), &pairs, KeptStates::of(&config.retention)).unwrap();
+    let resumed = FrozenScores::open(second_run.path(), &pairs, KeptStates::of(&config.retention), &ComputeDtype::F32.into()).unwrap();
     for row in &rows {
         for scores in [&second, &resumed] {
             assert_eq!(scores.pair(row.dominant_pair().unwrap()).unwrap(), first.pair(row.dominant_pair().unwrap()).unwrap());
@@ -119,9 +119,9 @@ fn damaged_entries_are_scored_anew() {
     let pairs: Vec<_> = rows.iter().filter_map(|row| row.dominant.as_ref()).collect();
     let victim = entries(run.path())[2].clone();
     fs::remove_file(&victim).unwrap();
-    let error = FrozenScores::open(run.path(), &pairs, KeptStates::of(&config.retention)).unwrap_err();
+    let error = FrozenScores::open(run.path(), &pairs, KeptStates::of(&config.retention), &ComputeDtype::F32.into()).unwrap_err();
     assert!(format!("{error:#}").contains(victim.file_name().unwrap().to_str().unwrap()), "{error:#}");
-    let error = FrozenScores::open(run.path(), &pairs, KeptStates::Predicting).unwrap_err();
+    let error = FrozenScores::open(run.path(), &pairs, KeptStates::Predicting, &ComputeDtype::F32.into()).unwrap_err();
     assert!(format!("{error:#}").contains("another retention"), "{error:#}");
 }
 
@@ -183,7 +183,8 @@ fn kl_resumes_with_the_frozen_head() {
         let before = evaluate(&policy, &borrowed(&rows), &scores, &settings, Gradients::Both);
         assert!(before.retention.unwrap() > 0.0);
         let pairs: Vec<_> = rows.iter().filter_map(|row| row.dominant.as_ref()).collect();
-        let resumed = Columns::of_dominant(FrozenScores::open(run.path(), &pairs, KeptStates::Predicting).unwrap());
+        let resumed =
+            Columns::of_dominant(FrozenScores::open(run.path(), &pairs, KeptStates::Predicting, &ComputeDtype::F32.into()).unwrap());
         assert_eq!(evaluate(&policy, &borrowed(&rows), &resumed, &settings, Gradients::Both), before);
     }
 }
@@ -244,7 +245,7 @@ fn a_head_that_was_being_written_when_the_run_was_killed_is_written_anew() {
     scores_in(Folders { run: Some(dir.path().to_owned()), shared: None }, &policy, &rows, &config);
     assert!(!leftover.exists());
     let pairs: Vec<_> = rows.iter().filter_map(|row| row.dominant.as_ref()).collect();
-    FrozenScores::open(dir.path(), &pairs, KeptStates::of(&config.retention)).unwrap().head().unwrap();
+    FrozenScores::open(dir.path(), &pairs, KeptStates::of(&config.retention), &ComputeDtype::F32.into()).unwrap().head().unwrap();
 }
 
 #[test]
