@@ -60,7 +60,8 @@
 //!
 //! An op runs where its tensors are. [`ops::gpu`] is the other side of every op: kernels of our own and cuBLAS, on values in f32 or bf16, run by the CUDA
 //! driver or, in tests, by an emulator that is the same sources compiled for the CPU. An op without such a side still works there: [`ops::read`] and
-//! [`ops::update`] copy. Where a model lies is [`ops::Place`]; [`device`] chooses it.
+//! [`ops::update`] copy. What the host computes in the midst of a step, the loss above all, stands in the GPU's queue between kernels ([`ops::host`]), so that
+//! nobody waits. Where a model lies is [`ops::Place`]; [`device`] chooses it.
 //!
 //! What is not computed: padding (sequences are packed, [`data::batch`]), a shared prompt twice (chosen and rejected answer are two branches
 //! behind one prompt), the head on the dominant side, logits away from the answers, scores of more than a block of queries

@@ -8,7 +8,7 @@ use crate::data::batch::{Layout, PackedBatch, PairSpans, PromptSharing, Sequence
 use crate::data::encode::EncodedPreference;
 use crate::model::decoder::{Decoder, Keep, TokenTarget};
 use crate::objective::{PairScores, ResponseScore};
-use crate::ops::pool;
+use crate::ops::{self, pool};
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use tracing::info_span;
@@ -93,8 +93,9 @@ pub fn score(model: &Decoder, pairs: &[&EncodedPreference], kept: KeptStates, pa
         [kept.rows(&spans.chosen, pair.chosen.n_end_tokens), kept.rows(&spans.rejected, pair.rejected.n_end_tokens)]
     };
     let rows: Vec<[Vec<Vec<usize>>; 2]> = pairs.iter().zip(&spans).map(rows_of).collect();
-    let (states, hidden_size) = (pool::forward(&hidden_ND, &rows.as_flattened().concat())?, hidden_ND.dim(1)?);
-    let mut rest = states.as_slice();
+    let (states_SD, hidden_size) = (pool::forward(&hidden_ND, &rows.as_flattened().concat())?, hidden_ND.dim(1)?);
+    let states = ops::read(&states_SD)?;
+    let mut rest = &*states;
     let mut scored = |rows: &[Vec<usize>], score| -> Result<ScoredSequence> {
         let states = rest.split_off(..rows.len() * hidden_size).context("states of every sequence were pooled")?;
         Ok(ScoredSequence { score, states: states.to_vec() })

@@ -9,7 +9,6 @@ use candle_core::{DType, Tensor};
 use mpo::model::decoder::TokenTarget;
 use mpo::ops::log_prob::{GPU_LOGITS_PER_CHUNK, Head};
 use mpo::ops::{self, Place, linear};
-use mpo::train::step::StepMemory;
 
 pub fn measure(job: &Job, place: &Place) -> Result<Measured> {
     let size = |key: &str| job.config[key].as_u64().map(|n| n as usize).with_context(|| format!("the shape has no `{key}`"));
@@ -23,8 +22,9 @@ pub fn measure(job: &Job, place: &Place) -> Result<Measured> {
     let head = Head { soft_cap: None, compute: place.compute };
     let mut measured = clock(job, place, || {
         let d_hidden = ops::zeros_like(&hidden)?;
-        let scored = head.score(&hidden, &weight, &targets, StepMemory::default().kept_logits)?;
-        head.backward(&hidden, &weight, (&targets, scored), &vec![1e-3; n_targets], &d_hidden, Some(&gradient))
+        let scored = head.score(&hidden, &weight, &targets, usize::MAX)?;
+        let d_log_probs = (&*scored.log_probs * 1e-3)?;
+        head.backward(&hidden, &weight, (&targets, scored), &d_log_probs, &d_hidden, Some(&gradient))
     })?;
     // As the head cuts: no chunk above the budget, all of nearly the same size.
     let chunk = n_targets.div_ceil(n_targets.div_ceil(GPU_LOGITS_PER_CHUNK / n_vocab));

@@ -20,7 +20,7 @@ use mpo::reference::{Columns, Folders, FrozenScores, Provenance};
 use mpo::scoring::KeptStates;
 use mpo::train::evaluate::PolicyIs;
 use mpo::train::optimizer::AdamW;
-use mpo::train::step::{Gradients, StepSettings, passes};
+use mpo::train::step::{Gradients, StepMemory, StepSettings, passes};
 use mpo::train::update::update;
 use std::num::NonZeroUsize;
 use std::time::Instant;
@@ -75,6 +75,9 @@ pub fn clock(job: &Job, place: &Place, mut step: impl FnMut() -> Result<()>) -> 
     Ok(Measured { step_seconds, peak_bytes, busy_seconds, kernels, ..Measured::default() })
 }
 
+/// 2 GiB in bf16: what a run chooses by the memory that is free, a step is told here.
+const KEPT_LOGITS: usize = 1 << 30;
+
 /// A whole optimizer step: both sides, clipping, AdamW.
 fn steps(job: &Job, place: Place) -> Result<Measured> {
     let config = config(job);
@@ -85,22 +88,27 @@ fn steps(job: &Job, place: Place) -> Result<Measured> {
     let rows: Vec<EncodedRow> = job.rows.iter().enumerate().map(|(i, row)| random_row(i, row, description.vocab_size)).collect();
     let batch: Vec<&EncodedRow> = rows.iter().collect();
     let mut settings = StepSettings::new(&config, 0);
+    settings.memory.kept_logits = KEPT_LOGITS;
     if job.checkpointing {
         settings.memory.keep = Keep::BlockInputs { every: NonZeroUsize::MIN };
     }
     let reference = reference(&policy, &rows, &config)?;
     let mut optimizer = AdamW::new(&config.optimizer, 0, policy.trained_parameters())?;
-    let (mut loss, mut n_tokens_computed) = (f64::NAN, 0);
+    let (mut loss, mut n_tokens_computed, mut n_reads) = (f64::NAN, 0, 0);
     let mut measured = clock(job, &place, || {
+        let before = gpu::reads();
         let (outcome, _) = update(&policy, &batch, PolicyIs::Trained(&reference), &settings, &mut optimizer, config.optimizer.lr)?;
-        (loss, n_tokens_computed) = (outcome.loss, outcome.n_tokens_computed);
+        (loss, n_tokens_computed, n_reads) = (outcome.loss, outcome.n_tokens_computed, gpu::reads() - before);
         Ok(())
     })?;
     ensure!(loss.is_finite(), "the loss is {loss}");
     let terms = adaptation.as_ref().map(|adaptation| LowRankTerms::new(adaptation, &description));
-    let flops = estimate::flops(&passes(&batch, &settings, Gradients::Both, &description), &description, terms.as_ref(), settings.memory);
-    measured.flops = Some(flops.total() - flops.recomputed);
-    measured.notes.extend([("loss".into(), loss.into()), ("tokens_computed".into(), n_tokens_computed.into())]);
+    // What is computed twice is no work.
+    let once = StepMemory { keep: Keep::ForBackward, kept_logits: usize::MAX };
+    let passes = passes(&batch, &settings, Gradients::Both, &description);
+    measured.flops = Some(estimate::flops(&passes, &description, terms.as_ref(), once).total());
+    let notes = [("loss", loss.into()), ("tokens_computed", n_tokens_computed.into()), ("reads", n_reads.into())];
+    measured.notes.extend(notes.map(|(key, value)| (key.into(), value)));
     Ok(measured)
 }
 

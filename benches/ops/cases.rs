@@ -219,7 +219,7 @@ fn heads() -> Result<Vec<Case>> {
         // As the step does it; one product for the logits and two for the gradients.
         let both = case(format!("head {name} forward and backward"), traffic, 3.0 * product, move || {
             let scored = head.score(&h, &w, &t, StepMemory::default().kept_logits)?;
-            let d_log_probs = scored.log_probs.clone();
+            let d_log_probs = scored.log_probs.copy()?;
             head.backward(&h, &w, (&t, scored), &d_log_probs, &dh, Some(&dw))
         });
         cases.extend([forward, both].map(|case| Case { dtype, ..case }));

@@ -22,7 +22,7 @@ pub fn measure(job: &Job) -> Result<Measured> {
     let before = rss_bytes()?;
     let mut measured = Clock::measure(job, |_| {
         let scored = head.score(&hidden, &weight, &targets, StepMemory::default().kept_logits)?;
-        let d_log_probs: Vec<f32> = scored.log_probs.iter().map(|l| 1e-3 * l).collect();
+        let d_log_probs = (&*scored.log_probs * 1e-3)?;
         let d_hidden = Buffer::zeros(hidden.dims())?;
         head.backward(&hidden, &weight, (&targets, scored), &d_log_probs, &d_hidden, Some(&gradient))
     })?;

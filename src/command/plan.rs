@@ -11,7 +11,6 @@ use crate::plan::gpu::GpuMemory;
 use crate::plan::held::{Available, Held, Share};
 use crate::plan::rates::Rates;
 use crate::plan::units::{byte_rate, count, duration, flop, flop_rate};
-use crate::plan::work::optimizer_bytes;
 use crate::train::forecast::Forecast;
 use crate::train::prepare::Prepared;
 use anyhow::Result;
@@ -121,12 +120,12 @@ fn report(config: RunConfig) -> Result<Report> {
 
 /// What the run would do, or try to do where it does not fit.
 fn planned(forecast: &Forecast, config: &RunConfig, rates: &Rates, available: &Available) -> Planned {
-    let setting = match (config.train.activation_checkpointing, forecast.choose(available)) {
-        (_, Ok(memory)) => setting_of(memory),
-        (ActivationCheckpointing::Auto, Err(_)) => ActivationCheckpointing::ON,
-        (setting, Err(_)) => setting,
+    let memory = match (config.train.activation_checkpointing, forecast.choose(available)) {
+        (_, Ok(memory)) => memory,
+        (ActivationCheckpointing::Auto, Err(_)) => forecast.settled(ActivationCheckpointing::ON),
+        (setting, Err(_)) => forecast.settled(setting),
     };
-    let estimate = forecast.estimate(forecast.settled(setting), rates);
+    let (setting, estimate) = (setting_of(memory), forecast.estimate(memory, rates));
     Planned {
         activation_checkpointing: setting,
         peak_bytes: estimate.held.host.total(),
@@ -237,7 +236,7 @@ fn text(report: &Report) -> Result<String> {
     line("attention", &|needs| flop(needs.flops.attention))?;
     line("head", &|needs| flop(needs.flops.head))?;
     line("together", &|needs| flop(needs.flops.total()))?;
-    line("optimizer traffic", &|_| gib(optimizer_bytes(report.n_trained) as u64))?;
+    line("optimizer traffic", &|needs| gib(needs.update_bytes as u64))?;
     line("expected time", &|needs| duration(needs.seconds.total()))?;
 
     writeln!(text, "\nThe run: {} steps over {} rows", estimate.n_steps, report.n_rows)?;

@@ -306,9 +306,9 @@ impl Decoder {
         Ok(())
     }
 
-    /// Log-probabilities of M target tokens, from the hidden states of the rows that predict them.
+    /// Log-probabilities of M target tokens, from the hidden states of the rows that predict them. Waits for a GPU.
     pub fn log_probs(&self, hidden_ND: &Tensor, targets: &[TokenTarget]) -> Result<Vec<f32>> {
-        Ok(self.score(hidden_ND, targets, 0)?.log_probs)
+        Ok(ops::read(&self.score(hidden_ND, targets, 0)?.log_probs)?.to_vec())
     }
 
     /// [`Decoder::log_probs`], to be followed by a backward. Of the logits, or of what a frozen head makes of them, at most `n_kept` values stay
@@ -320,12 +320,12 @@ impl Decoder {
         }
     }
 
-    /// Adds to the head's gradient and to that of the hidden states, `d_hidden_ND [N, D]`, from those of the M log-probabilities.
+    /// Adds to the head's gradient and to that of the hidden states, `d_hidden_ND [N, D]`, from those of the log-probabilities, `[M]`, f32.
     pub fn score_backward(
         &self,
         hidden_ND: &Tensor,
         (targets, scored): (&[TokenTarget], ScoredTargets),
-        d_log_probs: &[f32],
+        d_log_probs: &Tensor,
         d_hidden_ND: &Tensor,
     ) -> Result<()> {
         let (head, weight, gradient) = (self.head(), self.head_weight(), self.head_gradient());
@@ -340,12 +340,8 @@ impl Decoder {
         self.head().logits(hidden_MD, self.head_weight())
     }
 
-    /// Adds to the head's gradient and returns the gradient of the hidden states `[M, D]`, from that of their logits `[M, V]`.
-    pub fn logits_backward(&self, hidden_MD: &[f32], logits_MV: &[f32], d_logits_MV: Scratch) -> Result<Scratch> {
-        self.head().logits_backward(hidden_MD, self.head_weight(), logits_MV, d_logits_MV, self.head_gradient())
-    }
-
-    fn head_gradient(&self) -> Option<&Tensor> {
+    /// Of the head's matrix, where it is trained.
+    pub fn head_gradient(&self) -> Option<&Tensor> {
         self.head.as_ref().unwrap_or(&self.embeddings).gradient.as_ref()
     }
 

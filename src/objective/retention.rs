@@ -6,7 +6,7 @@
 //!
 //! h is the final-norm hidden state, pooled over some positions of the sequence; every [`Pooling`](crate::config::Pooling) is a mean over a
 //! set of rows, and only the set differs ([`pooled_rows`](crate::data::batch::SequenceSpan::pooled_rows), `ops::pool`). [`Reduction::Sum`] is the formula as printed, [`Reduction::Mean`] divides by the hidden size, as the released code does.
-//! The `kl` kind compares next-token distributions instead ([`kl_divergence`]).
+//! The `kl` kind compares next-token distributions instead (`ops::divergence`): of a sequence, the mean over its response tokens.
 
 use crate::config::Reduction;
 
@@ -34,30 +34,6 @@ pub fn sequence_weight(n_sharing: usize, n_rows: usize) -> f64 {
     n_sharing as f64 / (2 * n_rows) as f64
 }
 
-/// `KL(reference || policy)` of one position's next-token distributions, nats, from logits of equal length.
-pub fn kl_divergence(reference_V: &[f32], policy_V: &[f32]) -> f64 {
-    let (reference_norm, policy_norm) = (log_sum_exp(reference_V), log_sum_exp(policy_V));
-    let terms = reference_V.iter().zip(policy_V).map(|(&r, &p)| {
-        let (log_reference, log_policy) = (f64::from(r) - reference_norm, f64::from(p) - policy_norm);
-        log_reference.exp() * (log_reference - log_policy)
-    });
-    terms.sum()
-}
-
-/// d [`kl_divergence`] / d policy logits, times `scale`: `scale * (softmax(policy) - softmax(reference))`.
-pub fn kl_divergence_backward(reference_V: &[f32], policy_V: &[f32], scale: f64, d_policy_V: &mut [f32]) {
-    let (reference_norm, policy_norm) = (log_sum_exp(reference_V), log_sum_exp(policy_V));
-    for ((&r, &p), d) in reference_V.iter().zip(policy_V).zip(d_policy_V) {
-        *d = (scale * ((f64::from(p) - policy_norm).exp() - (f64::from(r) - reference_norm).exp())) as f32;
-    }
-}
-
-fn log_sum_exp(logits_V: &[f32]) -> f64 {
-    let max = logits_V.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let max = f64::from(max);
-    max + logits_V.iter().map(|&logit| (f64::from(logit) - max).exp()).sum::<f64>().ln()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -77,40 +53,6 @@ mod tests {
     fn a_shared_sequence_counts_once_for_each_row() {
         // Three rows, two of which share their pair: 2 * (2/6) + 2 * (1/6) = 1.
         assert_eq!(2.0 * sequence_weight(2, 3) + 2.0 * sequence_weight(1, 3), 1.0);
-    }
-
-    #[test]
-    fn kl_by_hand() {
-        // Reference (1/2, 1/2), policy (1/4, 3/4): KL = ln 2 - (ln 3) / 2.
-        let (reference, policy) = ([0.0, 0.0], [0.0, 3f32.ln()]);
-        let expected = 2f64.ln() - 3f64.ln() / 2.0;
-        assert!((kl_divergence(&reference, &policy) - expected).abs() < 1e-7);
-        // A shift of all logits changes nothing; KL is positive, zero between equals, and not symmetric.
-        assert!((kl_divergence(&[7.0, 7.0], &policy) - expected).abs() < 1e-7);
-        assert!(kl_divergence(&policy, &reference) > 0.0);
-        assert_ne!(kl_divergence(&policy, &reference), kl_divergence(&reference, &policy));
-        let logits = [0.3, -70.0, 1e4, 9999.5];
-        assert_eq!(kl_divergence(&logits, &logits), 0.0);
-        let mut gradient = [1.0; 4];
-        kl_divergence_backward(&logits, &logits, 1.0, &mut gradient);
-        assert_eq!(gradient, [0.0; 4]);
-    }
-
-    #[test]
-    fn kl_derivative_agrees_with_finite_differences() {
-        let (reference, policy) = ([0.5f32, -1.0, 2.0, 0.25], [1.5f32, 0.5, -0.5, 0.125]);
-        let mut gradient = [0.0; 4];
-        kl_divergence_backward(&reference, &policy, 3.0, &mut gradient);
-        let step = 1.0 / 1024.0;
-        for i in 0..4 {
-            let shifted = |by: f32| {
-                let mut logits = policy;
-                logits[i] += by;
-                kl_divergence(&reference, &logits)
-            };
-            let numeric = 3.0 * (shifted(step) - shifted(-step)) / (2.0 * f64::from(step));
-            assert!((f64::from(gradient[i]) - numeric).abs() < 1e-6, "{i}: {} {numeric}", gradient[i]);
-        }
     }
 
     #[test]

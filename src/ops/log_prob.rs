@@ -3,7 +3,8 @@
 //! A `[rows, V]` tensor of a whole batch never exists: a chunk's logits are made, reduced to one number a row and dropped. What the loss makes
 //! of a row is known only when both of its answers are scored, so the backward, `dlogits = g (onehot - softmax)`, needs the logits a second
 //! time: those of the first chunks are kept, as far as the caller grants memory (6 FLOPs per weight and token), the others made again (8).
-//! Gemma caps logits: `cap * tanh(logit / cap)`. A frozen head needs no logits twice (`frozen`).
+//! Gemma caps logits: `cap * tanh(logit / cap)`. A frozen head needs no logits twice (`frozen`). On a GPU not logits are kept but `onehot - softmax` in the
+//! type of the activations, half of the bytes; g then multiplies the rows of both products.
 
 mod frozen;
 mod on_gpu;
@@ -12,11 +13,11 @@ use super::gemm::{Matrix, Write, multiply_in, multiply_rows_in};
 use super::gpu;
 use super::linear::product;
 use super::real::{max, sum_exp, vectorized};
-use super::{Real, Scratch, read, update};
+use super::{Buffer, Real, Scratch, read, update};
 use crate::config::ComputeDtype;
 use anyhow::{Result, bail, ensure};
 use candle_core::Tensor;
-use on_gpu::logits_backward_on_gpu;
+pub(super) use on_gpu::THREADS;
 use rayon::prelude::*;
 
 /// Logits that are made at a time (96 MiB of f32).
@@ -44,8 +45,8 @@ pub struct Head {
 /// Log-probabilities, and what their backward reads.
 #[derive(Debug)]
 pub struct ScoredTargets {
-    /// One for each target.
-    pub log_probs: Vec<f32>,
+    /// One for each target, `[M]`, f32, where the hidden states are.
+    pub log_probs: Buffer,
     log_sum_exp: Vec<f32>,
     kept: Kept,
     rows_per_chunk: usize,
@@ -62,8 +63,8 @@ enum Kept {
 }
 
 impl ScoredTargets {
-    fn check(&self, targets: &[TokenTarget], gradients: &[f32]) -> Result<()> {
-        let (n_targets, n_scored, n_gradients) = (targets.len(), self.log_probs.len(), gradients.len());
+    fn check(&self, targets: &[TokenTarget], gradients: &Tensor) -> Result<()> {
+        let (n_targets, n_scored, n_gradients) = (targets.len(), self.log_probs.elem_count(), gradients.elem_count());
         ensure!(n_targets == n_scored && n_targets == n_gradients, "{n_targets} targets, {n_scored} scores, {n_gradients} gradients");
         Ok(())
     }
@@ -99,7 +100,7 @@ impl Head {
                 kept.push(logits);
             }
         }
-        Ok(ScoredTargets { log_probs, log_sum_exp, kept: Kept::Logits(kept), rows_per_chunk })
+        Ok(ScoredTargets { log_probs: values(&log_probs)?, log_sum_exp, kept: Kept::Logits(kept), rows_per_chunk })
     }
 
     /// Log-probability and log-sum-exp of each target, and the capped logits of its row.
@@ -111,13 +112,13 @@ impl Head {
         Ok((scores, logits))
     }
 
-    /// Adds to `d_hidden [N, D]` and, unless frozen, to `weight_gradient [V, D]`, from the gradients of the M log-probabilities.
+    /// Adds to `d_hidden [N, D]` and, unless frozen, to `weight_gradient [V, D]`, from the gradients of the log-probabilities, `[M]`, f32.
     pub fn backward(
         &self,
         hidden: &Tensor,
         weight: &Tensor,
         (targets, scored): (&[TokenTarget], ScoredTargets),
-        gradients: &[f32],
+        gradients: &Tensor,
         d_hidden: &Tensor,
         weight_gradient: Option<&Tensor>,
     ) -> Result<()> {
@@ -127,7 +128,7 @@ impl Head {
             return self.backward_on_gpu(hidden, weight, (targets, scored), gradients, d_hidden, weight_gradient);
         }
         scored.check(targets, gradients)?;
-        let hidden = read(hidden)?;
+        let (hidden, gradients) = (read(hidden)?, read(gradients)?);
         let rows = scored.rows_per_chunk;
         let Kept::Logits(kept) = scored.kept else { bail!("these targets were scored for a frozen head") };
         let mut kept = kept.into_iter();
@@ -158,9 +159,6 @@ impl Head {
     /// The gradient of `x [R, D]` from that of its logits before the cap, `[R, V]`; adds to `weight_gradient [V, D]`.
     fn chunk_backward(&self, x: &[f32], weight: &Tensor, d_logits: &[f32], weight_gradient: Option<&Tensor>) -> Result<Scratch> {
         let (n_vocab, width) = (weight.dim(0)?, weight.dim(1)?);
-        if gpu::has(weight) {
-            return logits_backward_on_gpu(x, weight, d_logits, weight_gradient);
-        }
         let dx = self.chunk_input_gradient(x.len() / width, weight, d_logits)?;
         let d_logits = Matrix::new(d_logits, n_vocab);
         if let Some(weight_gradient) = weight_gradient {
@@ -179,7 +177,7 @@ impl Head {
         Ok(dx)
     }
 
-    /// Raw logits (capped) of every row of `hidden [M, D]`, `[M, V]`: for the few rows that a KL term looks at.
+    /// Logits (capped) of every row of `hidden [M, D]`, `[M, V]`: for few rows.
     pub fn logits(&self, hidden: &[f32], weight: &Tensor) -> Result<Scratch> {
         let width = weight.dim(1)?;
         if gpu::has(weight) {
@@ -208,9 +206,9 @@ impl Head {
         }
     }
 
-    /// The backward of [`Head::logits`]: from what it returned, `logits [M, V]`, and its gradient to `d_hidden [M, D]`. Adds to
+    /// The backward of [`Head::logits`] on the CPU: from what it returned, `logits [M, V]`, and its gradient to `d_hidden [M, D]`. Adds to
     /// `weight_gradient [V, D]` unless the head is frozen.
-    pub fn logits_backward(
+    pub(super) fn logits_backward(
         &self,
         hidden: &[f32],
         weight: &Tensor,
@@ -227,6 +225,11 @@ impl Head {
         }
         self.chunk_backward(hidden, weight, &d_logits, weight_gradient)
     }
+}
+
+/// A tensor of its own.
+fn values(values: &[f32]) -> Result<Buffer> {
+    Buffer::new(Scratch::copy_of(values), &[values.len()])
 }
 
 /// Rows of a chunk, such that all chunks but the last are equal and the last is not much smaller.
@@ -321,10 +324,10 @@ mod tests {
             let (h, w) = (tensor(check::to_f32(&hidden), &[n, d]).unwrap(), tensor(check::to_f32(&weight), &[v, d]).unwrap());
             for (chunk, n_kept) in [(v, 0), (2 * v, 2 * v), (2 * v, 1000 * v), (1000 * v, 0), (1000 * v, 5 * v)] {
                 let scored = head.score_in_chunks(&h, &w, &targets(), n_kept, chunk).unwrap();
-                let fast: f64 = scored.log_probs.iter().zip(gradients).map(|(l, g)| f64::from(*l) * f64::from(g)).sum();
+                let fast: f64 = read(&scored.log_probs).unwrap().iter().zip(gradients).map(|(l, g)| f64::from(*l) * f64::from(g)).sum();
                 assert!((fast - loss(&hidden, &weight, soft_cap)).abs() < 1e-5);
                 let (dh, dw) = (tensor(vec![0.0; n * d], &[n, d]).unwrap(), tensor(vec![0.0; v * d], &[v, d]).unwrap());
-                head.backward(&h, &w, (&targets(), scored), &gradients, &dh, Some(&dw)).unwrap();
+                head.backward(&h, &w, (&targets(), scored), &tensor(gradients.to_vec(), &[5]).unwrap(), &dh, Some(&dw)).unwrap();
                 check::gradient_of_f32("hidden", &hidden, &read(&dh).unwrap(), |h| loss(h, &weight, soft_cap));
                 check::gradient_of_f32("weight", &weight, &read(&dw).unwrap(), |w| loss(&hidden, w, soft_cap));
             }
@@ -361,9 +364,10 @@ mod tests {
         );
         let targets: Vec<_> = (0..n as u32).map(|row| TokenTarget { row, token: row % v as u32 }).collect();
         let head = Head { soft_cap: None, compute: ComputeDtype::F32 };
-        let whole = head.score(&h, &w, &targets, 0).unwrap().log_probs;
+        let log_probs = |scored: ScoredTargets| read(&scored.log_probs).unwrap().to_vec();
+        let whole = log_probs(head.score(&h, &w, &targets, 0).unwrap());
         for rows in [1, 7, 64, 199] {
-            assert_eq!(head.score_in_chunks(&h, &w, &targets, 0, rows * v).unwrap().log_probs, whole);
+            assert_eq!(log_probs(head.score_in_chunks(&h, &w, &targets, 0, rows * v).unwrap()), whole);
         }
     }
 
@@ -375,7 +379,7 @@ mod tests {
             tensor(check::to_f32(&check::values(2, v * d)), &[v, d]).unwrap(),
         );
         let targets: Vec<_> = (0..n as u32).map(|row| TokenTarget { row, token: row % v as u32 }).collect();
-        let gradients = check::to_f32(&check::values(3, n));
+        let gradients = tensor(check::to_f32(&check::values(3, n)), &[n]).unwrap();
         for soft_cap in [None, Some(4.0)] {
             let head = Head { soft_cap, compute: ComputeDtype::F32 };
             let run = |n_kept: usize, n_chunks_kept: usize| {

@@ -15,12 +15,14 @@ pub mod activation;
 pub mod adamw;
 pub mod attention;
 pub mod buffer;
+pub mod divergence;
 pub mod dropout;
 pub mod embedding;
 mod gemm;
 // Where neither runs kernels, what starts them is compiled all the same, for its lints.
 #[cfg_attr(not(any(feature = "cuda", feature = "emulator")), allow(dead_code))]
 pub mod gpu;
+pub mod host;
 pub mod linear;
 pub mod log_prob;
 pub mod logits;
@@ -68,6 +70,11 @@ impl Deref for Values<'_> {
 
 /// The values of a contiguous tensor of f32, bf16 or bytes, or band of one. Of a tensor on a GPU it waits until they are there, and copies them.
 pub fn read(tensor: &Tensor) -> Result<Values<'_>> {
+    gpu::note_read(tensor);
+    values_of(tensor)
+}
+
+fn values_of(tensor: &Tensor) -> Result<Values<'_>> {
     let (storage, layout) = tensor.storage_and_layout();
     let range = contiguous(layout)?;
     match &*storage {
@@ -89,8 +96,13 @@ pub fn read(tensor: &Tensor) -> Result<Values<'_>> {
 
 /// Changes the values of a contiguous tensor of f32, bf16 or bytes, or band of one, in place; bf16 is rounded to nearest. Those of a GPU go to the CPU and back.
 pub fn update<R>(tensor: &Tensor, change: impl FnOnce(&mut [f32]) -> R) -> Result<R> {
+    gpu::note_read(tensor);
+    change_values(tensor, change)
+}
+
+fn change_values<R>(tensor: &Tensor, change: impl FnOnce(&mut [f32]) -> R) -> Result<R> {
     if !tensor.device().is_cpu() {
-        let mut values = read(tensor)?.to_vec();
+        let mut values = values_of(tensor)?.to_vec();
         let result = change(&mut values);
         tensor.slice_set(&on_device_of(tensor, &values, tensor.dims())?, 0, 0)?;
         return Ok(result);

@@ -1,18 +1,19 @@
 //! Means over some rows of a matrix, and their backward: what is looked at of hidden states leaves the device already pooled.
 
 use super::gpu;
-use super::{on_device_of, read, update};
+use super::{read, tensor, update};
 use anyhow::{Result, ensure};
 use candle_core::{DType, Tensor};
 
 /// Which rows a mean is over, one `Vec` for each mean. A row may be in several.
 pub type Groups = [Vec<usize>];
 
-/// The mean of each group's rows of `x [N, D]`, one behind the other: `[S, D]`. Summed in the order of the rows, in f64 on the CPU and f32 on a GPU.
-pub fn forward(x: &Tensor, groups: &Groups) -> Result<Vec<f32>> {
+/// The mean of each group's rows of `x [N, D]`, one behind the other: `[S, D]`, f32, where `x` is. Summed in the order of the rows, in f64 on the CPU and
+/// f32 on a GPU.
+pub fn forward(x: &Tensor, groups: &Groups) -> Result<Tensor> {
     check(x, groups)?;
     if groups.is_empty() {
-        return Ok(Vec::new());
+        return Ok(Tensor::zeros((0, x.dim(1)?), DType::F32, x.device())?);
     }
     if gpu::has(x) {
         return on_gpu::forward(x, groups);
@@ -26,25 +27,27 @@ pub fn forward(x: &Tensor, groups: &Groups) -> Result<Vec<f32>> {
         }
         means.extend(sums.into_iter().map(|sum| (sum / rows.len() as f64) as f32));
     }
-    Ok(means)
+    tensor(means, &[groups.len(), width])
 }
 
-/// Adds the gradient of the means, `d_means [S, D]`, to that of their rows, `dx [N, D]`.
-pub fn backward(d_means: &[f64], groups: &Groups, dx: &Tensor) -> Result<()> {
+/// Adds the gradient of the means, `d_means [S, D]`, f32, to that of their rows, `dx [N, D]`.
+pub fn backward(d_means: &Tensor, groups: &Groups, dx: &Tensor) -> Result<()> {
     check(dx, groups)?;
     let width = dx.dim(1)?;
-    ensure!(d_means.len() == groups.len() * width, "{} values for the gradients of {} means of {width}", d_means.len(), groups.len());
+    ensure!(d_means.dims() == [groups.len(), width], "{:?} values for the gradients of {} means of {width}", d_means.dims(), groups.len());
     if groups.is_empty() {
         return Ok(());
     }
     if gpu::has(dx) {
         return on_gpu::backward(d_means, groups, dx);
     }
+    let d_means = read(d_means)?;
     update(dx, |dx| {
         for (rows, d_mean) in groups.iter().zip(d_means.chunks(width)) {
+            let share = 1.0 / rows.len() as f64;
             for row in rows {
                 let d_row = &mut dx[row * width..][..width];
-                d_row.iter_mut().zip(d_mean).for_each(|(d, &d_mean)| *d += (d_mean / rows.len() as f64) as f32);
+                d_row.iter_mut().zip(d_mean).for_each(|(d, &d_mean)| *d += (share * f64::from(d_mean)) as f32);
             }
         }
     })
@@ -77,19 +80,17 @@ mod on_gpu {
         lists
     }
 
-    pub fn forward(x: &Tensor, groups: &Groups) -> Result<Vec<f32>> {
+    pub fn forward(x: &Tensor, groups: &Groups) -> Result<Tensor> {
         let (member_rows, into, shares) = members(groups);
         let picked = rows::gather(x, member_rows, 1.0)?;
         let means = Tensor::zeros((groups.len(), x.dim(1)?), DType::F32, x.device())?;
         rows::scatter_add_scaled(&picked, Some(&floats(&shares, x)?), &into, &means, 1.0)?;
-        Ok(read(&means)?.to_vec())
+        Ok(means)
     }
 
-    pub fn backward(d_means: &[f64], groups: &Groups, dx: &Tensor) -> Result<()> {
+    pub fn backward(d_means: &Tensor, groups: &Groups, dx: &Tensor) -> Result<()> {
         let (member_rows, group_of, shares) = members(groups);
-        let d_means: Vec<f32> = d_means.iter().map(|&d| d as f32).collect();
-        let d_means = on_device_of(dx, &d_means, &[groups.len(), dx.dim(1)?])?;
-        let spread = rows::gather(&d_means, group_of.into_iter().flatten().collect(), 1.0)?;
+        let spread = rows::gather(&d_means.to_dtype(dx.dtype())?, group_of.into_iter().flatten().collect(), 1.0)?;
         let into: Vec<_> = member_rows.into_iter().map(Some).collect();
         rows::scatter_add_scaled(&spread, Some(&floats(&shares, dx)?), &into, dx, 1.0)
     }
@@ -103,9 +104,11 @@ mod tests {
     #[test]
     fn means_and_shares_by_hand() {
         let x = tensor(vec![1.0, 2.0, 3.0, 4.0, 50.0, 60.0], &[3, 2]).unwrap();
-        assert_eq!(forward(&x, &[vec![0, 1], vec![2]]).unwrap(), [2.0, 3.0, 50.0, 60.0]);
+        let means = forward(&x, &[vec![0, 1], vec![2]]).unwrap();
+        assert_eq!((means.dims(), &*read(&means).unwrap()), (&[2, 2][..], &[2.0, 3.0, 50.0, 60.0][..]));
+        assert_eq!(forward(&x, &[]).unwrap().dims(), [0, 2]);
         let dx = tensor(vec![0.5; 6], &[3, 2]).unwrap();
-        backward(&[4.0, -2.0, 1.0, 1.0], &[vec![0, 2], vec![2]], &dx).unwrap();
+        backward(&tensor(vec![4.0, -2.0, 1.0, 1.0], &[2, 2]).unwrap(), &[vec![0, 2], vec![2]], &dx).unwrap();
         assert_eq!(*read(&dx).unwrap(), [2.5, -0.5, 0.5, 0.5, 3.5, 0.5]);
         assert!(forward(&x, &[vec![3]]).is_err() && forward(&x, &[vec![]]).is_err());
     }
@@ -121,10 +124,10 @@ mod tests {
             means.zip(&weights).map(|(mean, weight)| mean * weight).sum()
         };
         let dx = tensor(vec![0.0; 12], &[4, 3]).unwrap();
-        backward(&weights, &groups, &dx).unwrap();
+        backward(&tensor(check::to_f32(&weights), &[3, 3]).unwrap(), &groups, &dx).unwrap();
         check::gradient_of_f32("pool", &at, &read(&dx).unwrap(), loss);
         let means = forward(&tensor(check::to_f32(&at), &[4, 3]).unwrap(), &groups).unwrap();
-        assert!((check::dot(&means.iter().map(|&m| f64::from(m)).collect::<Vec<_>>(), &weights) - loss(&at)).abs() < 1e-6);
+        assert!((check::dot(&read(&means).unwrap().iter().map(|&m| f64::from(m)).collect::<Vec<_>>(), &weights) - loss(&at)).abs() < 1e-6);
     }
 }
 
@@ -140,9 +143,9 @@ mod gpu_tests {
             agree(&format!("width {width}"), |place| {
                 let (x, dx) = (place.values(1, &[42, width]), place.values(2, &[42, width]));
                 let means = forward(&x, &groups)?;
-                let d_means: Vec<f64> = means.iter().map(|&mean| f64::from(mean) - 0.25).collect();
+                let d_means = means.affine(1.0, -0.25)?;
                 backward(&d_means, &groups, &dx)?;
-                Ok(vec![place.floats(means, &[3, width]), dx])
+                Ok(vec![means, dx])
             });
         }
     }

@@ -29,14 +29,18 @@ impl SumOfSquares {
     }
 }
 
-/// The l2 norm over the tensors of all `parts`, in their order; not finite if any value is not. Waits for the GPU.
+/// The l2 norm over the tensors of all `parts`, in their order; not finite if any value is not. Waits for the GPU, once.
 pub fn norm<'a>(parts: impl IntoIterator<Item = &'a SumOfSquares>) -> Result<f64> {
-    let mut sum = 0.0;
+    let (mut sum, mut on_gpu) = (0.0, Vec::new());
     for part in parts {
         match part {
             SumOfSquares::Known(squares) => squares.iter().for_each(|squares| sum += squares),
-            SumOfSquares::OnGpu(squares) => sum += squares.to_vec1::<f64>()?.iter().sum::<f64>(),
+            SumOfSquares::OnGpu(squares) => on_gpu.push(squares),
         }
+    }
+    if let Some(first) = on_gpu.first() {
+        gpu::note_read(first);
+        sum += Tensor::cat(&on_gpu, 0)?.to_vec1::<f64>()?.iter().sum::<f64>();
     }
     Ok(sum.sqrt())
 }

@@ -66,6 +66,8 @@ pub struct StepNeeds {
     /// Tokens that its passes compute.
     pub tokens: f64,
     pub flops: Flops,
+    /// Bytes that its update moves.
+    pub update_bytes: f64,
     pub seconds: Seconds,
 }
 
@@ -102,7 +104,12 @@ impl Estimate {
             }
         }
         let share = 1.0 / workload.batches.len().max(1) as f64;
-        let mean_step = StepNeeds { tokens: share * sum.tokens, flops: sum.flops.scaled(share), seconds: sum.seconds.scaled(share) };
+        let mean_step = StepNeeds {
+            tokens: share * sum.tokens,
+            flops: sum.flops.scaled(share),
+            update_bytes: setup.update_bytes(),
+            seconds: sum.seconds.scaled(share),
+        };
         let measuring = workload.measuring.iter().map(|(times, passes)| *times as f64 * of(passes).seconds.of_passes());
         Self {
             held,
@@ -125,7 +132,8 @@ impl Estimate {
 fn step_needs(passes: &[Pass], setup: &Setup, rates: &Rates) -> StepNeeds {
     let flops = flops(passes, setup.description, setup.low_rank, setup.step);
     let tokens = passes.iter().map(|pass| pass.n_tokens as f64).sum();
-    StepNeeds { tokens, flops, seconds: Seconds::of_step(passes, &flops, setup.description, setup.n_trained(), rates) }
+    let update_bytes = setup.update_bytes();
+    StepNeeds { tokens, flops, update_bytes, seconds: Seconds::of_step(passes, &flops, setup.description, update_bytes, rates) }
 }
 
 /// Operations of some passes, with low-rank terms beside frozen weights where there are any.

@@ -4,7 +4,6 @@
 //! `optimizer.master`. Passes are replayed as a GPU's ops make them (`replay`). The reference's scores, the data and the program stay with the host,
 //! through which every tensor goes when it is read from a checkpoint or written to one.
 
-use super::COMPARED_LOGITS_PER_CHUNK;
 use super::ledger::Kind;
 use super::memory::{Memory, OVERHEAD, Setup, moments_bytes};
 use super::replay::Replay;
@@ -90,11 +89,8 @@ pub fn host_beside(setup: &Setup, compute: ComputeDtype) -> Memory {
     // A tensor on its way: as it was read, candle's own copy of it, and that in the type of the weights.
     let narrowed = if compute == ComputeDtype::Bf16 { bytes_of_value(compute) } else { 0 };
     let in_passing = (2 * FLOAT + narrowed) * largest_tensor(setup.description);
-    // Both models' logits, and their gradient.
-    let compares = setup.passes.iter().copied().flatten().any(|pass| pass.n_compared > 0);
-    let compared = if compares { 3 * FLOAT * COMPARED_LOGITS_PER_CHUNK as u64 } else { 0 };
     Memory {
-        scratch: in_passing.max(compared),
+        scratch: in_passing,
         reference: FLOAT * setup.n_reference as u64,
         canaries: setup.canaries,
         data: setup.data,

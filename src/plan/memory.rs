@@ -50,6 +50,11 @@ pub struct Setup<'a> {
 }
 
 impl Setup<'_> {
+    /// Bytes that an update moves.
+    pub fn update_bytes(&self) -> f64 {
+        (self.bytes.moved_by_update() * self.n_trained() as u64) as f64
+    }
+
     /// Parameters with a gradient.
     pub fn n_trained(&self) -> usize {
         self.low_rank.map_or(self.n_parameters, |terms| terms.n_parameters(self.description))
@@ -98,6 +103,13 @@ impl ParameterBytes {
             MasterWeights::Kahan => (2, 2),
         };
         Self { weight, beside, shares_gradients: optimizer.in_backward, has_8_bit_moments: optimizer.moments == MomentType::EightBit }
+    }
+
+    /// What an update moves of a parameter: its gradient, which is cleared, read for the norm and read again; weight, what is beside it, and both moments,
+    /// which are read and written.
+    fn moved_by_update(self) -> u64 {
+        let moments = if self.has_8_bit_moments { 2 } else { 2 * VALUE };
+        3 * VALUE + 2 * (self.weight + self.beside + moments)
     }
 
     /// Bytes of the largest weight that a product widens whole before it reads it.

@@ -24,7 +24,7 @@ use std::num::NonZeroUsize;
 pub struct StepMemory {
     /// Of the blocks, in a pass with gradients.
     pub keep: Keep,
-    /// At most so many of a micro-batch's logits.
+    /// At most so many of a micro-batch's logits, or of what the head keeps in their place ([`ops::log_prob`](crate::ops::log_prob)).
     pub kept_logits: usize,
 }
 
@@ -44,6 +44,3 @@ impl Default for StepMemory {
         Self { keep: Keep::ForBackward, kept_logits: 64 * 1024 * 1024 }
     }
 }
-
-/// Logits of one model that `kl` retention has at a time (16 MiB of f32).
-pub const COMPARED_LOGITS_PER_CHUNK: usize = 4 * 1024 * 1024;

@@ -393,7 +393,7 @@ mod tests {
         let scored = model.score(&forward.hidden_ND, targets, if has_backward { memory.kept_logits } else { 0 }).unwrap();
         let begun = has_backward.then(|| {
             let d_hidden = Buffer::zeros(forward.hidden_ND.dims()).unwrap();
-            let d_log_probs = vec![1.0; targets.len()];
+            let d_log_probs = crate::ops::tensor(vec![1.0; targets.len()], &[targets.len()]).unwrap();
             model.score_backward(&forward.hidden_ND, (targets, scored), &d_log_probs, &d_hidden).unwrap();
             model.begin_backward(forward, d_hidden).unwrap()
         });

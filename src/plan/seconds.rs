@@ -1,7 +1,7 @@
 //! How long it takes: operations by the rates that were measured.
 
 use super::rates::Rates;
-use super::work::{Flops, Pass, elementwise_bytes, optimizer_bytes};
+use super::work::{Flops, Pass, elementwise_bytes};
 use crate::model::description::DecoderDescription;
 use serde::Serialize;
 use std::ops::AddAssign;
@@ -28,8 +28,8 @@ impl AddAssign for Seconds {
 }
 
 impl Seconds {
-    /// `flops` are those of `passes`, and of whatever is run again; `n_trained` parameters are updated.
-    pub fn of_step(passes: &[Pass], flops: &Flops, description: &DecoderDescription, n_trained: usize, rates: &Rates) -> Self {
+    /// `flops` are those of `passes`, and of whatever is run again; `update_bytes` are what the update moves.
+    pub fn of_step(passes: &[Pass], flops: &Flops, description: &DecoderDescription, update_bytes: f64, rates: &Rates) -> Self {
         // Counted in f32.
         let stored = rates.bytes_of_value as f64 / size_of::<f32>() as f64;
         let elementwise: f64 = passes.iter().map(|pass| stored * elementwise_bytes(pass, description)).sum();
@@ -37,7 +37,7 @@ impl Seconds {
             products: flops.of_products() / rates.products,
             attention: flops.attention / rates.attention,
             elementwise: elementwise / rates.bytes,
-            optimizer: optimizer_bytes(n_trained) / rates.bytes,
+            optimizer: update_bytes / rates.bytes,
         }
     }
 
@@ -79,13 +79,13 @@ mod tests {
         let pass = Pass { n_tokens: 10, n_visible: 30, n_largest_tree: 10, n_scored: 2, n_compared: 0, gradient: Gradient::None };
         let rates = Rates { products: 1000.0, attention: 100.0, bytes: 10.0, bytes_of_value: 4, of: Measured::Threads(1) };
         let flops = Flops::of(&pass, &d, StepMemory::default());
-        let seconds = Seconds::of_step(&[pass], &flops, &d, 7, &rates);
+        let seconds = Seconds::of_step(&[pass], &flops, &d, 360.0, &rates);
         assert_eq!(seconds.products, (2 * 10 * 576 + 2 * 8 * 32 * 2) as f64 / 1000.0);
         assert_eq!(seconds.attention, (4 * 4 * 2 * 30) as f64 / 100.0);
         assert_eq!(seconds.elementwise, (4 * (10 * (9 * 8 + 3 * 16 + 2 * 12) + 2 * 32 * 2)) as f64 / 10.0);
-        assert_eq!(seconds.optimizer, (36 * 7) as f64 / 10.0);
+        assert_eq!(seconds.optimizer, 36.0);
         assert_eq!(seconds.total(), seconds.of_passes() + seconds.optimizer);
-        let halves = Seconds::of_step(&[pass], &flops, &d, 7, &Rates { bytes_of_value: 2, ..rates });
+        let halves = Seconds::of_step(&[pass], &flops, &d, 360.0, &Rates { bytes_of_value: 2, ..rates });
         assert_eq!(halves, Seconds { elementwise: seconds.elementwise / 2.0, ..seconds });
     }
 }

@@ -194,12 +194,6 @@ pub fn elementwise_bytes(pass: &Pass, d: &DecoderDescription) -> f64 {
     (size_of::<f32>() * values) as f64
 }
 
-/// Bytes that an update of `n` parameters moves: gradients cleared (4), read for their norm (4), and AdamW, which reads weight, gradient and
-/// both moments and writes all but the gradient (28).
-pub fn optimizer_bytes(n_parameters: usize) -> f64 {
-    36.0 * n_parameters as f64
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,7 +3,8 @@
 use super::key::tensor_digest;
 use crate::model::decoder::Decoder;
 use crate::model::weights::{self, SavedDtype, TensorToSave};
-use crate::ops::{self, Place, Scratch, log_prob::Head};
+use crate::ops::divergence::Predicting;
+use crate::ops::{self, Place, log_prob::Head};
 use anyhow::{Context, Result, ensure};
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
@@ -35,12 +36,12 @@ impl FrozenHead {
         Ok(Self { head: model.head(), weight: model.head_weight().copy()? })
     }
 
-    /// `[M, D]` final-norm states of the reference to `[M, V]` logits.
-    pub fn logits(&self, states_MD: &[f32]) -> Result<Scratch> {
-        self.head.logits(states_MD, &self.weight)
+    /// From the reference's final-norm states on, `[M, D]`.
+    pub fn predicting<'a>(&'a self, states: &'a Tensor) -> Predicting<'a> {
+        Predicting { head: self.head, weight: &self.weight, states }
     }
 
-    pub fn vocab_size(&self) -> Result<usize> {
+    fn vocab_size(&self) -> Result<usize> {
         Ok(self.weight.dim(0)?)
     }
 

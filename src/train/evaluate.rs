@@ -3,14 +3,15 @@
 use super::clip::{NormOfParts, gradient_norm, squares};
 use super::measure::{DominantGap, Losses, Measurement, RowMeasure};
 use super::step::{
-    Backward, BatchOutcome, DominantPasses, Gradients, StepSettings, Waiting, batch_totals, evaluate_batch, evaluate_first_batch,
-    evaluate_first_part, evaluate_part,
+    Backward, BatchOutcome, DominantPasses, Gradients, StepSettings, Waiting, batch_totals, begin_batch, evaluate_batch,
+    evaluate_first_batch, evaluate_first_part, evaluate_part,
 };
 use crate::config::{Pooling, RetentionKind};
 use crate::data::encode::{EncodedPreference, EncodedRow};
 use crate::data::loader::dominant_numbers;
 use crate::model::decoder::Decoder;
 use crate::objective::PairScores;
+use crate::ops::host::Later;
 use crate::progress::Progress;
 use crate::reference::Columns;
 use crate::scoring::{self, KeptStates, ScoredPair};
@@ -56,17 +57,17 @@ impl PolicyIs<'_> {
     }
 }
 
-/// Runs one batch, with the self-test where the policy still is the reference.
-pub fn evaluate<'a>(
+/// Puts one batch on its way, with the self-test, which waits, where the policy still is the reference.
+pub fn begin<'a>(
     policy: &Decoder,
     rows: &[&EncodedRow],
     is: PolicyIs<'_>,
     settings: &StepSettings,
     backward: impl Into<Backward<'a>>,
-) -> Result<BatchOutcome> {
+) -> Result<Later<BatchOutcome>> {
     match is {
-        PolicyIs::Trained(reference) => evaluate_batch(policy, rows, reference, settings, backward),
-        PolicyIs::TheReference(reference) => Ok(evaluate_first_batch(policy, rows, reference, settings, backward)?.outcome),
+        PolicyIs::Trained(reference) => begin_batch(policy, rows, reference, settings, backward),
+        PolicyIs::TheReference(reference) => Ok(Later::known(evaluate_first_batch(policy, rows, reference, settings, backward)?.outcome)),
     }
 }
 

@@ -66,7 +66,7 @@ impl<'a> Forecast<'a> {
     }
 
     /// What stays in memory from a forward to its backward, as the configuration says, or for `auto` as the free memory of the device allows
-    /// that computes.
+    /// that computes; on a GPU also of what the head makes, which costs it a third more to make again.
     ///
     /// # Errors
     /// The run does not fit into what is `available`, with the numbers.
@@ -81,8 +81,15 @@ impl<'a> Forecast<'a> {
         let held = self.held(chosen);
         match held.shares(available).into_iter().find(|share| share.fits() == Some(false)) {
             Some(share) => bail!(self.refusal(&held, &share)),
-            None => Ok(chosen),
+            None => Ok(self.with_logits(chosen, available)),
         }
+    }
+
+    /// On a GPU: as many of a micro-batch's logits as there is room for.
+    fn with_logits(&self, chosen: StepMemory, available: &Available) -> StepMemory {
+        let candidates = [usize::MAX, 1 << 30, 1 << 28].map(|kept_logits| StepMemory { kept_logits, ..chosen });
+        let has_room = |step: &StepMemory| self.held(*step).computing(available).is_comfortable() == Some(true);
+        candidates.into_iter().filter(|_| self.place.is_on_gpu()).find(has_room).unwrap_or(chosen)
     }
 
     /// What a setting other than `auto` means; `auto` is `off` here.

@@ -1,7 +1,9 @@
 //! One optimizer step: a batch's loss, its gradients, and the update that they make, at the end or a block at a time within the backward.
+//!
+//! On a GPU everything is on its way, the update too, before the host waits, which it does once: for what it reports. So nobody can look first whether the
+//! loss is finite. The gradients say it: of a loss that is not they are not either, and then nothing is updated.
 
-use super::clip::gradient_norm;
-use super::evaluate::{PolicyIs, evaluate};
+use super::evaluate::{PolicyIs, begin};
 use super::optimizer::AdamW;
 use super::step::{BatchOutcome, Gradients, StepSettings, Waiting};
 use crate::data::encode::EncodedRow;
@@ -24,11 +26,9 @@ pub fn update(
     if policy.shares_gradients() {
         return update_in_backward(policy, rows, is, settings, optimizer, lr);
     }
-    let outcome = evaluate(policy, rows, is, settings, Gradients::Both)?;
-    let _span = info_span!("optimizer").entered();
-    let parameters = policy.trained_parameters();
-    let norm = if outcome.loss.is_finite() { optimizer.step(parameters, lr)? } else { gradient_norm(parameters)? };
-    Ok((outcome, norm))
+    let outcome = begin(policy, rows, is, settings, Gradients::Both)?;
+    let norm = info_span!("optimizer").in_scope(|| optimizer.step(policy.trained_parameters(), lr))?;
+    Ok((outcome.wait()?, norm))
 }
 
 /// Each block is updated as soon as the backwards of all passes have left it. No block below reads its weights, so that the gradients are those of
@@ -42,13 +42,11 @@ fn update_in_backward(
     lr: f64,
 ) -> Result<(BatchOutcome, f64)> {
     let waiting = Waiting::default();
-    let outcome = evaluate(policy, rows, is, settings, waiting.of(Gradients::Both))?;
-    if !outcome.loss.is_finite() {
-        return Ok((outcome, f64::NAN));
-    }
+    let outcome = begin(policy, rows, is, settings, waiting.of(Gradients::Both))?;
     let mut update = optimizer.begin(lr);
     waiting.make(policy, |part| update.apply(policy.parameters(), part))?;
     let norm = info_span!("optimizer").in_scope(|| update.norm())?;
-    optimizer.n_updates += 1;
+    let outcome = outcome.wait()?;
+    optimizer.n_updates += u64::from(outcome.loss.is_finite());
     Ok((outcome, norm))
 }

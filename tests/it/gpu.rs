@@ -6,8 +6,11 @@ use candle_core::Device;
 use mpo::config::{ComputeDtype, Pooling, RetentionKind, RunConfig};
 use mpo::model::decoder::{Decoder, Purpose};
 use mpo::model::low_rank::Adaptation;
-use mpo::ops::{self, Place};
+use mpo::ops::{self, Place, gpu};
+use mpo::train::evaluate::PolicyIs;
+use mpo::train::optimizer::AdamW;
 use mpo::train::step::{BatchOutcome, Gradients, StepMemory, StepSettings};
+use mpo::train::update::update;
 use serde_json::{Value, json};
 
 const HIDDEN: usize = 64;
@@ -95,6 +98,40 @@ fn reading_token_by_token_is_that_of_the_cpu() {
 fn a_step_is_that_of_the_cpu() {
     check("llama", &llama(HIDDEN, VOCABULARY), None, RetentionKind::Hidden);
     check("gemma2", &gemma2(HIDDEN, VOCABULARY), None, RetentionKind::Hidden);
+}
+
+/// Reads of a whole step: forward, backward, clipping, update.
+fn reads_of_a_step(place: Place, purpose: Purpose, kind: RetentionKind, micro_batch_size: usize) -> usize {
+    let (dir, mut run) = (tempfile::tempdir().unwrap(), RunConfig::default());
+    run.retention.kind = kind;
+    run.train.micro_batch_size = micro_batch_size;
+    if purpose == Purpose::TrainInBackward {
+        run.optimizer.clip_norm = 0.0;
+    }
+    let config = llama(HIDDEN, VOCABULARY);
+    write_model(dir.path(), &config, 1);
+    let policy = Decoder::load(dir.path(), place, purpose).unwrap();
+    let rows = rows(4, 40, VOCABULARY, 3);
+    let reference = scores(&model(&config, 2), &rows, &run);
+    let mut optimizer = AdamW::new(&run.optimizer, 0, policy.trained_parameters()).unwrap();
+    let (settings, before) = (StepSettings::new(&run, PAD), gpu::reads());
+    let (outcome, norm) = update(&policy, &borrowed(&rows), PolicyIs::Trained(&reference), &settings, &mut optimizer, 1e-3).unwrap();
+    assert!(outcome.loss.is_finite() && norm > 0.0);
+    gpu::reads() - before
+}
+
+#[test]
+fn a_step_waits_once() {
+    on_every_gpu(|gpu, device| {
+        for (kind, purpose, micro_batch_size) in [
+            (RetentionKind::Hidden, Purpose::Train, 1),
+            (RetentionKind::Hidden, Purpose::TrainInBackward, 4),
+            (RetentionKind::Kl, Purpose::Train, 2),
+        ] {
+            let n_reads = reads_of_a_step(Place::new(device.clone(), ComputeDtype::Bf16), purpose, kind, micro_batch_size);
+            assert_eq!(n_reads, 1, "{gpu}, {kind:?}, {purpose:?}, {micro_batch_size} rows at a time: of the norm alone");
+        }
+    });
 }
 
 #[test]

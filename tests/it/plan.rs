@@ -217,7 +217,8 @@ fn a_gpu_is_chosen_for_by_its_own_memory_and_the_hosts_part_by_the_hosts() {
 
         let available = |host, gpu| Available { host: Some(host), gpu: Some(gpu) };
         let (enough, most) = (held.host.total(), gpu.total());
-        assert_eq!(forecast.choose(&available(enough, 2 * most)).unwrap(), everything);
+        let roomy = forecast.choose(&available(enough, 2 * most)).unwrap();
+        assert_eq!(roomy, StepMemory { kept_logits: usize::MAX, ..everything }, "logits stay where there is room");
         assert!(matches!(forecast.choose(&available(enough, most)).unwrap().keep, Keep::BlockInputs { .. }));
         let error = forecast.choose(&available(1 << 40, 1 << 20)).unwrap_err().to_string();
         assert!(error.contains("of the GPU's memory") && error.contains("1 MiB are free") && error.contains("a larger GPU"), "{error}");

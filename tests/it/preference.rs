@@ -326,11 +326,15 @@ fn gradient_of_sum(model: &Decoder, pairs: &[&EncodedPreference], sharing: Promp
     let targets = response_targets(&batch, &spans);
     let forward = model.forward(&batch, Keep::ForBackward).unwrap();
     let scored = model.score(&forward.hidden_ND, &targets, usize::MAX).unwrap();
-    let n_tokens: usize =
-        pair_scores(&scored.log_probs, &spans).unwrap().iter().map(|pair| pair.chosen.n_tokens + pair.rejected.n_tokens).sum();
+    let n_tokens: usize = pair_scores(&mpo::ops::read(&scored.log_probs).unwrap(), &spans)
+        .unwrap()
+        .iter()
+        .map(|pair| pair.chosen.n_tokens + pair.rejected.n_tokens)
+        .sum();
     let d_hidden_ND = Buffer::zeros(forward.hidden_ND.dims()).unwrap();
     model.zero_gradients().unwrap();
-    model.score_backward(&forward.hidden_ND, (&targets, scored), &vec![1.0; n_tokens], &d_hidden_ND).unwrap();
+    let d_log_probs = mpo::ops::tensor(vec![1.0; n_tokens], &[n_tokens]).unwrap();
+    model.score_backward(&forward.hidden_ND, (&targets, scored), &d_log_probs, &d_hidden_ND).unwrap();
     model.backward(forward, d_hidden_ND).unwrap();
     gradients(model)
 }

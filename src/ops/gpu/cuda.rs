@@ -1,5 +1,7 @@
 //! The CUDA driver: kernels from the PTX that the build made, products by cuBLAS.
 
+mod host_calls;
+
 use super::multiply::row_stride;
 use super::{Kernel, Operand};
 use crate::ops::gemm::Write;
@@ -12,6 +14,7 @@ use candle_core::cuda_backend::cudarc::cublas::{result, sys};
 use candle_core::cuda_backend::cudarc::driver::{CudaEvent, DevicePtr, LaunchConfig, PushKernelArg, sys as driver};
 use candle_core::cuda_backend::{CudaDevice, CudaStorage, CudaStorageSlice};
 use candle_core::{DType, Storage, Tensor};
+pub(super) use host_calls::HostCalls;
 use std::ffi::c_void;
 
 /// For compute capability 8.0, which the driver translates for whatever GPU is there: Ampere and later.

@@ -7,25 +7,29 @@
 //! - the emulator (feature `emulator`), which is the same sources compiled for the CPU: it runs a block's threads in turns, so that every kernel and
 //!   every line that starts one is tested on machines without a GPU.
 //!
-//! Values are f32 or bf16, sums are formed in f32 and in an order that depends on shapes alone, nothing waits for the GPU but [`super::read`].
+//! Values are f32 or bf16, sums are formed in f32 and in an order that depends on shapes alone. Nothing waits for the GPU but [`super::read`] and what
+//! is built on it ([`reads`] counts), and the end of [`super::host`]'s calls.
 //! [`record`] says how long each launch takes.
 
 #[cfg(feature = "cuda")]
 mod cuda;
 #[cfg(feature = "emulator")]
 mod emulated;
+mod host_calls;
 mod multiply;
 mod record;
 pub(crate) mod rows;
 #[cfg(all(test, any(feature = "cuda", feature = "emulator")))]
 pub(crate) mod twin;
 
+pub(crate) use host_calls::HostCalls;
 pub(crate) use multiply::{Operand, multiply};
 pub use record::{Recorded, record};
 
 use super::{Buffer, Scratch};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
+use std::cell::Cell;
 use std::marker::PhantomData;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
@@ -40,6 +44,22 @@ pub(super) fn emulated() -> bool {
     return emulated::is_on();
     #[cfg(not(feature = "emulator"))]
     false
+}
+
+/// How often this thread has read values of a GPU, and has waited until it had come that far.
+pub fn reads() -> usize {
+    READS.get()
+}
+
+/// Somebody is about to read this tensor's values.
+pub(super) fn note_read(tensor: &Tensor) {
+    if has(tensor) {
+        READS.set(READS.get() + 1);
+    }
+}
+
+thread_local! {
+    static READS: Cell<usize> = const { Cell::new(0) };
 }
 
 /// Runs `work` with this thread's CPU tensors on the emulated GPU.

@@ -1,7 +1,7 @@
 //! Products on the GPU: cuBLAS, which adds into the destination where asked; on the emulated GPU the CPU's products.
 
 use super::super::gemm::{self, Matrix, Threads, Write};
-use super::super::{read, update};
+use super::super::{change_values, values_of};
 use super::record;
 use anyhow::{Result, ensure};
 use candle_core::Tensor;
@@ -62,7 +62,7 @@ pub(crate) fn multiply(out: &Tensor, write: Write, factor: f32, a: Operand, b: O
 fn on_the_cpu(out: &Tensor, write: Write, factor: f32, a: Operand, b: Operand) -> Result<()> {
     let (m, n) = out.dims2()?;
     let [a_values, b_values] =
-        [&a, &b].map(|operand| operand.tensor.contiguous().map(|tensor| read(&tensor).map(|values| values.to_vec())));
+        [&a, &b].map(|operand| operand.tensor.contiguous().map(|tensor| values_of(&tensor).map(|values| values.to_vec())));
     let (a_values, b_values) = (a_values??, b_values??);
     let matrix = |operand: &Operand, values| -> Result<Matrix<'_, f32>> {
         let matrix = Matrix::new(values, operand.tensor.dim(1)?);
@@ -70,11 +70,11 @@ fn on_the_cpu(out: &Tensor, write: Write, factor: f32, a: Operand, b: Operand) -
     };
     let mut product = match write {
         Write::Overwrite => vec![0.0; m * n],
-        Write::Add => read(&out.contiguous()?)?.to_vec(),
+        Write::Add => values_of(&out.contiguous()?)?.to_vec(),
     };
     gemm::multiply(&mut product, n, write, factor, matrix(&a, &a_values)?, matrix(&b, &b_values)?, Threads::One);
     for (i, row) in product.chunks(n).enumerate() {
-        update(&out.narrow(0, i, 1)?, |values| values.copy_from_slice(row))?;
+        change_values(&out.narrow(0, i, 1)?, |values| values.copy_from_slice(row))?;
     }
     Ok(())
 }

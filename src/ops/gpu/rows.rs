@@ -7,13 +7,18 @@ use candle_core::{DType, Tensor};
 
 /// The rows `index` of `source [N, W]`, times `scale`: `[M, W]`.
 pub(crate) fn gather(source: &Tensor, index: Vec<u32>, scale: f32) -> Result<Buffer> {
+    gather_scaled(source, None, index, scale)
+}
+
+/// [`gather`] of rows times `factors [M]`.
+pub(crate) fn gather_scaled(source: &Tensor, factors: Option<&Tensor>, index: Vec<u32>, scale: f32) -> Result<Buffer> {
     let (n_source, width) = source.dims2()?;
     let n_rows = index.len();
     ensure!(index.iter().all(|&row| (row as usize) < n_source), "a row outside {n_source} rows");
     let out = empty_like(&[n_rows, width], source)?;
     let index = indices(index, source)?;
-    let kernel = Kernel::new("gather_rows", source)?.values(source)?.indices(&index)?.values(&out)?.integer(width)?.float(scale.into());
-    kernel.run([n_rows, 1, 1], threads_for(width, 512))?;
+    let kernel = Kernel::new("gather_rows", source)?.values(source)?.maybe_floats(factors)?.indices(&index)?.values(&out)?;
+    kernel.integer(width)?.float(scale.into()).run([n_rows, 1, 1], threads_for(width, 512))?;
     Ok(out)
 }
 

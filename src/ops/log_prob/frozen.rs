@@ -2,7 +2,7 @@
 //! scored. It is made then and the logits are gone, D values a token in the place of V: 4 FLOPs per weight and token, and never a second time.
 
 use super::{
-    FROZEN_LOGITS_PER_CHUNK, GPU_LOGITS_PER_CHUNK, Head, Kept, ScoredTargets, TokenTarget, check, log_prob_backward, rows_per_chunk,
+    FROZEN_LOGITS_PER_CHUNK, GPU_LOGITS_PER_CHUNK, Head, Kept, ScoredTargets, TokenTarget, check, log_prob_backward, rows_per_chunk, values,
 };
 use crate::ops::real::vectorized;
 use crate::ops::{Scratch, gpu, read, update};
@@ -40,16 +40,16 @@ impl Head {
             log_probs.extend(scores.iter().map(|(log_prob, _)| log_prob));
             log_sum_exp.extend(scores.iter().map(|(_, log_sum_exp)| log_sum_exp));
         }
-        Ok(ScoredTargets { log_probs, log_sum_exp, kept: Kept::StateGradients(kept), rows_per_chunk })
+        Ok(ScoredTargets { log_probs: values(&log_probs)?, log_sum_exp, kept: Kept::StateGradients(kept), rows_per_chunk })
     }
 
-    /// Adds to `d_hidden [N, D]`, from the gradients of the M log-probabilities. What was not kept is made again.
+    /// Adds to `d_hidden [N, D]`, from the gradients of the log-probabilities, `[M]`, f32. What was not kept is made again.
     pub fn backward_frozen(
         &self,
         hidden: &Tensor,
         weight: &Tensor,
         (targets, scored): (&[TokenTarget], ScoredTargets),
-        gradients: &[f32],
+        gradients: &Tensor,
         d_hidden: &Tensor,
     ) -> Result<()> {
         if gpu::has(hidden) {
@@ -57,7 +57,7 @@ impl Head {
         }
         scored.check(targets, gradients)?;
         let Kept::StateGradients(kept) = scored.kept else { bail!("these targets were scored for a head that is trained") };
-        let (hidden, width) = (read(hidden)?, weight.dim(1)?);
+        let (hidden, gradients, width) = (read(hidden)?, read(gradients)?, weight.dim(1)?);
         let mut kept = kept.into_iter();
         for (targets, gradients) in targets.chunks(scored.rows_per_chunk).zip(gradients.chunks(scored.rows_per_chunk)) {
             let state_gradients = match kept.next() {
@@ -90,28 +90,29 @@ impl Head {
 mod tests {
     use super::*;
     use crate::config::ComputeDtype;
-    use crate::ops::check::{to_f32, values};
+    use crate::ops::check::{self, to_f32};
     use crate::ops::tensor;
 
     /// Against the head that is trained, whose own gradients are checked by finite differences.
     #[test]
     fn agrees_with_the_trained_head_however_much_is_kept() {
         let (n, d, v) = (90, 64, 515);
-        let (h, w) = (tensor(to_f32(&values(1, n * d)), &[n, d]).unwrap(), tensor(to_f32(&values(2, v * d)), &[v, d]).unwrap());
+        let (h, w) =
+            (tensor(to_f32(&check::values(1, n * d)), &[n, d]).unwrap(), tensor(to_f32(&check::values(2, v * d)), &[v, d]).unwrap());
         // A row twice, as where two answers begin behind one prompt.
         let targets: Vec<_> = (0..n as u32).map(|i| TokenTarget { row: i / 2, token: (7 * i) % v as u32 }).collect();
-        let gradients = to_f32(&values(3, n));
+        let gradients = tensor(to_f32(&check::values(3, n)), &[n]).unwrap();
         for soft_cap in [None, Some(4.0)] {
             let head = Head { soft_cap, compute: ComputeDtype::F32 };
             let zeros = || tensor(vec![0.0; n * d], &[n, d]).unwrap();
             let expected = head.score(&h, &w, &targets, 0).unwrap();
-            let (dh, log_probs) = (zeros(), expected.log_probs.clone());
+            let (dh, log_probs) = (zeros(), read(&expected.log_probs).unwrap().to_vec());
             head.backward(&h, &w, (&targets, expected), &gradients, &dh, None).unwrap();
             let expected = read(&dh).unwrap().to_vec();
             let scale = expected.iter().fold(0f32, |max, g| max.max(g.abs()));
             let run = |n_kept: usize| {
                 let scored = head.score_frozen_in_chunks(&h, &w, &targets, n_kept, 20 * v).unwrap();
-                assert_eq!(scored.log_probs, log_probs);
+                assert_eq!(*read(&scored.log_probs).unwrap(), log_probs);
                 let Kept::StateGradients(kept) = &scored.kept else { panic!("of a frozen head") };
                 assert_eq!(kept.len(), n_kept / (18 * d), "whole chunks of 18 rows");
                 let dh = zeros();

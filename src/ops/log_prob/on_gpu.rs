@@ -2,21 +2,45 @@
 
 use super::{Head, Kept, ScoredTargets, TokenTarget, check, rows_per_chunk};
 use crate::ops::gemm::Write;
-use crate::ops::gpu::{self, Kernel, Operand, empty, empty_like, floats, indices, rows};
+use crate::ops::gpu::{self, Kernel, Operand, empty, empty_like, indices, rows};
 use crate::ops::{Buffer, Scratch, on_device_of, read};
 use anyhow::{Result, bail};
 use candle_core::{DType, Tensor};
 
-const THREADS: usize = 512;
+/// Of the block that walks a row of logits.
+pub(in crate::ops) const THREADS: usize = 512;
 
 /// What a backward reads.
 #[derive(Debug)]
 pub(super) struct KeptOnGpu {
     /// `[M]`
     log_sum_exp: Buffer,
-    /// Of the first chunks: raw logits `[R, V]`, or d log-probability / d hidden state `[R, D]` where the head is frozen.
+    /// Of the first chunks, of each log-probability: its gradient by the raw logits `[R, V]`, or by the hidden state `[R, D]` where the head is frozen.
     chunks: Vec<Buffer>,
     is_frozen: bool,
+}
+
+/// Some of the targets, and where they are among all.
+struct Chunk<'a> {
+    hidden: &'a Tensor,
+    weight: &'a Tensor,
+    targets: &'a [TokenTarget],
+    first: usize,
+}
+
+impl Chunk<'_> {
+    /// Its part of something that all targets have one of.
+    fn part_of(&self, all: &Tensor) -> Result<Tensor> {
+        Ok(all.narrow(0, self.first, self.targets.len())?)
+    }
+
+    fn rows(&self) -> Vec<u32> {
+        self.targets.iter().map(|target| target.row).collect()
+    }
+
+    fn tokens(&self) -> Result<Tensor> {
+        indices(self.targets.iter().map(|target| target.token).collect(), self.hidden)
+    }
 }
 
 impl Head {
@@ -35,30 +59,30 @@ impl Head {
         let rows_per_chunk = rows_per_chunk(targets.len(), n_vocab, chunk);
         let [log_probs, log_sum_exp] = [(); 2].map(|()| empty(&[targets.len()], DType::F32, hidden.device()));
         let (log_probs, log_sum_exp) = (log_probs?, log_sum_exp?);
+        let kept_width = if is_frozen { width } else { n_vocab };
         let mut chunks = Vec::new();
         for (index, targets) in targets.chunks(rows_per_chunk).enumerate() {
-            let (first, n_rows) = (index * rows_per_chunk, targets.len());
-            let (logits, tokens) = (self.raw_logits(&*gather(hidden, targets)?, weight)?, tokens(targets, hidden)?);
-            let (log_probs, log_sum_exp) = (log_probs.narrow(0, first, n_rows)?, log_sum_exp.narrow(0, first, n_rows)?);
-            let kernel = Kernel::new("log_prob_forward", &logits)?.floats(&logits)?.indices(&tokens)?;
-            kernel.floats(&log_probs)?.floats(&log_sum_exp)?.integer(n_vocab)?.float(self.cap_or_0()).run([n_rows, 1, 1], THREADS)?;
-            let kept_width = if is_frozen { width } else { n_vocab };
+            let chunk = Chunk { hidden, weight, targets, first: index * rows_per_chunk };
+            let logits = self.logits_of(&chunk)?;
+            let (tokens, log_probs, log_sum_exp) = (chunk.tokens()?, chunk.part_of(&log_probs)?, chunk.part_of(&log_sum_exp)?);
+            let kernel = Kernel::new("log_prob_forward", &logits)?.floats(&logits)?.indices(&tokens)?.floats(&log_probs)?;
+            kernel.floats(&log_sum_exp)?.integer(n_vocab)?.float(self.cap_or_0()).run([targets.len(), 1, 1], THREADS)?;
             if index == chunks.len() && (index + 1) * rows_per_chunk * kept_width <= n_kept {
-                chunks.push(if is_frozen { self.state_gradients_on_gpu(weight, hidden, &logits, &tokens, &log_sum_exp)? } else { logits });
+                chunks.push(self.gradients_of(&chunk, logits, &log_sum_exp, is_frozen)?);
             }
         }
-        let log_probs = read(&log_probs)?.to_vec();
         let kept = Kept::OnGpu(KeptOnGpu { log_sum_exp, chunks, is_frozen });
         Ok(ScoredTargets { log_probs, log_sum_exp: Vec::new(), kept, rows_per_chunk })
     }
 
-    /// `Head::backward` and `Head::backward_frozen`.
+    /// `Head::backward` and `Head::backward_frozen`. What the loss makes of a token multiplies the rows of both products, not the logits' gradient: so
+    /// that is the same whether it was kept or not, and to keep it takes half of what the logits would.
     pub(super) fn backward_on_gpu(
         &self,
         hidden: &Tensor,
         weight: &Tensor,
         (targets, scored): (&[TokenTarget], ScoredTargets),
-        gradients: &[f32],
+        gradients: &Tensor,
         d_hidden: &Tensor,
         weight_gradient: Option<&Tensor>,
     ) -> Result<()> {
@@ -66,31 +90,20 @@ impl Head {
         let rows_per_chunk = scored.rows_per_chunk;
         let Kept::OnGpu(kept) = scored.kept else { bail!("these targets were not scored on the GPU") };
         let mut chunks = kept.chunks.into_iter();
-        for (index, (targets, gradients)) in targets.chunks(rows_per_chunk).zip(gradients.chunks(rows_per_chunk)).enumerate() {
-            let log_sum_exp = kept.log_sum_exp.narrow(0, index * rows_per_chunk, targets.len())?;
-            let gradients = floats(gradients, hidden)?;
-            let into: Vec<_> = targets.iter().map(|target| Some(target.row)).collect();
-            if kept.is_frozen {
-                let state_gradients = match chunks.next() {
-                    Some(kept) => kept,
-                    None => {
-                        let logits = self.raw_logits(&*gather(hidden, targets)?, weight)?;
-                        self.state_gradients_on_gpu(weight, hidden, &logits, &tokens(targets, hidden)?, &log_sum_exp)?
-                    }
-                };
-                rows::scatter_add_scaled(&state_gradients, Some(&gradients), &into, d_hidden, 1.0)?;
-                continue;
+        for (index, targets) in targets.chunks(rows_per_chunk).enumerate() {
+            let chunk = Chunk { hidden, weight, targets, first: index * rows_per_chunk };
+            let gradients = chunk.part_of(gradients)?;
+            let of_token = match chunks.next() {
+                Some(kept) => kept,
+                None => self.gradients_of(&chunk, self.logits_of(&chunk)?, &chunk.part_of(&kept.log_sum_exp)?, kept.is_frozen)?,
+            };
+            if let Some(weight_gradient) = weight_gradient.filter(|_| !kept.is_frozen) {
+                let x = rows::gather_scaled(hidden, Some(&gradients), chunk.rows(), 1.0)?;
+                gpu::multiply(weight_gradient, Write::Add, 1.0, Operand::transposed(&of_token), Operand::new(&x))?;
             }
-            let x = gather(hidden, targets)?;
-            let logits = chunks.next().map_or_else(|| self.raw_logits(&x, weight), Ok)?;
-            let d_logits = self.d_logits(hidden, &logits, &tokens(targets, hidden)?, &log_sum_exp, Some(&gradients))?;
-            drop(logits);
-            if let Some(weight_gradient) = weight_gradient {
-                gpu::multiply(weight_gradient, Write::Add, 1.0, Operand::transposed(&d_logits), Operand::new(&x))?;
-            }
-            let dx = empty_like(x.dims(), hidden)?;
-            gpu::multiply(&dx, Write::Overwrite, 1.0, Operand::new(&d_logits), Operand::new(weight))?;
-            rows::scatter_add(&dx, &into, d_hidden, 1.0)?;
+            let dx = if kept.is_frozen { of_token } else { state_gradients(&of_token, weight)? };
+            let into: Vec<_> = chunk.rows().into_iter().map(Some).collect();
+            rows::scatter_add_scaled(&dx, Some(&gradients), &into, d_hidden, 1.0)?;
         }
         Ok(())
     }
@@ -104,69 +117,39 @@ impl Head {
         Ok(logits)
     }
 
-    fn cap_or_0(&self) -> f64 {
+    pub(in crate::ops) fn cap_or_0(&self) -> f64 {
         self.soft_cap.unwrap_or(0.0)
     }
 
     /// `x [R, D]` to `[R, V]`, f32, before the cap.
-    fn raw_logits(&self, x: &Tensor, weight: &Tensor) -> Result<Buffer> {
+    pub(in crate::ops) fn raw_logits(&self, x: &Tensor, weight: &Tensor) -> Result<Buffer> {
         let logits = empty(&[x.dim(0)?, weight.dim(0)?], DType::F32, x.device())?;
         gpu::multiply(&logits, Write::Overwrite, 1.0, Operand::new(x), Operand::transposed(weight))?;
         Ok(logits)
     }
 
-    /// The gradient of raw logits, of the type of `like`.
-    fn d_logits(
-        &self,
-        like: &Tensor,
-        logits: &Tensor,
-        tokens: &Tensor,
-        log_sum_exp: &Tensor,
-        gradients: Option<&Tensor>,
-    ) -> Result<Buffer> {
+    /// Raw logits of a chunk's targets.
+    fn logits_of(&self, chunk: &Chunk) -> Result<Buffer> {
+        self.raw_logits(&*rows::gather(chunk.hidden, chunk.rows(), 1.0)?, chunk.weight)
+    }
+
+    /// Of each log-probability of a chunk: its gradient by the raw logits, `[R, V]`, in the type of the activations; by the hidden state, `[R, D]`, where the
+    /// head is frozen.
+    fn gradients_of(&self, chunk: &Chunk, logits: Buffer, log_sum_exp: &Tensor, is_frozen: bool) -> Result<Buffer> {
         let (n_rows, n_vocab) = logits.dims2()?;
-        let d_logits = empty_like(&[n_rows, n_vocab], like)?;
-        let kernel =
-            Kernel::new("log_prob_backward", &d_logits)?.values(&d_logits)?.floats(logits)?.indices(tokens)?.floats(log_sum_exp)?;
-        kernel.maybe_floats(gradients)?.integer(n_vocab)?.float(self.cap_or_0()).run([n_rows, 1, 1], THREADS)?;
-        Ok(d_logits)
-    }
-
-    /// d log-probability / d hidden state of each target, `[R, D]`.
-    fn state_gradients_on_gpu(
-        &self,
-        weight: &Tensor,
-        like: &Tensor,
-        logits: &Tensor,
-        tokens: &Tensor,
-        log_sum_exp: &Tensor,
-    ) -> Result<Buffer> {
-        let d_logits = self.d_logits(like, logits, tokens, log_sum_exp, None)?;
-        let dx = empty_like(&[logits.dim(0)?, weight.dim(1)?], like)?;
-        gpu::multiply(&dx, Write::Overwrite, 1.0, Operand::new(&d_logits), Operand::new(weight))?;
-        Ok(dx)
+        let (d_logits, tokens) = (empty_like(&[n_rows, n_vocab], chunk.hidden)?, chunk.tokens()?);
+        let kernel = Kernel::new("log_prob_backward", &d_logits)?.values(&d_logits)?.floats(&logits)?.indices(&tokens)?;
+        kernel.floats(log_sum_exp)?.integer(n_vocab)?.float(self.cap_or_0()).run([n_rows, 1, 1], THREADS)?;
+        drop(logits);
+        if is_frozen { state_gradients(&d_logits, chunk.weight) } else { Ok(d_logits) }
     }
 }
 
-/// `Head::chunk_backward`, from the CPU and back to it.
-pub(super) fn logits_backward_on_gpu(x: &[f32], weight: &Tensor, d_logits: &[f32], weight_gradient: Option<&Tensor>) -> Result<Scratch> {
-    let (n_vocab, width) = weight.dims2()?;
-    let n_rows = x.len() / width;
-    let (x, d_logits) = (on_device_of(weight, x, &[n_rows, width])?, on_device_of(weight, d_logits, &[n_rows, n_vocab])?);
-    if let Some(weight_gradient) = weight_gradient {
-        gpu::multiply(weight_gradient, Write::Add, 1.0, Operand::transposed(&d_logits), Operand::new(&x))?;
-    }
-    let dx = empty_like(&[n_rows, width], weight)?;
-    gpu::multiply(&dx, Write::Overwrite, 1.0, Operand::new(&d_logits), Operand::new(weight))?;
-    Ok(Scratch::copy_of(&read(&dx)?))
-}
-
-fn gather(hidden: &Tensor, targets: &[TokenTarget]) -> Result<Buffer> {
-    rows::gather(hidden, targets.iter().map(|target| target.row).collect(), 1.0)
-}
-
-fn tokens(targets: &[TokenTarget], like: &Tensor) -> Result<Tensor> {
-    indices(targets.iter().map(|target| target.token).collect(), like)
+/// `[R, V]` times `[V, D]`.
+fn state_gradients(d_logits: &Tensor, weight: &Tensor) -> Result<Buffer> {
+    let dx = empty_like(&[d_logits.dim(0)?, weight.dim(1)?], d_logits)?;
+    gpu::multiply(&dx, Write::Overwrite, 1.0, Operand::new(d_logits), Operand::new(weight))?;
+    Ok(dx)
 }
 
 #[cfg(all(test, any(feature = "cuda", feature = "emulator")))]
@@ -200,7 +183,8 @@ mod tests {
                     (false, true) => head.score_frozen(&hidden, &weight, &targets, n_kept)?,
                     (false, false) => head.score(&hidden, &weight, &targets, n_kept)?,
                 };
-                let log_probs = place.floats(scored.log_probs.clone(), &[2 * n]);
+                let log_probs = scored.log_probs.copy()?;
+                let gradients = place.floats(gradients.clone(), &[2 * n]);
                 let (d_hidden, d_weight) = (place.zeros(&[n, d]), place.floats(vec![0.5; v * d], &[v, d]));
                 match is_frozen {
                     true => head.backward_frozen(&hidden, &weight, (&targets, scored), &gradients, &d_hidden)?,
@@ -222,7 +206,7 @@ mod tests {
             let hidden = tensor(vec![1.0], &[1, 1]).unwrap();
             let target = [TokenTarget { row: 0, token: 3 }];
             let scored = on_emulated_gpu(|| head.score(&hidden, &weight, &target, 0)).unwrap();
-            assert!(scored.log_probs[0].is_nan(), "{v} tokens");
+            assert!(read(&scored.log_probs).unwrap()[0].is_nan(), "{v} tokens");
         }
     }
 }

@@ -14,8 +14,8 @@ use super::prompts::Prompts;
 use super::start::Start;
 use crate::data::batch::{PackedBatch, PromptSharing};
 use crate::model::decoder::{Decoder, Keep};
+use crate::ops::divergence::LOGITS_PER_CHUNK;
 use crate::ops::{self, logits::log_sum_exp};
-use crate::plan::COMPARED_LOGITS_PER_CHUNK;
 use anyhow::Result;
 use rayon::prelude::*;
 use std::cmp::Reverse;
@@ -173,7 +173,7 @@ fn read<R: Send>(
     look: impl Fn(usize, u32, &mut [f32]) -> R + Sync,
 ) -> Result<Vec<R>> {
     let (vocab_size, hidden_size) = (model.description().vocab_size, model.description().hidden_size);
-    let rows_per_chunk = (COMPARED_LOGITS_PER_CHUNK / vocab_size).max(1);
+    let rows_per_chunk = (LOGITS_PER_CHUNK / vocab_size).max(1);
     let mut seen = Vec::new();
     for group in groups(prompts, |number| texts[number].len()) {
         let mut batch = PackedBatch::default();
@@ -203,7 +203,7 @@ fn read<R: Send>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::objective::retention::kl_divergence;
+    use crate::ops::divergence::kl_divergence;
 
     /// Values that look random.
     fn values(seed: u32, n: usize) -> Vec<f32> {

@@ -2,13 +2,16 @@
 //!
 //! What the objective must know of the whole batch comes first ([`batch_totals`]); then the dominant side, for the retention term and, where
 //! the objective asks for them, the policy's dominant scores; then the target side, for the objective. No pass is made that nothing reads.
-//! Only one micro-batch of one side has its activations in memory at a time, unless their backward passes are made together ([`Waiting`]). Every share of the loss is divided by the totals of the whole
-//! batch, so gradients of micro-batches simply add up in the engine's buffers.
+//! Only one micro-batch of one side has its activations in memory at a time, unless their backward passes are made together ([`Waiting`]). Every share of
+//! the loss is divided by the totals of the whole batch, so gradients of micro-batches simply add up in the engine's buffers.
+//!
+//! On a GPU all of this is only put on its way: what the host computes of log-probabilities and states stands between kernels ([`ops::host`](crate::ops::host)),
+//! and notes what it finds of each row ([`Found`]).
 
 mod dominant;
 mod first_batch;
-mod kl;
 mod mismatched;
+mod retention;
 mod target;
 mod waiting;
 
@@ -20,11 +23,16 @@ use crate::data::batch::{PairSpans, PromptSharing};
 use crate::data::encode::{EncodedPreference, EncodedRow};
 use crate::model::decoder::{Decoder, Keep};
 use crate::model::description::DecoderDescription;
-use crate::objective::{BatchTotals, Objective, PairScores, PerAnswer, retention};
+use crate::objective::retention::sequence_weight;
+use crate::objective::{BatchTotals, Objective, PairScores, PerAnswer};
+use crate::ops::host::{Calls, Later};
 pub use crate::plan::StepMemory;
 use crate::plan::work::{Gradient, Pass};
 use crate::reference::Columns;
-use anyhow::Result;
+use anyhow::{Context, Result, anyhow};
+use dominant::DominantOutcome;
+use std::iter::repeat_with;
+use std::sync::{Arc, OnceLock};
 
 /// What [`evaluate_batch`] needs of a run's configuration.
 #[derive(Debug, Clone)]
@@ -168,8 +176,19 @@ pub fn evaluate_batch<'a>(
     settings: &StepSettings,
     backward: impl Into<Backward<'a>>,
 ) -> Result<BatchOutcome> {
+    begin_batch(policy, rows, reference, settings, backward)?.wait()
+}
+
+/// [`evaluate_batch`] that does not wait for a GPU.
+pub fn begin_batch<'a>(
+    policy: &Decoder,
+    rows: &[&EncodedRow],
+    reference: &Columns,
+    settings: &StepSettings,
+    backward: impl Into<Backward<'a>>,
+) -> Result<Later<BatchOutcome>> {
     let whole = batch_totals(policy, rows, reference, settings)?;
-    Ok(evaluate_part(policy, rows, &whole.totals, reference, settings, backward)?.with(&whole))
+    Ok(begin_part(policy, rows, &whole.totals, reference, settings, backward)?.map(move |outcome| outcome.with(&whole)))
 }
 
 /// As [`evaluate_batch`], of some rows of a batch whose `totals` are known: the outcomes of its parts add up to the batch's.
@@ -181,21 +200,44 @@ pub fn evaluate_part<'a>(
     settings: &StepSettings,
     backward: impl Into<Backward<'a>>,
 ) -> Result<BatchOutcome> {
-    let step = Step { policy, reference, settings, backward: backward.into(), totals: *totals };
-    let dominant = step.dominant_side(rows)?;
-    let target = step.target_side(rows, &dominant.outcomes)?;
-    let rows = target.outcomes;
-    let objective = rows.iter().map(|row| row.objective_share).sum();
-    let retention = settings.has_retention().then(|| mean_retention(&rows, totals.n_rows));
-    Ok(BatchOutcome {
-        loss: objective + settings.retention.weight * retention.unwrap_or(0.0),
-        objective,
-        retention,
+    begin_part(policy, rows, totals, reference, settings, backward)?.wait()
+}
+
+fn begin_part<'a>(
+    policy: &Decoder,
+    rows: &[&EncodedRow],
+    totals: &BatchTotals,
+    reference: &Columns,
+    settings: &StepSettings,
+    backward: impl Into<Backward<'a>>,
+) -> Result<Later<BatchOutcome>> {
+    let found = Arc::new(Found::nothing(rows.len()));
+    let mut step = Step {
+        policy,
+        reference,
+        settings,
+        backward: backward.into(),
         totals: *totals,
-        rows,
-        n_tokens: dominant.n_tokens + target.n_tokens,
-        n_tokens_computed: dominant.n_tokens_computed + target.n_tokens_computed,
-    })
+        calls: Calls::default(),
+        found: Arc::clone(&found),
+    };
+    let (dominant, target) = (step.dominant_side(rows)?, step.target_side(rows)?);
+    let (totals, weight) = (*totals, settings.has_retention().then_some(settings.retention.weight));
+    Ok(step.calls.then(move || {
+        let row = |row: &OnceLock<RowOutcome>| row.get().copied().context("a row was not looked at");
+        let rows = found.rows.iter().map(row).collect::<Result<Vec<_>>>()?;
+        let objective = rows.iter().map(|row| row.objective_share).sum();
+        let retention = weight.map(|_| mean_retention(&rows, totals.n_rows));
+        Ok(BatchOutcome {
+            loss: objective + weight.unwrap_or(0.0) * retention.unwrap_or(0.0),
+            objective,
+            retention,
+            totals,
+            rows,
+            n_tokens: dominant.n_tokens + target.n_tokens,
+            n_tokens_computed: dominant.n_tokens_computed + target.n_tokens_computed,
+        })
+    }))
 }
 
 /// The totals of a batch, and the tokens of the passes that they took.
@@ -227,12 +269,28 @@ pub fn passes(rows: &[&EncodedRow], settings: &StepSettings, gradients: Gradient
     [mismatched::passes(rows, settings, description), dominant, target].concat()
 }
 
-/// What one side found, a row at a time, and the tokens that it took.
-struct Side<Outcome> {
-    /// In the order of the batch's rows.
-    outcomes: Vec<Outcome>,
+/// The tokens that one side took.
+#[derive(Default)]
+struct Side {
     n_tokens: usize,
     n_tokens_computed: usize,
+}
+
+/// What was found of each row, in the order of the rows: filled by the host between a GPU's kernels.
+struct Found {
+    dominant: Vec<DominantOutcome>,
+    rows: Vec<OnceLock<RowOutcome>>,
+}
+
+impl Found {
+    fn nothing(n_rows: usize) -> Self {
+        let dominant = repeat_with(DominantOutcome::default).take(n_rows).collect();
+        Self { dominant, rows: repeat_with(OnceLock::new).take(n_rows).collect() }
+    }
+}
+
+fn note<T>(place: &OnceLock<T>, value: T) -> Result<()> {
+    place.set(value).map_err(|_| anyhow!("a row was looked at twice"))
 }
 
 /// What all micro-batches of a batch have in common.
@@ -242,11 +300,13 @@ struct Step<'a> {
     settings: &'a StepSettings,
     backward: Backward<'a>,
     totals: BatchTotals,
+    calls: Calls,
+    found: Arc<Found>,
 }
 
 /// L2: the mean over the 2B dominant sequences of B rows, `rows`' part of it.
 fn mean_retention(rows: &[RowOutcome], n_rows: usize) -> f64 {
-    let weight = retention::sequence_weight(1, n_rows);
+    let weight = sequence_weight(1, n_rows);
     rows.iter().filter_map(|row| row.retention).map(|[chosen, rejected]| weight * (chosen + rejected)).sum()
 }
 

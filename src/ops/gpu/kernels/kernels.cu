@@ -8,6 +8,7 @@
 #include "rows.cuh"
 #include "dropout.cuh"
 #include "log_prob.cuh"
+#include "divergence.cuh"
 #include "adamw.cuh"
 #include "attention.cuh"
 #include "attention_forward.cuh"

@@ -1,8 +1,10 @@
 // Rows that are gathered, and rows that are added where they came from: in a fixed order, without atomics.
 #pragma once
 
-// out[i] = scale * source[index[i]]; one block a row.
-template <class T> DEVICE void gather_rows(const T* source, const uint32_t* index, T* out, int width, float scale) {
+// out[i] = scale * f_i * source[index[i]]; one block a row. The factors f may be absent: then they are 1.
+template <class T>
+DEVICE void gather_rows(const T* source, const float* factors, const uint32_t* index, T* out, int width, float scale) {
+  if (factors) scale *= factors[blockIdx.x];
   const T* from = source + uint64_t(index[blockIdx.x]) * width;
   T* to = out + uint64_t(blockIdx.x) * width;
   for_each_chunk(in_packs(width, source, out), width, [&](auto at) {
@@ -12,8 +14,12 @@ template <class T> DEVICE void gather_rows(const T* source, const uint32_t* inde
   });
 }
 
-KERNEL(gather_rows_f32, const float* source, const uint32_t* index, float* out, int width, float scale) { gather_rows(source, index, out, width, scale); }
-KERNEL(gather_rows_bf16, const bf16* source, const uint32_t* index, bf16* out, int width, float scale) { gather_rows(source, index, out, width, scale); }
+KERNEL(gather_rows_f32, const float* source, const float* factors, const uint32_t* index, float* out, int width, float scale) {
+  gather_rows(source, factors, index, out, width, scale);
+}
+KERNEL(gather_rows_bf16, const bf16* source, const float* factors, const uint32_t* index, bf16* out, int width, float scale) {
+  gather_rows(source, factors, index, out, width, scale);
+}
 
 // sums[into[b]] += scale * (f_i rows[i] + ... + f_j rows[j]) over i = order[starts[b]], ..., j = order[starts[b + 1] - 1]; block b. The factors f may
 // be absent: then they are 1.
