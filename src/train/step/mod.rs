@@ -6,7 +6,7 @@
 //! the loss is divided by the totals of the whole batch, so gradients of micro-batches simply add up in the engine's buffers.
 //!
 //! On a GPU all of this is only put on its way: what the host computes of log-probabilities and states stands between kernels ([`ops::host`](crate::ops::host)),
-//! and notes what it finds of each row ([`Found`]).
+//! and notes what it finds of each row.
 
 mod dominant;
 mod first_batch;
