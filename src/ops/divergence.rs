@@ -25,38 +25,51 @@ pub struct Predicting<'a> {
     pub states: &'a Tensor,
 }
 
+/// A model that is frozen, likewise.
+#[derive(Debug, Clone, Copy)]
+pub struct Frozen<'a> {
+    pub head: Head,
+    /// `[V, D]`
+    pub weight: &'a Tensor,
+    /// `[M, D]`, with the host.
+    pub states: &'a [f32],
+}
+
 /// What a backward needs.
 #[derive(Debug, Clone, Copy)]
 pub struct Backward<'a> {
     /// d loss / d divergence of each position.
-    pub factor: f64,
+    pub factors: &'a [f64],
     /// Of the policy's head, `[V, D]`, to be added to; `None` where it is frozen.
     pub weight_gradient: Option<&'a Tensor>,
 }
 
 /// The divergence of each of M positions, `[M]`, f32, where the policy is; and d loss / d policy states, `[M, D]`, f32, where a backward is wanted: not a number
 /// where a divergence is none.
-pub fn divergence(reference: Predicting, policy: Predicting, backward: Option<Backward>) -> Result<(Tensor, Option<Tensor>)> {
-    let (n_vocab, n_positions) = (policy.weight.dim(0)?, policy.states.dim(0)?);
-    let n_reference = reference.weight.dim(0)?;
-    ensure!(
-        n_reference == n_vocab,
-        "`kl` retention compares distributions over one vocabulary: the policy has {n_vocab} tokens, the reference {n_reference}"
-    );
-    ensure!(n_positions > 0, "a divergence of no positions");
-    ensure!(reference.states.dim(0)? == n_positions, "{n_positions} positions and {} of the reference", reference.states.dim(0)?);
+pub fn divergence(reference: Frozen, policy: Predicting, backward: Option<Backward>) -> Result<(Tensor, Option<Tensor>)> {
     let most = if gpu::has(policy.weight) { GPU_LOGITS_PER_CHUNK } else { LOGITS_PER_CHUNK };
     in_chunks(reference, policy, backward, most)
 }
 
-fn in_chunks(reference: Predicting, policy: Predicting, backward: Option<Backward>, most: usize) -> Result<(Tensor, Option<Tensor>)> {
-    let n_positions = policy.states.dim(0)?;
-    let n_rows = rows_per_chunk(n_positions, policy.weight.dim(0)?, most);
+fn in_chunks(reference: Frozen, policy: Predicting, backward: Option<Backward>, most: usize) -> Result<(Tensor, Option<Tensor>)> {
+    let ((n_positions, width), (n_vocab, n_reference)) = (policy.states.dims2()?, (policy.weight.dim(0)?, reference.weight.dim(0)?));
+    ensure!(
+        n_reference == n_vocab,
+        "`kl` retention compares distributions over one vocabulary: the policy has {n_vocab} tokens, the reference {n_reference}"
+    );
+    let (n_states, n_factors) = (reference.states.len() / width, backward.map_or(n_positions, |backward| backward.factors.len()));
+    ensure!(
+        n_positions > 0 && n_states == n_positions && n_factors == n_positions,
+        "{n_positions} positions of the policy, {n_states} of the reference, {n_factors} factors"
+    );
+    let rows = rows_per_chunk(n_positions, n_vocab, most);
     let (mut divergences, mut d_states) = (Vec::new(), Vec::new());
-    for first in (0..n_positions).step_by(n_rows) {
-        let chunk = |of: Predicting<'_>| of.states.narrow(0, first, n_rows.min(n_positions - first));
-        let (reference_states, policy_states) = (chunk(reference)?, chunk(policy)?);
-        let (reference, policy) = (Predicting { states: &reference_states, ..reference }, Predicting { states: &policy_states, ..policy });
+    for first in (0..n_positions).step_by(rows) {
+        let rows = rows.min(n_positions - first);
+        let states = policy.states.narrow(0, first, rows)?;
+        let policy = Predicting { states: &states, ..policy };
+        let reference = Frozen { states: &reference.states[first * width..][..rows * width], ..reference };
+        let backward = backward.map(|backward| Backward { factors: &backward.factors[first..][..rows], ..backward });
         let (divergence, d) =
             if gpu::has(policy.weight) { on_gpu(reference, policy, backward)? } else { on_cpu(reference, policy, backward)? };
         divergences.push(divergence);
@@ -66,35 +79,35 @@ fn in_chunks(reference: Predicting, policy: Predicting, backward: Option<Backwar
     Ok((Tensor::cat(&divergences, 0)?, d_states))
 }
 
-fn on_cpu(reference: Predicting, policy: Predicting, backward: Option<Backward>) -> Result<(Tensor, Option<Tensor>)> {
-    let (n_positions, width) = policy.states.dims2()?;
-    let n_vocab = policy.weight.dim(0)?;
-    let [reference_logits, policy_logits] = [reference, policy].map(|of| of.head.logits(&read(of.states)?, of.weight));
-    let (reference_logits, policy_logits) = (reference_logits?, policy_logits?);
-    let rows = reference_logits.par_chunks(n_vocab).zip(policy_logits.par_chunks(n_vocab));
+fn on_cpu(reference: Frozen, policy: Predicting, backward: Option<Backward>) -> Result<(Tensor, Option<Tensor>)> {
+    let ((n_positions, width), n_vocab) = (policy.states.dims2()?, policy.weight.dim(0)?);
+    let states = read(policy.states)?;
+    let reference_logits = reference.head.logits(reference.states, reference.weight)?;
+    let logits = policy.head.logits(&states, policy.weight)?;
+    let rows = reference_logits.par_chunks(n_vocab).zip(logits.par_chunks(n_vocab));
     let divergences: Vec<f32> = rows.clone().map(|(reference_V, policy_V)| kl_divergence(reference_V, policy_V) as f32).collect();
-    let backward_of = |Backward { factor, weight_gradient }| {
-        let mut d_logits = Scratch::zeros(policy_logits.len());
-        let rows = rows.zip(&divergences).zip(d_logits.par_chunks_mut(n_vocab));
-        rows.for_each(|(((reference_V, policy_V), divergence), d_V)| {
-            let factor = if divergence.is_finite() { factor } else { f64::NAN };
-            kl_divergence_backward(reference_V, policy_V, factor, d_V);
-        });
-        let d_states = policy.head.logits_backward(&read(policy.states)?, policy.weight, &policy_logits, d_logits, weight_gradient)?;
+    let backward_of = |Backward { factors, weight_gradient }| {
+        let mut d_logits = Scratch::zeros(logits.len());
+        let factors =
+            divergences.par_iter().zip(factors).map(|(divergence, &factor)| if divergence.is_finite() { factor } else { f64::NAN });
+        let rows = rows.zip(factors).zip(d_logits.par_chunks_mut(n_vocab));
+        rows.for_each(|(((reference_V, policy_V), factor), d_V)| kl_divergence_backward(reference_V, policy_V, factor, d_V));
+        let d_states = policy.head.logits_backward(&states, policy.weight, &logits, d_logits, weight_gradient)?;
         tensor(d_states.to_vec(), &[n_positions, width])
     };
     let d_states = backward.map(backward_of).transpose()?;
     Ok((tensor(divergences, &[n_positions])?, d_states))
 }
 
-fn on_gpu(reference: Predicting, policy: Predicting, backward: Option<Backward>) -> Result<(Tensor, Option<Tensor>)> {
-    let (n_positions, n_vocab, weight) = (policy.states.dim(0)?, policy.weight.dim(0)?, policy.weight);
-    let narrowed = |of: Predicting| of.states.to_dtype(of.weight.dtype());
-    let (reference_x, x) = (narrowed(reference)?, narrowed(policy)?);
-    let [reference_logits, logits] = [(reference, &reference_x), (policy, &x)].map(|(of, x)| of.head.raw_logits(x, of.weight));
-    let (reference_logits, logits) = (reference_logits?, logits?);
+fn on_gpu(reference: Frozen, policy: Predicting, backward: Option<Backward>) -> Result<(Tensor, Option<Tensor>)> {
+    let ((n_positions, width), n_vocab, weight) = (policy.states.dims2()?, policy.weight.dim(0)?, policy.weight);
+    let x = policy.states.to_dtype(weight.dtype())?;
+    let logits = policy.head.raw_logits(&x, weight)?;
+    let reference_x = gpu::floats(reference.states, weight)?.reshape((n_positions, width))?.to_dtype(reference.weight.dtype())?;
+    let reference_logits = reference.head.raw_logits(&reference_x, reference.weight)?;
     let divergences = Tensor::zeros(n_positions, DType::F32, weight.device())?;
-    let factors = backward.map(|backward| gpu::floats(&vec![backward.factor as f32; n_positions], weight)).transpose()?;
+    let factors = |backward: Backward| gpu::floats(&backward.factors.iter().map(|&factor| factor as f32).collect::<Vec<_>>(), weight);
+    let factors = backward.map(factors).transpose()?;
     let d_logits = backward.map(|_| gpu::empty_like(&[n_positions, n_vocab], weight)).transpose()?;
     let kernel = Kernel::new("divergence", weight)?.floats(&divergences)?.maybe_values(d_logits.as_deref())?;
     let kernel = kernel.floats(&reference_logits)?.floats(&logits)?.maybe_floats(factors.as_ref())?.integer(n_vocab)?;
@@ -190,19 +203,26 @@ mod tests {
                     let (p, r) = (log_softmax(x, weight), log_softmax(r, &reference_weight));
                     r.iter().zip(p).map(|(r, p)| r.exp() * (r - p)).sum()
                 };
-                0.3 * states.chunks(d).zip(reference_states.chunks(d)).map(of_position).sum::<f64>()
+                states
+                    .chunks(d)
+                    .zip(reference_states.chunks(d))
+                    .map(of_position)
+                    .zip([0.3, -0.7, 0.3])
+                    .map(|(value, factor)| factor * value)
+                    .sum()
             };
             let head = Head { soft_cap, compute: ComputeDtype::F32 };
-            let [x, r] = [&states, &reference_states].map(|values| tensor(check::to_f32(values), &[m, d]).unwrap());
+            let (x, r) = (tensor(check::to_f32(&states), &[m, d]).unwrap(), check::to_f32(&reference_states));
             let [w, rw] = [&weight, &reference_weight].map(|values| tensor(check::to_f32(values), &[v, d]).unwrap());
-            let reference = Predicting { head, weight: &rw, states: &r };
+            let reference = Frozen { head, weight: &rw, states: &r };
             let policy = Predicting { head, weight: &w, states: &x };
             for rows in [1, 2, 3] {
                 let dw = tensor(vec![0.0; v * d], &[v, d]).unwrap();
-                let backward = Backward { factor: 0.3, weight_gradient: Some(&dw) };
+                let backward = Backward { factors: &[0.3, -0.7, 0.3], weight_gradient: Some(&dw) };
                 let (divergences, dx) = in_chunks(reference, policy, Some(backward), rows * v).unwrap();
-                let sum: f64 = read(&divergences).unwrap().iter().map(|&value| f64::from(value)).sum();
-                assert!((0.3 * sum - loss(&states, &weight)).abs() < 1e-6);
+                let sum: f64 =
+                    read(&divergences).unwrap().iter().zip(backward.factors).map(|(&value, factor)| factor * f64::from(value)).sum();
+                assert!((sum - loss(&states, &weight)).abs() < 1e-6);
                 check::gradient_of_f32("states", &states, &read(&dx.unwrap()).unwrap(), |states| loss(states, &weight));
                 check::gradient_of_f32("weight", &weight, &read(&dw).unwrap(), |weight| loss(&states, weight));
             }
@@ -214,11 +234,11 @@ mod tests {
         let head = Head { soft_cap: None, compute: ComputeDtype::F32 };
         let (states, weight) = (tensor(vec![1.0; 4], &[1, 4]).unwrap(), tensor(vec![1.0; 12], &[3, 4]).unwrap());
         let bad = tensor([vec![1.0; 8], vec![f32::NAN; 4]].concat(), &[3, 4]).unwrap();
-        let reference = Predicting { head, weight: &weight, states: &states };
-        let backward = Backward { factor: 1.0, weight_gradient: None };
-        let (divergences, d) = divergence(reference, Predicting { weight: &bad, ..reference }, Some(backward)).unwrap();
+        let (reference, policy) = (Frozen { head, weight: &weight, states: &[1.0; 4] }, Predicting { head, weight: &bad, states: &states });
+        let backward = Backward { factors: &[1.0], weight_gradient: None };
+        let (divergences, d) = divergence(reference, policy, Some(backward)).unwrap();
         assert!(read(&divergences).unwrap()[0].is_nan() && read(&d.unwrap()).unwrap().iter().all(|d| d.is_nan()));
-        let error = divergence(reference, Predicting { weight: &states, ..reference }, None).unwrap_err();
+        let error = divergence(reference, Predicting { weight: &states, ..policy }, None).unwrap_err();
         assert!(error.to_string().contains("1 tokens, the reference 3"), "{error}");
     }
 }
@@ -234,14 +254,16 @@ mod gpu_tests {
         let (m, d) = (45, 24);
         for (v, caps) in [(515, [None, None]), (520, [Some(4.0), Some(3.0)]), (4200, [None, Some(2.0)])] {
             agree(&format!("{v} tokens, caps {caps:?}"), |place| {
-                let f32_values = |seed| place.values(seed, &[m, d]).to_dtype(DType::F32);
-                let (states, weights) = ([f32_values(1)?, f32_values(2)?], [3, 4].map(|seed| place.values(seed, &[v, d])));
-                let [reference, policy] = [0, 1].map(|i| {
-                    let head = Head { soft_cap: caps[i], compute: ComputeDtype::F32 };
-                    Predicting { head, weight: &weights[i], states: &states[i] }
-                });
-                let dw = place.floats(vec![0.5; v * d], &[v, d]);
-                let (divergences, dx) = in_chunks(reference, policy, Some(Backward { factor: 0.7, weight_gradient: Some(&dw) }), 20 * v)?;
+                let [states, frozen] = [1, 2].map(|seed| place.values(seed, &[m, d]).to_dtype(DType::F32));
+                let (states, frozen, [w, frozen_w]) = (states?, frozen?, [3, 4].map(|seed| place.values(seed, &[v, d])));
+                let frozen = read(&frozen)?.to_vec();
+                let [head, frozen_head] = caps.map(|soft_cap| Head { soft_cap, compute: ComputeDtype::F32 });
+                let reference = Frozen { head: frozen_head, weight: &frozen_w, states: &frozen };
+                let policy = Predicting { head, weight: &w, states: &states };
+                let (factors, dw): (Vec<f64>, _) =
+                    ((0..m).map(|i| 0.1 * i as f64 - 2.0).collect(), place.floats(vec![0.5; v * d], &[v, d]));
+                let (divergences, dx) =
+                    in_chunks(reference, policy, Some(Backward { factors: &factors, weight_gradient: Some(&dw) }), 20 * v)?;
                 let (alone, none) = in_chunks(reference, policy, None, 20 * v)?;
                 assert!(none.is_none());
                 Ok(vec![divergences, alone, dx.unwrap(), dw])
@@ -258,8 +280,10 @@ mod gpu_tests {
                 Tensor::from_vec(values, (n, 16), device).unwrap()
             };
             let (states, weight) = (values(1, 5), values(2, 300));
-            let of = Predicting { head: Head { soft_cap: Some(3.0), compute: ComputeDtype::F32 }, weight: &weight, states: &states };
-            let (divergences, d) = divergence(of, of, Some(Backward { factor: 1.0, weight_gradient: None })).unwrap();
+            let (head, frozen) = (Head { soft_cap: Some(3.0), compute: ComputeDtype::F32 }, read(&states).unwrap().to_vec());
+            let (reference, policy) =
+                (Frozen { head, weight: &weight, states: &frozen }, Predicting { head, weight: &weight, states: &states });
+            let (divergences, d) = divergence(reference, policy, Some(Backward { factors: &[1.0; 5], weight_gradient: None })).unwrap();
             assert!(read(&divergences).unwrap().iter().chain(&*read(&d.unwrap()).unwrap()).all(|&value| value == 0.0));
         };
         #[cfg(feature = "emulator")]

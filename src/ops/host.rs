@@ -6,7 +6,7 @@
 //! On the CPU, where an op is done when it returns, a call is a call.
 
 use super::{gpu, values_of};
-use anyhow::{Error, Result, anyhow};
+use anyhow::{Context, Error, Result, anyhow, ensure};
 use candle_core::{DType, Device, Tensor};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -40,24 +40,32 @@ pub struct Calls {
 }
 
 impl Calls {
-    /// Calls `work` with the values of `input`, f32, when they are known, and returns the tensor `[n_values]` that will hold what it gives. Where `work`
-    /// fails that is NaN, of which no update comes, and its error comes out of [`Calls::then`].
+    /// Calls `work` with the values of `input`, f32, when they are known, and returns the tensor `[n_values]` that will hold what it gives.
+    ///
+    /// # Errors
+    /// Those of `work`, on the CPU. On a GPU they come out of [`Calls::then`], where `what` says what was going on, and the tensor is NaN, of which no update
+    /// comes.
     pub fn call(
         &mut self,
+        what: impl FnOnce() -> String,
         input: &Tensor,
         n_values: usize,
         work: impl FnOnce(&[f32]) -> Result<Vec<f32>> + Send + 'static,
     ) -> Result<Tensor> {
-        let failed = Arc::clone(&self.failed);
+        let work = move |input: &[f32]| {
+            let values = work(input)?;
+            ensure!(values.len() == n_values, "the host gave {} values for {n_values}", values.len());
+            Ok(values)
+        };
         if !gpu::has(input) {
-            let values = failed.values(n_values, || work(&values_of(input)?));
-            return Ok(Tensor::from_vec(values, n_values, &Device::Cpu)?);
+            return Ok(Tensor::from_vec(work(&values_of(input)?)?, n_values, &Device::Cpu)?);
         }
+        let (failed, what) = (Arc::clone(&self.failed), what());
         // The driver calls this: no panic may leave it.
         let panicked = |_| Err(anyhow!("what the host computes between forward and backward panicked"));
         let work = move |input: &[f32], output: &mut [f32]| {
-            let caught = || catch_unwind(AssertUnwindSafe(|| work(input))).unwrap_or_else(panicked);
-            output.copy_from_slice(&failed.values(n_values, caught));
+            let caught = || catch_unwind(AssertUnwindSafe(|| work(input))).unwrap_or_else(panicked).context(what);
+            failed.values_or_nan(caught, output);
         };
         let input = input.to_dtype(DType::F32)?;
         // Nothing is on its way to an empty tensor: it may be anywhere.
@@ -81,17 +89,16 @@ impl Calls {
 struct Failed(Mutex<Option<Error>>);
 
 impl Failed {
-    /// What `work` gives: NaN where it fails, or something did before.
-    fn values(&self, n_values: usize, work: impl FnOnce() -> Result<Vec<f32>>) -> Vec<f32> {
+    /// Writes what `work` gives: NaN where it fails, or something did before.
+    fn values_or_nan(&self, work: impl FnOnce() -> Result<Vec<f32>>, output: &mut [f32]) {
         let mut failed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        output.fill(f32::NAN);
         if failed.is_none() {
             match work() {
-                Ok(values) if values.len() == n_values => return values,
-                Ok(values) => *failed = Some(anyhow!("the host gave {} values for {n_values}", values.len())),
+                Ok(values) => output.copy_from_slice(&values),
                 Err(error) => *failed = Some(error),
             }
         }
-        vec![f32::NAN; n_values]
     }
 }
 
@@ -109,14 +116,13 @@ mod tests {
     #[test]
     fn on_the_cpu_a_call_is_a_call() {
         let mut calls = Calls::default();
-        let doubled = calls.call(&tensor(vec![1.0, -3.0], &[2]).unwrap(), 2, twice).unwrap();
+        let doubled = calls.call(String::new, &tensor(vec![1.0, -3.0], &[2]).unwrap(), 2, twice).unwrap();
         assert_eq!(*read(&doubled).unwrap(), [2.0, -6.0]);
         assert_eq!(calls.then(|| Ok(7)).map(|seven| seven + 1).wait().unwrap(), 8);
         assert_eq!(Later::known("it").wait().unwrap(), "it");
         let mut calls = Calls::default();
-        assert!(read(&calls.call(&doubled, 3, twice).unwrap()).unwrap().iter().all(|value| value.is_nan()));
-        calls.call(&doubled, 0, |_| bail!("called behind an error")).unwrap();
-        assert!(calls.then(|| Ok(())).wait().unwrap_err().to_string().contains("2 values for 3"));
+        assert!(calls.call(String::new, &doubled, 3, twice).unwrap_err().to_string().contains("2 values for 3"));
+        assert_eq!(calls.call(String::new, &doubled, 0, |_| bail!("no")).unwrap_err().to_string(), "no");
     }
 
     #[test]
@@ -125,7 +131,7 @@ mod tests {
         let mut calls = Calls::default();
         let hear = Arc::clone(&heard);
         let hear = move |values: &[f32]| hear.set(values.to_vec()).map(|()| Vec::new()).map_err(|_| anyhow!("called twice"));
-        calls.call(&tensor(vec![1.5], &[1]).unwrap(), 0, hear).unwrap();
+        calls.call(String::new, &tensor(vec![1.5], &[1]).unwrap(), 0, hear).unwrap();
         drop(calls);
         assert_eq!(heard.get(), Some(&vec![1.5]));
     }
@@ -147,8 +153,8 @@ mod gpu_tests {
         agree("calls", |place| {
             let x = place.values(1, &[3000]);
             let mut calls = Calls::default();
-            let doubled = calls.call(&(&x + 1.0)?, 3000, twice)?;
-            let again = calls.call(&(&doubled + 1.0)?, 3000, twice)?;
+            let doubled = calls.call(String::new, &(&x + 1.0)?, 3000, twice)?;
+            let again = calls.call(String::new, &(&doubled + 1.0)?, 3000, twice)?;
             let sum = (&doubled + &again)?;
             calls.then(|| Ok(())).wait()?;
             Ok(vec![doubled, again, sum])
@@ -172,16 +178,16 @@ mod gpu_tests {
         for bad in ["bad", "panic"] {
             heard.lock().unwrap().clear();
             let mut calls = Calls::default();
-            let results = ["good", bad, "behind"].map(|what| calls.call(&input, 2, hear(what)).unwrap());
-            let error = calls.then(|| Ok(())).wait().unwrap_err().to_string();
-            assert!(error == "no" || error.contains("panicked"), "{error}");
+            let results = ["good", bad, "behind"].map(|what| calls.call(|| "row 7".into(), &input, 2, hear(what)).unwrap());
+            let error = format!("{:#}", calls.then(|| Ok(())).wait().unwrap_err());
+            assert!(error == "row 7: no" || error.starts_with("row 7: ") && error.contains("panicked"), "{error}");
             let results = results.map(|values| read(&values).unwrap().to_vec());
             assert_eq!(results[0], [2.0, -6.0]);
             assert!(results[1..].iter().flatten().all(|value| value.is_nan()), "{results:?}");
             assert_eq!(*heard.lock().unwrap(), ["good", bad]);
         }
         let mut calls = Calls::default();
-        assert_eq!(calls.call(&input, 0, |_| Ok(Vec::new())).unwrap().elem_count(), 0);
+        assert_eq!(calls.call(String::new, &input, 0, |_| Ok(Vec::new())).unwrap().elem_count(), 0);
         assert_eq!(calls.then(|| Ok(7)).wait().unwrap(), 7);
     }
 

@@ -40,7 +40,7 @@ impl StepMemory {
 
 impl Default for StepMemory {
     fn default() -> Self {
-        // 256 MiB of logits: whole micro-batches of small models, and little beside what training a large one takes.
+        // 256 MiB of logits in f32: whole micro-batches of small models, and little beside what training a large one takes.
         Self { keep: Keep::ForBackward, kept_logits: 64 * 1024 * 1024 }
     }
 }

@@ -3,7 +3,7 @@
 use super::key::tensor_digest;
 use crate::model::decoder::Decoder;
 use crate::model::weights::{self, SavedDtype, TensorToSave};
-use crate::ops::divergence::Predicting;
+use crate::ops::divergence::Frozen;
 use crate::ops::{self, Place, log_prob::Head};
 use anyhow::{Context, Result, ensure};
 use candle_core::Tensor;
@@ -37,8 +37,8 @@ impl FrozenHead {
     }
 
     /// From the reference's final-norm states on, `[M, D]`.
-    pub fn predicting<'a>(&'a self, states: &'a Tensor) -> Predicting<'a> {
-        Predicting { head: self.head, weight: &self.weight, states }
+    pub fn frozen<'a>(&'a self, states: &'a [f32]) -> Frozen<'a> {
+        Frozen { head: self.head, weight: &self.weight, states }
     }
 
     fn vocab_size(&self) -> Result<usize> {

@@ -8,8 +8,8 @@
 //! `grad_norm_retention` on the first steps; and what failure signs are judged by: `overshoot`, `bad_supervision`, `displacement/sw`,
 //! `gap_closed/sw`. How well the machine was used stands in
 //! `flops_per_second` (what the batch takes by `plan::work`, over the step's wall time), `gemm_share` (that over the rate of matrix products
-//! measured at the start) and `share/forward`, … (a phase's share of the step; on a GPU of the host's time, which starts work there and waits for
-//! it where it reads a result).
+//! measured at the start) and `share/forward`, … (a phase's share of the step; on a GPU of the host's time, which starts the work of all phases
+//! there and waits for it at the end, in `share/optimizer`).
 
 use super::measure::{Means, Measurement};
 use super::phases::PHASES;

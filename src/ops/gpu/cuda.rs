@@ -1,6 +1,7 @@
 //! The CUDA driver: kernels from the PTX that the build made, products by cuBLAS.
 
 mod host_calls;
+mod pinned;
 
 use super::multiply::row_stride;
 use super::{Kernel, Operand};
@@ -15,6 +16,7 @@ use candle_core::cuda_backend::cudarc::driver::{CudaEvent, DevicePtr, LaunchConf
 use candle_core::cuda_backend::{CudaDevice, CudaStorage, CudaStorageSlice};
 use candle_core::{DType, Storage, Tensor};
 pub(super) use host_calls::HostCalls;
+pub(super) use pinned::upload;
 use std::ffi::c_void;
 
 /// For compute capability 8.0, which the driver translates for whatever GPU is there: Ampere and later.

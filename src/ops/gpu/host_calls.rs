@@ -10,7 +10,7 @@ use super::cuda;
 /// Reads one tensor's values and writes all of another's.
 pub(crate) type Work = Box<dyn FnOnce(&[f32], &mut [f32]) + Send>;
 
-/// Those of one device that it may not have come to. Dropping them waits for it.
+/// Those of one device that it may not have come to.
 #[derive(Default)]
 pub(crate) struct HostCalls {
     #[cfg(feature = "cuda")]

@@ -28,7 +28,7 @@ pub use record::{Recorded, record};
 
 use super::{Buffer, Scratch};
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
+use candle_core::{CpuStorage, DType, Device, Storage, Tensor, WithDType};
 use std::cell::Cell;
 use std::marker::PhantomData;
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -296,20 +296,27 @@ pub(crate) fn empty_like(shape: &[usize], like: &Tensor) -> Result<Buffer> {
 
 /// Indices on the device of `like`.
 pub(crate) fn indices(values: Vec<u32>, like: &Tensor) -> Result<Tensor> {
-    let n = values.len();
-    Ok(Tensor::from_vec(values, n, like.device())?)
+    upload(&values, like)
 }
 
 /// Hashes of 64 bits on the device of `like`, as the signed integers of the same bits.
 pub(crate) fn hashes(values: &[u64], like: &Tensor) -> Result<Tensor> {
     let values: Vec<i64> = values.iter().map(|value| value.cast_signed()).collect();
-    let n = values.len();
-    Ok(Tensor::from_vec(values, n, like.device())?)
+    upload(&values, like)
 }
 
 /// f32 values on the device of `like`.
 pub(crate) fn floats(values: &[f32], like: &Tensor) -> Result<Tensor> {
-    Ok(Tensor::from_slice(values, values.len(), like.device())?)
+    upload(values, like)
+}
+
+/// Values on the device of `like`. Nothing waits.
+fn upload<T: WithDType>(values: &[T], like: &Tensor) -> Result<Tensor> {
+    match like.device() {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => cuda::upload(device, values),
+        device => Ok(Tensor::from_slice(values, values.len(), device)?),
+    }
 }
 
 /// What a table on the host is on the device, once it was needed there: all layers of a batch read the same copy.
@@ -375,6 +382,29 @@ mod tests {
                 Ok(vec![cleared, sum])
             });
         }
+    }
+
+    #[test]
+    fn uploads_arrive() -> Result<()> {
+        let check = |device: &Device| -> Result<()> {
+            let like = Tensor::zeros(1, DType::F32, device)?;
+            // Many at once: each has memory of its own until its copy is made.
+            let numbers = [1, 70_000, 3, 70_000, 1 << 20].map(|n| (0..n).map(|i| i * 31 + n).collect::<Vec<u32>>());
+            let copies = numbers.iter().map(|numbers| indices(numbers.clone(), &like)).collect::<Result<Vec<_>>>()?;
+            for (numbers, copy) in numbers.iter().zip(copies) {
+                assert!(copy.to_vec1::<u32>()? == *numbers);
+            }
+            assert_eq!(floats(&[0.5, -2.0], &like)?.to_vec1::<f32>()?, [0.5, -2.0]);
+            assert_eq!(hashes(&[u64::MAX, 7], &like)?.to_vec1::<i64>()?, [-1, 7]);
+            assert_eq!(floats(&[], &like)?.elem_count(), 0);
+            Ok(())
+        };
+        check(&Device::Cpu)?;
+        #[cfg(feature = "cuda")]
+        if let Ok(device) = at(0) {
+            check(&device)?;
+        }
+        Ok(())
     }
 
     #[test]

@@ -83,6 +83,8 @@ impl Replay<'_> {
             return;
         }
         let d = self.d;
+        // States, those of the reference, and the gradient of the former.
+        let states = [(); 3].map(|()| self.ledger.take(Kind::Scratch, self.floats(n_compared * d.hidden_size)));
         let most = if self.gpu.is_some() { divergence::GPU_LOGITS_PER_CHUNK } else { divergence::LOGITS_PER_CHUNK };
         let n_rows = rows_per_chunk(n_compared, d.vocab_size, most);
         let both = [(); 2].map(|()| self.ledger.take(Kind::Logits, self.floats(n_rows * d.vocab_size)));
@@ -92,5 +94,6 @@ impl Replay<'_> {
             self.ledger.give_back_all([d_logits, dx]);
         }
         self.ledger.give_back_all(both);
+        self.ledger.give_back_all(states);
     }
 }

@@ -87,13 +87,13 @@ impl Step<'_> {
         }
         for groups in dominant_groups(rows, self.settings.dominant_passes).chunks(self.settings.micro_batch_size) {
             let named = || format!("dominant side of {}", ids(groups.iter().flat_map(|group| &group.rows).map(|&row| rows[row])));
-            side.n_tokens_computed += self.dominant_pass(groups).with_context(named)?.n_tokens;
+            side.n_tokens_computed += self.dominant_pass(groups, named).with_context(named)?.n_tokens;
         }
         Ok(side)
     }
 
     /// One micro-batch.
-    fn dominant_pass(&mut self, groups: &[DominantGroup]) -> Result<Pass> {
+    fn dominant_pass(&mut self, groups: &[DominantGroup], named: impl Fn() -> String) -> Result<Pass> {
         let (batch, spans) = pack(groups, self.settings);
         let pass = pass(&batch, &spans, self.settings, self.backward.gradients, self.policy.description());
         let forward = info_span!("forward").in_scope(|| self.policy.forward(&batch, self.settings.memory(pass.gradient).keep))?;
@@ -101,7 +101,7 @@ impl Step<'_> {
             let targets = response_targets(&batch, &spans);
             let scored = info_span!("head").in_scope(|| self.policy.score(&forward.hidden_ND, &targets, 0))?;
             let (found, spans, rows_of) = (Arc::clone(&self.found), spans.clone(), rows_of(groups));
-            self.calls.call(&scored.log_probs, 0, move |log_probs| {
+            self.calls.call(&named, &scored.log_probs, 0, move |log_probs| {
                 for (scores, rows) in pair_scores(log_probs, &spans)?.into_iter().zip(rows_of) {
                     rows.into_iter().try_for_each(|row| note(&found.dominant[row].policy, scores))?;
                 }
@@ -109,7 +109,7 @@ impl Step<'_> {
             })?;
         }
         if self.settings.has_retention()
-            && let Some(d_hidden_ND) = self.retention(groups, &spans, &forward)?
+            && let Some(d_hidden_ND) = self.retention(groups, &spans, &forward, named)?
         {
             self.backward.of(self.policy, forward, d_hidden_ND)?;
         }

@@ -12,12 +12,19 @@ use crate::ops::{self, Buffer, pool};
 use crate::scoring::KeptStates;
 use anyhow::{Context, Result, ensure};
 use candle_core::Tensor;
+use std::iter::repeat_n;
 use std::sync::Arc;
 use tracing::info_span;
 
 impl Step<'_> {
     /// d loss / d hidden states, where it is wanted. For `kl` this also adds to the head's gradient.
-    pub(super) fn retention(&mut self, groups: &[DominantGroup], spans: &[PairSpans], forward: &Forward) -> Result<Option<Buffer>> {
+    pub(super) fn retention(
+        &mut self,
+        groups: &[DominantGroup],
+        spans: &[PairSpans],
+        forward: &Forward,
+        named: impl FnOnce() -> String,
+    ) -> Result<Option<Buffer>> {
         let reference = self.reference.dominant().context("the retention term")?;
         let (hidden_size, frozen_size) = (self.policy.description().hidden_size, reference.hidden_size());
         ensure!(
@@ -33,8 +40,8 @@ impl Step<'_> {
         let states_SD = pool::forward(&forward.hidden_ND, &rows)?;
         let d_states_SD = match self.settings.retention.kind {
             RetentionKind::None => None,
-            RetentionKind::Hidden => self.distances(groups, &states_SD)?,
-            RetentionKind::Kl => self.divergences(groups, &states_SD)?,
+            RetentionKind::Hidden => self.distances(groups, &states_SD, named)?,
+            RetentionKind::Kl => self.divergences(groups, &states_SD, named)?,
         };
         let Some(d_states_SD) = d_states_SD else { return Ok(None) };
         let d_hidden_ND = ops::zeros_like(&forward.hidden_ND)?;
@@ -49,7 +56,7 @@ impl Step<'_> {
     }
 
     /// `hidden`: how far the pooled states `[S, D]` are from the frozen ones, and d loss / d states.
-    fn distances(&mut self, groups: &[DominantGroup], states_SD: &Tensor) -> Result<Option<Tensor>> {
+    fn distances(&mut self, groups: &[DominantGroup], states_SD: &Tensor, named: impl FnOnce() -> String) -> Result<Option<Tensor>> {
         let reference = self.reference.dominant()?;
         let frozen = |group: &DominantGroup| Ok(reference.pair(group.pair)?.map(|sequence| sequence.states.clone()));
         let frozen: Vec<[Vec<f32>; 2]> = info_span!("reference").in_scope(|| groups.iter().map(frozen).collect::<Result<_>>())?;
@@ -57,7 +64,7 @@ impl Step<'_> {
         let (found, reduction) = (Arc::clone(&self.found), self.settings.retention.reduction);
         let is_wanted = self.backward.gradients.of_retention();
         let n_values = if is_wanted { states_SD.elem_count() } else { 0 };
-        let d_states = self.calls.call(&states_SD.flatten_all()?, n_values, move |mut states_SD| {
+        let d_states = self.calls.call(named, &states_SD.flatten_all()?, n_values, move |mut states_SD| {
             let mut d_states_SD = Vec::with_capacity(n_values);
             for ((rows, scale), frozen) in rows_of.iter().zip(scales).zip(frozen) {
                 let mut values = [0.0; 2];
@@ -75,28 +82,25 @@ impl Step<'_> {
     }
 
     /// `kl`: how far the distributions of next tokens that the states `[S, D]` give are from the frozen ones, and d loss / d states.
-    fn divergences(&mut self, groups: &[DominantGroup], states_SD: &Tensor) -> Result<Option<Tensor>> {
-        let _span = info_span!("head").entered();
+    fn divergences(&mut self, groups: &[DominantGroup], states_SD: &Tensor, named: impl FnOnce() -> String) -> Result<Option<Tensor>> {
         let reference = self.reference.dominant()?;
-        let (mut divergences_S, mut d_states_SD, mut lengths, mut first) = (Vec::new(), Vec::new(), Vec::new(), 0);
+        let (mut frozen_SD, mut factors_S, mut lengths) = (Vec::new(), Vec::new(), Vec::new());
         for group in groups {
-            for frozen in reference.pair(group.pair)? {
-                let length = frozen.states.len() / states_SD.dim(1)?;
-                let states_MD = states_SD.narrow(0, first, length)?;
-                let frozen_MD = Tensor::from_slice(&frozen.states, states_MD.dims(), states_MD.device())?;
-                let policy = Predicting { head: self.policy.head(), weight: self.policy.head_weight(), states: &states_MD };
+            for frozen in info_span!("reference").in_scope(|| reference.pair(group.pair))? {
+                let length = frozen.states.len() / reference.hidden_size();
+                frozen_SD.extend_from_slice(&frozen.states);
                 // Of a sequence the mean counts.
-                let factor = self.scale(group).map(|scale| scale / length as f64);
-                let backward = factor.map(|factor| Backward { factor, weight_gradient: self.policy.head_gradient() });
-                let (divergences_M, d_states_MD) = divergence(reference.head()?.predicting(&frozen_MD), policy, backward)?;
-                divergences_S.push(divergences_M);
-                d_states_SD.extend(d_states_MD);
+                factors_S.extend(self.scale(group).into_iter().flat_map(|scale| repeat_n(scale / length as f64, length)));
                 lengths.push(length);
-                first += length;
             }
         }
+        let _span = info_span!("head").entered();
+        let policy = Predicting { head: self.policy.head(), weight: self.policy.head_weight(), states: states_SD };
+        let backward = Backward { factors: &factors_S, weight_gradient: self.policy.head_gradient() };
+        let is_wanted = self.backward.gradients.of_retention();
+        let (divergences_S, d_states_SD) = divergence(reference.head()?.frozen(&frozen_SD), policy, is_wanted.then_some(backward))?;
         let (found, rows_of) = (Arc::clone(&self.found), rows_of(groups));
-        self.calls.call(&Tensor::cat(&divergences_S, 0)?, 0, move |mut divergences_S| {
+        self.calls.call(named, &divergences_S, 0, move |mut divergences_S| {
             let mut mean = |&length: &usize| -> Result<f64> {
                 let divergences_M = divergences_S.split_off(..length).context("every state was compared")?;
                 Ok(divergences_M.iter().map(|&divergence| f64::from(divergence)).sum::<f64>() / length as f64)
@@ -107,7 +111,6 @@ impl Step<'_> {
             }
             Ok(Vec::new())
         })?;
-        let is_wanted = self.backward.gradients.of_retention();
-        Ok(is_wanted.then(|| Tensor::cat(&d_states_SD, 0)).transpose()?)
+        Ok(d_states_SD)
     }
 }

@@ -55,15 +55,15 @@ impl Step<'_> {
         let mut side = Side { n_tokens, n_tokens_computed: 0 };
         let micro_batch_size = self.settings.micro_batch_size;
         for (i, rows) in rows.chunks(micro_batch_size).enumerate() {
-            let named = format!("target side of {}", ids(rows.iter().copied()));
-            let pass = self.target_pass(i * micro_batch_size, rows, named.clone()).context(named)?;
+            let named = || format!("target side of {}", ids(rows.iter().copied()));
+            let pass = self.target_pass(i * micro_batch_size, rows, named).with_context(named)?;
             side.n_tokens_computed += pass.n_tokens;
         }
         Ok(side)
     }
 
     /// One micro-batch, from row `first` of the batch on.
-    fn target_pass(&mut self, first: usize, rows: &[&EncodedRow], named: String) -> Result<Pass> {
+    fn target_pass(&mut self, first: usize, rows: &[&EncodedRow], named: impl Fn() -> String) -> Result<Pass> {
         let (batch, spans) = pack(rows, self.settings);
         let pass = pass(&batch, &spans, self.backward.gradients, self.policy.description());
         let targets = response_targets(&batch, &spans);
@@ -73,14 +73,11 @@ impl Step<'_> {
 
         let micro_batch = self.micro_batch(first, rows, spans)?;
         if pass.gradient == Gradient::None {
-            self.calls.call(&scored.log_probs, 0, move |log_probs| {
-                micro_batch.losses(log_probs).context(named)?;
-                Ok(Vec::new())
-            })?;
+            self.calls.call(named, &scored.log_probs, 0, move |log_probs| micro_batch.losses(log_probs).map(|_| Vec::new()))?;
             return Ok(pass);
         }
-        let d_log_probs = self.calls.call(&scored.log_probs, targets.len(), move |log_probs| {
-            let losses = micro_batch.losses(log_probs).context(named)?;
+        let d_log_probs = self.calls.call(named, &scored.log_probs, targets.len(), move |log_probs| {
+            let losses = micro_batch.losses(log_probs)?;
             Ok(d_log_probs(&losses, &micro_batch.spans))
         })?;
         let d_hidden_ND = ops::zeros_like(&forward.hidden_ND)?;

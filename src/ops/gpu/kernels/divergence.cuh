@@ -9,22 +9,24 @@ DEVICE void divergence(float* divergences, T* d_logits, const float* reference, 
   SHARED(float, scratch, 32);
   uint64_t start = uint64_t(blockIdx.x) * n_vocab;
   reference += start, policy += start;
-  LogSumExp of_reference, of_policy;
+  LogSumExp reference_terms, policy_terms;
   bool packed = in_packs(n_vocab, reference, policy, d_logits + start);
   for_each_chunk(packed, n_vocab, [&](auto at) {
-    add_terms(of_reference, capped(load(reference, at), reference_cap));
-    add_terms(of_policy, capped(load(policy, at), policy_cap));
+    add_terms(reference_terms, capped(load(reference, at), reference_cap));
+    add_terms(policy_terms, capped(load(policy, at), policy_cap));
   });
-  float reference_norm = log_sum_exp(of_reference, scratch), policy_norm = log_sum_exp(of_policy, scratch);
+  float reference_norm = log_sum_exp(reference_terms, scratch), policy_norm = log_sum_exp(policy_terms, scratch);
   float sum = 0, factor = factors ? factors[blockIdx.x] : 0.0f;
   for_each_chunk(packed, n_vocab, [&](auto at) {
-    auto ours = load(policy, at), r = capped(load(reference, at), reference_cap), p = capped(ours, policy_cap);
+    auto r = capped(load(reference, at), reference_cap), p = capped(load(policy, at), policy_cap);
     Pack<T, at.SIZE> d;
     UNROLL for (int k = 0; k < at.SIZE; k++) {
-      float log_reference = r.values[k] - reference_norm, log_policy = p.values[k] - policy_norm, of_it = exp_of(log_reference);
-      sum += of_it * (log_reference - log_policy);
+      float log_reference = r.values[k] - reference_norm, log_policy = p.values[k] - policy_norm;
+      float of_reference = exp_of(log_reference), of_policy = exp_of(log_policy);
+      // Both sum to 1: with them in, errors of the norms cancel to first order.
+      sum += of_reference * (log_reference - log_policy) - of_reference + of_policy;
       float share = policy_cap > 0 ? p.values[k] / policy_cap : 0.0f;
-      d.values[k] = from_float<T>(factor * (exp_of(log_policy) - of_it) * (1.0f - share * share));
+      d.values[k] = from_float<T>(factor * (of_policy - of_reference) * (1.0f - share * share));
     }
     if (factors) store(d_logits + start, at, d);
   });
