@@ -41,4 +41,5 @@ mod statistics;
 mod support;
 mod template;
 mod train;
+mod trials;
 mod weights;

@@ -1,0 +1,1 @@
+//! One gate between an endpoint's reply and a verdict.

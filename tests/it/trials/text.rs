@@ -1,0 +1,1 @@
+//! Text is made comparable before it is compared.
