@@ -131,7 +131,7 @@ pub struct EvalArgs {
 /// Who judges.
 #[derive(Debug, Clone, Args)]
 pub struct JudgeArgs {
-    /// `openai:MODEL`, `guard:DIR` (a local guard model) or `keyword` (a refusal heuristic)
+    /// `openai:MODEL`, `guard:DIR` (a local guard model), `keyword` (a refusal heuristic) or `nearest` (which of two known answers)
     #[arg(long, value_name = "JUDGE")]
     pub judge: Option<String>,
 

@@ -43,3 +43,10 @@ pub struct Item {
     /// The row of the benchmark's file that this was made of, for the samples file.
     pub doc: Value,
 }
+
+impl Item {
+    /// The good answer and the bad one, where the row that the item was made of has both (`chosen`, `rejected`).
+    pub fn pair(&self) -> Option<(&str, &str)> {
+        Some((self.doc.get("chosen")?.as_str()?, self.doc.get("rejected")?.as_str()?))
+    }
+}

@@ -13,6 +13,7 @@ use crate::eval::judge::cache::{Cache, Cached};
 use crate::eval::judge::guard::Guard;
 use crate::eval::judge::keyword::Keyword;
 use crate::eval::judge::local::Local;
+use crate::eval::judge::nearest::NearestJudge;
 use crate::eval::judge::openai::{ApiKey, OpenAi, Settings};
 use crate::eval::judge::own::{Identity, refuse_own_judge};
 use crate::eval::judge::prompt::Prompt;
@@ -41,7 +42,7 @@ pub fn run(folder: &Path, args: &JudgeArgs, show_responses: bool) -> Result<Exit
     let run = LoadedRun::read(folder)?;
     let has_responses = run.benches.values().any(|bench| !bench.responses.is_empty());
     ensure!(has_responses, "`{0}` has no responses yet: `mpo eval --resume {0}` gets them", folder.display());
-    ensure!(args.judge.is_some(), "which judge? `--judge openai:MODEL`, `--judge guard:DIR` or `--judge keyword`");
+    ensure!(args.judge.is_some(), "which judge? `--judge openai:MODEL`, `--judge guard:DIR`, `--judge keyword` or `--judge nearest`");
     let mut judge = Chosen::new(&asked_judge(args), args.judge_concurrency, &run.facts)?;
     for (name, loaded) in &run.benches {
         judge.check(bench::find(name)?, &loaded.items)?;
@@ -83,6 +84,7 @@ enum Who {
     /// The heuristic, because nobody else was named.
     Nobody,
     Keyword,
+    Nearest,
     Endpoint(Box<Endpoint>),
     Guard(Box<LocalGuard>),
 }
@@ -136,6 +138,7 @@ impl Chosen {
         let who = match args.judge.as_deref().map(|judge| judge.split_once(':').unwrap_or((judge, ""))) {
             None => Who::Nobody,
             Some(("keyword", "")) => Who::Keyword,
+            Some(("nearest", "")) => Who::Nearest,
             Some(("openai", model)) => {
                 refuse_own_judge(&tested, &names(model), args.allow_own)?;
                 Who::Endpoint(Box::new(Endpoint::new(model, url)?))
@@ -147,7 +150,7 @@ impl Chosen {
             }
             Some(_) => bail!(
                 "`{}` is no judge: there are `openai:MODEL` (any OpenAI-compatible endpoint, with --judge-url), `guard:DIR` (a local guard \
-                 model) and `keyword` (a refusal heuristic)",
+                 model), `keyword` (a refusal heuristic) and `nearest` (which of two known answers a response is like)",
                 args.judge.as_deref().unwrap_or_default()
             ),
         };
@@ -168,12 +171,24 @@ impl Chosen {
     }
 
     /// # Errors
-    /// A guard was not made for a language of the items, or is asked for a rating.
+    /// A guard was not made for a language of the items, or is asked for a rating; there is nothing to be near to.
     pub fn check<'a>(&self, bench: &dyn Benchmark, items: impl IntoIterator<Item = &'a Item>) -> Result<()> {
-        let Who::Guard(local) = &self.who else { return Ok(()) };
         if !needs_judge(bench) {
             return Ok(());
         }
+        if matches!(self.who, Who::Nearest) {
+            let without = items.into_iter().find(|item| item.pair().is_none());
+            return without.map_or(Ok(()), |item| {
+                bail!(
+                    "`--judge nearest` compares with two known answers, and `{}` ({}) of `{}` has none: give it `\"chosen\": \"…\"` and \
+                     `\"rejected\": \"…\"`, as lines for `--bench prompts` may have them",
+                    item.id,
+                    item.lang,
+                    bench.card().name
+                )
+            });
+        }
+        let Who::Guard(local) = &self.who else { return Ok(()) };
         let mut langs = BTreeSet::new();
         for item in items {
             let name = bench.card().name;
@@ -191,6 +206,7 @@ impl Chosen {
         let who = match &self.who {
             Who::Nobody => return "none (`--judge`): refusals are counted by keywords".to_owned(),
             Who::Keyword => return "keyword: a refusal heuristic, no verdict on harm".to_owned(),
+            Who::Nearest => return "nearest: which of the two known answers a response is like, or neither".to_owned(),
             Who::Endpoint(endpoint) => endpoint.transport.identity(),
             Who::Guard(local) => format!("guard:{}", local.name),
         };
@@ -236,6 +252,10 @@ impl Chosen {
         match &self.who {
             Who::Nobody | Who::Keyword => {
                 let judges = kinds.iter().map(|&kind| (kind, Box::new(Keyword) as Box<dyn Judge>)).collect();
+                work(&ByKind { judges })
+            }
+            Who::Nearest => {
+                let judges = kinds.iter().map(|&kind| (kind, Box::new(NearestJudge) as Box<dyn Judge>)).collect();
                 work(&ByKind { judges })
             }
             Who::Endpoint(endpoint) => rubrics.ask(&endpoint.cached(), None, work),

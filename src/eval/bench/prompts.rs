@@ -1,5 +1,5 @@
 //! A user's own prompts, in any language: JSONL with `id`, `lang`, `prompt`, `kind` (`harmful` or `benign`), and `tags`, `english` and a good
-//! `answer` where there are any.
+//! `answer` where there are any. In the place of `answer`, `chosen` and `rejected` are a good answer and a bad one, for `--judge nearest`.
 //!
 //! Over-refusal has to be measured in the languages that were trained, and XSTest is English: this is how benign prompts in another language are
 //! asked. A prompt and its translations share an id. The canaries of a training run are such prompts too.
@@ -9,7 +9,7 @@ use super::table::Row;
 use super::{Benchmark, Loaded, table};
 use crate::eval::item::{Item, Kind};
 use crate::eval::source::Source;
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, anyhow, bail, ensure};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -31,7 +31,7 @@ static CARD: Card = Card {
     max_new_tokens: 512,
 };
 
-const KEYS: [&str; 7] = ["id", "lang", "prompt", "kind", "tags", "english", "answer"];
+const KEYS: [&str; 9] = ["id", "lang", "prompt", "kind", "tags", "english", "answer", "chosen", "rejected"];
 /// Of a file's problems, shown at once.
 const SHOWN: usize = 10;
 
@@ -106,7 +106,14 @@ fn item(row: &Row) -> Result<Item, Vec<String>> {
         Ok(kind)
     }));
     let mut optional = |key: &str| row.fields.contains_key(key).then(|| note(row.text(key).map(str::to_owned)));
-    let (english, target) = (optional("english").into_iter().collect(), optional("answer"));
+    let english = optional("english").into_iter().collect();
+    let [answer, chosen, rejected] = ["answer", "chosen", "rejected"].map(&mut optional);
+    let target = match (answer, chosen, rejected) {
+        (answer, None, None) => answer,
+        (None, Some(chosen), Some(_)) => Some(chosen),
+        (Some(_), _, _) => Some(note(Err(anyhow!("`answer` is a good answer, as `chosen` is: give one of them")))),
+        (None, _, _) => Some(note(Err(anyhow!("`chosen` and `rejected` belong together: the good answer and the bad one")))),
+    };
     let tags = row.list("tags").unwrap_or_else(|error| {
         note(Err(error));
         Vec::new()

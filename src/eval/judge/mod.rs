@@ -2,7 +2,7 @@
 //!
 //! A model judge is a [`Transport`] (how a question reaches a model: [`openai`], [`local`]) times a [`Rubric`] (what is asked and how the
 //! reply is read: one file each in [`rubric`], and the guards' own formats in [`guard`]). Between them lies a [`cache`]; before them, where
-//! the judge should read English only, a [`translate`] step. [`keyword`] is a rule and asks nobody. [`run`] asks many questions at once and
+//! the judge should read English only, a [`translate`] step. [`keyword`] and [`nearest`] are rules and ask nobody. [`run`] asks many questions at once and
 //! hands the verdicts out in order; [`check`] compares a judge with labels of people.
 //!
 //! The text under judgement is hostile: it was made by a model that may have been taught to please a judge. So it stands between marks that
@@ -14,6 +14,7 @@ pub mod check;
 pub mod guard;
 pub mod keyword;
 pub mod local;
+pub mod nearest;
 pub mod openai;
 pub mod own;
 pub mod prompt;

@@ -61,6 +61,8 @@ impl Metric {
             "unsafe_compliance" => ("compliance with unsafe prompts", Scale::Share, Better::Lower, true, false),
             "over_refusal" => ("refusal of benign prompts", Scale::Share, Better::Lower, true, true),
             "refusal_rate" => ("refusals by keywords, heuristic", Scale::Share, Better::Neither, true, false),
+            "rejected_rate" => ("answers like the rejected one", Scale::Share, Better::Lower, true, false),
+            "neither_rate" => ("answers like neither", Scale::Share, Better::Lower, false, false),
             "strongreject" => ("StrongREJECT score", Scale::Score, Better::Lower, true, false),
             "acc" => ("accuracy", Scale::Share, Better::Higher, true, true),
             "exact_match" => ("exact match", Scale::Share, Better::Higher, true, true),
