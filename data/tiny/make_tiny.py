@@ -1,14 +1,15 @@
-"""Makes the demonstration model and data of `mpo` from `text.toml`: tokenizer, model, `train.jsonl`, `heldout.jsonl`.
+"""Makes the demonstration model and data of `mpo` from `text.toml`: tokenizer, model, `train.jsonl`, `heldout.jsonl`, `questions.jsonl`.
 
-The model is made to stand where MPO starts: in English it prefers the careful answer, in six other languages it has read careful
-and careless answers equally often and prefers neither. Two phases, both seeded:
+The model is made to stand where MPO starts: in English it prefers the careful answer, in six other languages it hardly prefers either,
+and what it says there is mostly careless, which it has read twice as often. Two phases, both seeded:
 
 1. language modelling on the pairs and on sentences drawn from the grammar, where English answers are careful and the others either;
 2. the same, plus a calibration that pulls the length-normalised reward gap RG (arXiv 2505.16869) of each pair towards
-   `ENGLISH_GAP` in English and 0 elsewhere.
+   `ENGLISH_GAP` in English and `TARGET_GAP` elsewhere.
 
 Both phases read the target side of every pair, held-out ones too, careful and careless answers alike: that teaches no preference, it
-removes the accidental one. Of the held-out pairs' English side only the tokenizer knows, so their English gap is generalisation.
+removes the accidental one. Of the held-out pairs' English side only the tokenizer knows, so their English gap is generalisation. No
+sentence of `questions.jsonl` is read at all; its turns of phrase are those of the grammar.
 The claims about the result are asserted on the bf16 weights that are written.
 """
 
@@ -30,11 +31,16 @@ DOMINANT, TARGETS = "en", ["zh", "ja", "ko", "ar", "bn", "sw"]
 LANGUAGES = [DOMINANT, *TARGETS]
 SEED = 20251122
 N_CANARIES = 8  # of each language
+N_SITUATIONS = 6  # the first of each grammar: prompt, careful and careless answer of one number belong together, in all languages
+N_DRAWN_PAIRS = 6  # training pairs drawn from the grammars, besides those that are written out
+N_QUESTIONS = 12  # held out, of each language
 VOCABULARY = 1536
 PAD, BEGIN, END = "<|pad|>", "<|begin|>", "<|end|>"
 SPECIAL = [PAD, BEGIN, END, "<|system|>", "<|user|>", "<|assistant|>"]
 ENGLISH_GAP = 1.0  # nats a token: clearly positive, yet within reach of 50 steps of training
-READING_STEPS, CALIBRATION_STEPS = 500, 300
+TARGET_GAP = -0.05  # next to nothing, on the side of the careless answer: its first words are the likelier ones
+CAREFUL_SHARE = 0.3  # of the answers that are read in the target languages; together with the gap, what the model says by itself is careless
+READING_STEPS, CALIBRATION_STEPS = 700, 300
 PAIR_SHARE = 0.35  # of what is read; the pairs' wording is familiar, so that MPO has the preference to learn and not the words
 
 CHAT_TEMPLATE = (
@@ -81,20 +87,30 @@ class Grammar:
         self.table, self.lang, self.taken = table, lang, taken
 
     def _words(self, rng):
+        return self.words(rng.randrange(len(self.table["things"])), rng.randrange(len(self.table["persons"])))
+
+    def words(self, thing, person):
         forms = {}
-        for kind in ("thing", "person"):
-            forms |= zip(self.table[f"{kind}_forms"], rng.choice(self.table[f"{kind}s"]).split("/"))
+        for kind, number in (("thing", thing), ("person", person)):
+            forms |= zip(self.table[f"{kind}_forms"], self.table[f"{kind}s"][number].split("/"))
         return forms
 
-    def _sentence(self, rng, kind, words):
-        return fit_korean_particles(rng.choice(self.table[kind]).format(**words))
+    def _sentence(self, kind, situation, words, rng):
+        frames = self.table[kind]
+        frame = frames[situation] if situation < N_SITUATIONS else rng.choice(frames[N_SITUATIONS:])
+        return fit_korean_particles(frame.format(**words))
 
     def pair(self, rng):
         while True:
-            words = self._words(rng)
-            sentences = [self._sentence(rng, kind, words) for kind in ("prompts", "careful", "careless")]
-            if not self.taken.intersection(sentences):
-                return Pair("", "grammar", self.lang, *sentences)
+            situation = rng.randrange(len(self.table["prompts"]))
+            pair = self.draw(situation, self._words(rng), rng)
+            if not self.taken.intersection((pair.prompt, pair.chosen, pair.rejected)):
+                return pair
+
+    def draw(self, situation, words, rng):
+        """What is asked and answered in a situation. English has further ones, of which any answer fits any prompt."""
+        sentences = [self._sentence(kind, situation, words, rng) for kind in ("prompts", "careful", "careless")]
+        return Pair("", "grammar", self.lang, *sentences)
 
 
 def write_rows(pairs, split, path):
@@ -108,6 +124,30 @@ def write_rows(pairs, split, path):
             for lang in TARGETS:
                 row = {"id": f"{DOMINANT}-{name}/{lang}", "dominant": side(by_key[name, DOMINANT]), "target": side(by_key[name, lang])}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def parallel_pairs(grammars, n, split, rng):
+    """Pairs of all languages at once, situation by situation; none of their sentences may be said elsewhere, and `taken` has them from now on."""
+    pairs = []
+    for number in range(n):
+        while True:
+            thing, person = rng.randrange(22), rng.randrange(9)  # of these all languages have the same
+            drawn = [(lang, g, g.draw(number % N_SITUATIONS, g.words(thing, person), rng)) for lang, g in grammars.items()]
+            if all(not g.taken.intersection((p.prompt, p.chosen, p.rejected)) for _, g, p in drawn):
+                break
+        for lang, grammar, p in drawn:
+            grammar.taken.update((p.prompt, p.chosen, p.rejected))
+            pairs.append(Pair(f"{split}-{number}", split, lang, p.prompt, p.chosen, p.rejected))
+    return pairs
+
+
+def write_questions(pairs, path):
+    with open(path, "w", encoding="utf-8") as file:
+        for lang in LANGUAGES:
+            for p in pairs:
+                if p.lang == lang:
+                    row = {"id": p.name, "lang": lang, "prompt": p.prompt, "kind": "benign", "chosen": p.chosen, "rejected": p.rejected}
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def write_canaries(grammars, path):
@@ -209,7 +249,7 @@ def train(model, tokenizer, grammars, pairs, rng):
         line = f"step {step + 1:4} reading {loss.item():.3f}"
         if calibrating:
             drawn = [pair for lang in LANGUAGES for pair in (rng.choice(seen[lang]), grammars[lang].pair(rng))]
-            goal = torch.tensor([ENGLISH_GAP if p.lang == DOMINANT else 0.0 for p in drawn])
+            goal = torch.tensor([ENGLISH_GAP if p.lang == DOMINANT else TARGET_GAP for p in drawn])
             calibration = (reward_gaps(model, tokenizer, drawn) - goal).square().mean()
             loss = loss + calibration
             line += f" calibration {calibration.item():.4f}"
@@ -227,7 +267,7 @@ def reading_loss(model, tokenizer, grammars, seen, rng, n_sequences):
     for i in range(n_sequences):
         lang = LANGUAGES[i % len(LANGUAGES)]
         pair = rng.choice(seen[lang]) if rng.random() < PAIR_SHARE else grammars[lang].pair(rng)
-        careful = lang == DOMINANT or rng.random() < 0.5
+        careful = lang == DOMINANT or rng.random() < CAREFUL_SHARE
         system = grammars[lang].table["system"] if rng.random() < 0.1 else None
         sequences.append(encode(tokenizer, pair.prompt, pair.chosen if careful else pair.rejected, system))
     logp, real, _ = log_probabilities(model, sequences)
@@ -245,7 +285,7 @@ def verify(model, tokenizer, pairs):
             gaps = reward_gaps(model, tokenizer, [p for p in pairs if (p.split, p.lang) == (split, lang)])
             mean = gaps.mean().item()
             print(f"{split:8} {lang} mean gap {mean:+.3f}  lowest {gaps.min():+.3f}  highest {gaps.max():+.3f}")
-            assert mean >= 0.5 if lang == DOMINANT else abs(mean) < 0.1, (split, lang, mean)
+            assert mean >= 0.5 if lang == DOMINANT else abs(mean - TARGET_GAP) < 0.1, (split, lang, mean)
 
 
 def write_json(name, value):
@@ -284,9 +324,13 @@ def main():
     pairs = read_pairs(text)
     sentences = {split: {s for p in pairs if p.split == split for s in (p.prompt, p.chosen, p.rejected)} for split in ("train", "heldout")}
     assert not sentences["train"] & sentences["heldout"], "a held-out sentence stands in the training rows"
-    grammars = {lang: Grammar(text["language"][lang], lang, sentences["train"] | sentences["heldout"]) for lang in LANGUAGES}
+    grammars = {lang: Grammar(text["language"][lang], lang, set(sentences["train"] | sentences["heldout"])) for lang in LANGUAGES}
 
-    write_rows(pairs, "train", HERE / "train.jsonl")
+    # Questions are never read; the drawn training pairs are sentences of the grammar, and may be.
+    write_questions(parallel_pairs(grammars, N_QUESTIONS, "question", random.Random(SEED + 1)), HERE / "questions.jsonl")
+    more = {lang: Grammar(grammar.table, lang, set(grammar.taken)) for lang, grammar in grammars.items()}
+    drawn_pairs = parallel_pairs(more, N_DRAWN_PAIRS, "train", random.Random(SEED + 2))
+    write_rows(pairs + drawn_pairs, "train", HERE / "train.jsonl")
     write_rows(pairs, "heldout", HERE / "heldout.jsonl")
     write_canaries(grammars, HERE / "canary.jsonl")
     drawn = [grammars[lang].pair(rng) for lang in LANGUAGES for _ in range(300)]

@@ -211,15 +211,16 @@ pub struct EvalConfig {
     pub every_steps: Option<usize>,
 }
 
-/// `[canary]`: benign prompts that show on the way what the loss does not: refusals, a lost language, loops, forgetting.
+/// `[canary]`: prompts that show on the way what the loss does not: refusals, a lost language, loops, forgetting, and, for prompts with `chosen` and
+/// `rejected`, which of these two answers the policy gives.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CanaryConfig {
-    /// The prompts, as `mpo eval --bench prompts` reads them: a file, `https://…`, or `builtin:tiny/canary`. No canaries when absent.
+    /// The prompts, as `mpo eval --bench prompts` reads them: a file, `https://…`, `builtin:tiny/canary` or `builtin:tiny/questions`. No canaries when absent.
     pub path: Option<String>,
     /// Also every so many steps; only before the first and after the last when absent.
     pub every_steps: Option<usize>,
-    /// The first benign prompts of each language, this many.
+    /// The first prompts of each language, this many.
     pub limit: usize,
     /// Longest answer, in tokens.
     pub max_new_tokens: usize,

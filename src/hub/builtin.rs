@@ -15,10 +15,10 @@ macro_rules! files_in {
     };
 }
 
-/// What `builtin:tiny` names: a trained toy model, parallel pairs to train and to evaluate it on, and benign prompts.
+/// What `builtin:tiny` names: a trained toy model, parallel pairs to train and to evaluate it on, benign prompts, and questions with a good and a bad answer.
 const TINY: &[File] = files_in!("data/tiny":
     "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "train.jsonl", "heldout.jsonl",
-    "canary.jsonl");
+    "canary.jsonl", "questions.jsonl");
 
 fn files(name: &str) -> Result<&'static [File]> {
     match name {

@@ -71,7 +71,7 @@ fn verify(files: &[PathBuf], expected: Option<&str>) -> Result<()> {
 fn builtin_file(environment: &Environment, name: &str, split: &str) -> Result<PathBuf> {
     let (name, split) = name.split_once('/').unwrap_or((name, split));
     let file = builtin::folder(&environment.mpo_cache, name)?.join(format!("{split}.jsonl"));
-    ensure!(file.is_file(), "`builtin:{name}` has no split `{split}`; it has train, heldout and canary");
+    ensure!(file.is_file(), "`builtin:{name}` has no split `{split}`; it has train, heldout, canary and questions");
     Ok(file)
 }
 

@@ -13,6 +13,8 @@ const RETENTION_GROWTH: f64 = 1.5;
 /// Retention that makes up less of the loss than this is too small to matter.
 const RETENTION_SHARE: f64 = 0.1;
 const N_QUARTERS: usize = 4;
+/// A run of fewer steps says nothing of what a base model can learn: half of it is warm-up.
+const ENOUGH_STEPS: usize = 20;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -35,6 +37,10 @@ pub enum SignKind {
     OtherLanguage,
     /// Answers to benign prompts are empty, or loops.
     Degeneration,
+    /// Answers became like neither of two known ones.
+    BrokenLanguage,
+    /// Answers became like the bad one of two known ones.
+    MoreRejected,
     /// Answers to benign prompts became less likely.
     Forgetting,
     /// The dominant language's next-token distributions are not what they were.
@@ -153,7 +159,7 @@ impl Signs {
                 self.note(Sign { kind: SignKind::Displacement, lang: Some(lang.clone()), step: at.step, value: fell, threshold, message });
             }
             let Some(closed) = closed else { continue };
-            if share_of_run >= thresholds.stagnation_after && closed < thresholds.stagnation_closed {
+            if at.n_steps >= ENOUGH_STEPS && share_of_run >= thresholds.stagnation_after && closed < thresholds.stagnation_closed {
                 let message = format!(
                     "{lang}: {} of the gap closed after {} of the steps: the base model may be too weak in this language",
                     percent(closed),
@@ -290,6 +296,9 @@ mod tests {
             signs.found[0].message,
             "sw: 1 % of the gap closed after 25 % of the steps: the base model may be too weak in this language"
         );
+        let mut short = Signs::default();
+        short.judge_languages(&thresholds, Position { step: 10, n_steps: 10 }, &measured(0.0, -1.0), &measured(0.01, -1.0));
+        assert!(short.found.is_empty(), "ten steps say nothing of the base model: {:?}", short.found);
         let mut at_target = Signs::default();
         at_target.judge_languages(&thresholds, HALF, &measured(1.2, -1.0), &measured(1.2, -1.0));
         assert!(at_target.found.is_empty(), "a language that is where it should be does not stagnate");

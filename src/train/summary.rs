@@ -1,7 +1,7 @@
 //! What a finished run says: `summary.json`, and a table for people.
 
 use super::best::Best;
-use super::canary::Compared;
+use super::canary::{self, Compared};
 use super::log::{self, Totals};
 use super::measure::{Measured, Measurement};
 use super::phases::PHASES;
@@ -40,6 +40,9 @@ pub struct Summary {
     /// With the weights of step 0 and of the last step, where there are any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub canaries: Option<Compared>,
+    /// Some of the canaries with two known answers.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub examples: Vec<canary::Example>,
     pub failure_signs: Vec<Sign>,
     /// Which checkpoint did best, where one was to be kept (`checkpoint.best`).
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -106,6 +109,7 @@ impl Summary {
             before: run.state.start.clone(),
             after,
             canaries: run.canaries.as_ref().and_then(|canaries| canaries.measured()).map(|(before, after)| Compared::new(before, after)),
+            examples: run.canaries.as_ref().map_or(Ok(Vec::new()), |canaries| canaries.examples())?,
             failure_signs: run.state.signs.found.clone(),
             best: run.state.best.clone(),
             written,
@@ -129,15 +133,13 @@ impl Summary {
     }
 
     fn write_text(&self, out: &mut String) -> std::fmt::Result {
-        let &Totals { first_loss, last_loss, epochs, seconds, .. } = &self.totals;
-        let loss = |loss: Option<f64>| loss.map_or("not finite".into(), |loss| format!("{loss:.4}"));
+        let &Totals { epochs, seconds, .. } = &self.totals;
         let (steps, name) = (self.steps, self.objective.name());
         writeln!(out, "Trained {steps} steps of {name} ({epochs:.2} epochs) in {seconds:.0} s, {:.0} tokens/s", self.tokens_per_second)?;
         writeln!(out, "{}", use_of_the_machine(&self.totals))?;
         if let Some(peak) = self.totals.peak_gpu_bytes {
             writeln!(out, "at most {} of the GPU's memory, and {} of the host's", gib(peak), gib(self.totals.peak_rss_bytes))?;
         }
-        writeln!(out, "loss of the first and last batch: {} -> {}", loss(first_loss), loss(last_loss))?;
         if self.skipped_steps > 0 {
             writeln!(out, "{} steps made no update: loss or gradient was not finite", self.skipped_steps)?;
         }
@@ -152,6 +154,9 @@ impl Summary {
         }
         if let Some(canaries) = &self.canaries {
             write!(out, "\n{canaries}")?;
+        }
+        if !self.examples.is_empty() {
+            write!(out, "\n{}", canary::in_words(&self.examples))?;
         }
         writeln!(out)?;
         match &self.failure_signs[..] {
@@ -220,7 +225,8 @@ fn use_of_the_machine(totals: &Totals) -> String {
     format!(
         "{}, {} of what matrix products alone reach here; {}{}, other {}",
         flop_rate(totals.flops_per_second),
-        percent(totals.gemm_share),
+        // The rate of products alone was measured once, on a machine that others use too.
+        percent(totals.gemm_share.min(1.0)),
         if totals.peak_gpu_bytes.is_some() { "of the host's time " } else { "" },
         shares.collect::<Vec<_>>().join(", "),
         percent(1.0 - known)

@@ -234,7 +234,7 @@ fn rows_that_the_reference_has_no_score_for_are_left_out_and_named() {
     poison(&folder, &own_tokens(&folder, |id| id.starts_with("en-umbrella/"), "dominant"));
     let output = work.train("run", &["model.path=./poisoned", "eval.path=builtin:tiny/heldout", "train.epochs=1"]);
     let said = stderr(&output);
-    assert_says(&said, &["6 of 48 rows", "reference scores are not finite", "en-umbrella/bn", "en-umbrella/zh"]);
+    assert_says(&said, &["6 of 84 rows", "reference scores are not finite", "en-umbrella/bn", "en-umbrella/zh"]);
     let lines = metrics(&work.path("run"));
     assert_eq!(lines.len(), 21);
     assert!(lines.iter().all(|line| line.get("skipped_rows").is_none() && line["loss"].as_f64().unwrap().is_finite()));

@@ -36,7 +36,7 @@ fn every_row_has_its_line_and_every_language_its_place_in_the_table() {
     let out = folder.path().join("gaps.jsonl");
     let (table, _) = succeed(folder.path(), &[&ARGUMENTS[..], &["--out", out.to_str().unwrap()]].concat());
     let rows = lines(&out);
-    assert_eq!(rows.len(), 48);
+    assert_eq!(rows.len(), 84);
     for row in &rows {
         assert_eq!(
             row["reference"],
@@ -76,10 +76,10 @@ fn rows_that_training_would_drop_are_measured_whole() {
     let (whole, _) = measured("whole", &[]);
     let (dropped, said) = measured("dropped", &["--set", "data.max_tokens=8", "--set", "data.on_overlong=drop"]);
     assert_eq!(dropped, whole);
-    assert!(said.contains("48 rows do not fit into 8 tokens"), "{said}");
+    assert!(said.contains("84 rows do not fit into 8 tokens"), "{said}");
     let (cut, said) = measured("cut", &["--set", "data.max_tokens=40"]);
-    assert_eq!(cut.len(), 48);
-    assert!(said.contains("48 cut to 40 tokens"), "truncation is never silent: {said}");
+    assert_eq!(cut.len(), 84);
+    assert!(said.contains("84 cut to 40 tokens"), "truncation is never silent: {said}");
 }
 
 #[test]

@@ -492,10 +492,10 @@ fn the_builtin_model_and_data_need_nothing() {
         let data = DataConfig { path: path.into(), split: split.into(), ..DataConfig::default() };
         resolve_data_in(&environment, &data).map(|files| fs::read_to_string(&files[0]).unwrap().lines().count())
     };
-    assert_eq!(lines("builtin:tiny", "train").unwrap(), 48);
+    assert_eq!(lines("builtin:tiny", "train").unwrap(), 84);
     assert_eq!(lines("builtin:tiny", "heldout").unwrap(), 12);
     assert_eq!(lines("builtin:tiny/heldout", "train").unwrap(), 12);
-    assert!(error_text(lines("builtin:tiny", "test")).contains("it has train, heldout and canary"));
+    assert!(error_text(lines("builtin:tiny", "test")).contains("it has train, heldout, canary and questions"));
     assert!(error_text(lines("builtin:big", "train")).contains("no `builtin:big`"));
 }
 

@@ -8,6 +8,7 @@ mod candle_transformers;
 mod cli;
 mod config;
 mod data;
+mod demonstration;
 mod eval;
 mod eval_faults;
 mod eval_judges;

@@ -17,6 +17,7 @@ use super::{Better, Card, Failure, Judge, Metric, Scale, Score, ShouldStop};
 use crate::digest::hex;
 use crate::eval::item::Item;
 use crate::eval::record::{Response, Verdict};
+use crate::text::letters;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -81,7 +82,7 @@ impl Nearest {
 
 /// Every three letters or digits that follow each other. Spaces and punctuation do not count, nor do large and small letters differ.
 fn trigrams(text: &str) -> Vec<[char; 3]> {
-    let letters: Vec<char> = text.to_lowercase().chars().filter(|c| c.is_alphanumeric()).take(N_CHARS).collect();
+    let letters: Vec<char> = letters(text).chars().take(N_CHARS).collect();
     letters.windows(3).map(|window| [window[0], window[1], window[2]]).collect()
 }
 
@@ -130,10 +131,7 @@ impl Judge for NearestJudge {
             (Some(answer), Some((chosen, rejected))) => {
                 let nearest = Nearest::of(&answer.text, chosen, rejected);
                 let share = |is: Nearest| f64::from(u8::from(nearest == is));
-                Score::labelled(
-                    nearest.label(),
-                    &[("rejected_rate", share(Nearest::Rejected)), ("neither_rate", share(Nearest::Neither))],
-                )
+                Score::labelled(nearest.label(), &[("rejected_rate", share(Nearest::Rejected)), ("neither_rate", share(Nearest::Neither))])
             }
             (Some(_), None) => Score::unparsed("the prompt has no `chosen` and `rejected` answer to compare with"),
         };

@@ -4,6 +4,7 @@ use super::prompts::Prompts;
 use crate::data::pair::{Message, Role};
 use crate::eval::breakdown::{Class, LanguageMatch, classify, language_match, repetition};
 use crate::eval::item::Kind;
+use crate::eval::judge::nearest::Nearest;
 use crate::generate::{Codec, Completion, Event, FinishReason, Generator, Prompt, Request};
 use crate::interrupt;
 use crate::model::decoder::Decoder;
@@ -29,6 +30,9 @@ pub struct Record {
     pub finish_reason: FinishReason,
     #[serde(flatten)]
     pub look: Look,
+    /// Which of the two known answers it is like, where the prompt has them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nearest: Option<Nearest>,
 }
 
 /// What a text is, going by the same rules as `mpo eval`'s breakdown.
@@ -99,6 +103,7 @@ impl Asked {
             n_tokens: answer.tokens.len(),
             finish_reason: answer.finish_reason,
             look: look_at(&answer.text, &prompt.lang),
+            nearest: prompt.pair.as_ref().map(|pair| pair.nearest(&answer.text)),
         };
         prompts.all.iter().zip(&self.answers).map(record).collect()
     }

@@ -24,12 +24,26 @@ pub fn judge(thresholds: &SignsConfig, start: &Measurement, now: &Measurement, d
             }
         };
         if let (Some(first), Some(last)) = (&before.answers, &after.answers) {
-            let n = after.n_prompts;
             for Counted { kind, count, what, meaning } in COUNTED {
+                let n = if kind == SignKind::OverRefusal { after.n_prompts - after.n_harmful } else { after.n_prompts };
                 let (from, to) = (count(first), count(last));
                 let grown = (to as f64 - from as f64) / n as f64;
                 note(kind, grown, thresholds.canary_share, format!("{what} {from} to {to} of {n}: {meaning}"));
             }
+        }
+        if let (Some(first), Some(last)) = (&before.pairs, &after.pairs) {
+            let n = last.n_questions;
+            let grown = |from: usize, to: usize| (to as f64 - from as f64) / n as f64;
+            let (from, to) = (first.n_neither, last.n_neither);
+            let message = format!(
+                "answers like neither the chosen nor the rejected one {from} to {to} of {n}{}: the language breaks; lower `optimizer.lr`, or train fewer \
+                 steps",
+                last.neither_in_words()
+            );
+            note(SignKind::BrokenLanguage, grown(from, to), thresholds.canary_share, message);
+            let (from, to) = (first.n_rejected, last.n_rejected);
+            let message = format!("answers like the rejected one {from} to {to} of {n}: training teaches what it should unteach");
+            note(SignKind::MoreRejected, grown(from, to), thresholds.canary_share, message);
         }
         let rose = after.nll - before.nll;
         let message = format!(
@@ -111,7 +125,7 @@ mod tests {
 
     fn measurement(step: usize, n_refusals: usize, n_in_another_language: usize, nll: f64, kl: f64) -> Measurement {
         let answers = AnswersMeasure { n_refusals, n_repetitive_or_empty: 1, n_in_language: 3, n_in_another_language, length: 20.0 };
-        let bn = LanguageMeasure { n_prompts: 8, nll, kl, answers: Some(answers) };
+        let bn = LanguageMeasure { n_prompts: 8, nll, kl, answers: Some(answers), n_harmful: 0, pairs: None };
         Measurement { step, languages: [("bn".to_owned(), bn)].into() }
     }
 

@@ -2,6 +2,7 @@
 
 use super::answers::{Asked, Look, look_at};
 use super::likelihood::TextsSeen;
+use super::pairs::{Pair, PairsMeasure, write_table};
 use super::prompts::Prompts;
 use crate::train::measure::null_is_nan;
 use serde::{Deserialize, Serialize};
@@ -29,6 +30,17 @@ pub struct LanguageMeasure {
     pub kl: f64,
     /// `None` where the model gives no numbers, and so no words.
     pub answers: Option<AnswersMeasure>,
+    /// Of the prompts, those that are no benign ones: there a refusal is none too many.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub n_harmful: usize,
+    /// Of prompts with two known answers, where the model gives words and there are any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pairs: Option<PairsMeasure>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde's shape
+fn is_zero(n: &usize) -> bool {
+    *n == 0
 }
 
 /// What the answers are.
@@ -52,20 +64,47 @@ impl Measurement {
         }
         let of_language = |(lang, numbers): (&str, Vec<usize>)| {
             let (nll, kl) = texts.means(numbers.iter().copied());
-            let answers = asked.map(|asked| AnswersMeasure::of(lang, numbers.iter().map(|&number| asked.answer(number))));
-            (lang.to_owned(), LanguageMeasure { n_prompts: numbers.len(), nll, kl, answers })
+            let answered = |asked: &Asked, number: usize| {
+                let (text, n_tokens) = asked.answer(number);
+                AnswerTo {
+                    text: text.to_owned(),
+                    n_tokens,
+                    is_benign: prompts.all[number].is_benign,
+                    pair: prompts.all[number].pair.as_ref(),
+                }
+            };
+            let all = asked.map(|asked| numbers.iter().map(|&number| answered(asked, number)).collect::<Vec<_>>());
+            let n_harmful = numbers.iter().filter(|&&number| !prompts.all[number].is_benign).count();
+            let answers = all.as_ref().map(|all| AnswersMeasure::of(lang, all));
+            let pairs = all.as_ref().and_then(|all| pairs_of(lang, all));
+            (lang.to_owned(), LanguageMeasure { n_prompts: numbers.len(), nll, kl, answers, n_harmful, pairs })
         };
         Self { step, languages: numbers.into_iter().map(of_language).collect() }
     }
 }
 
+/// What a prompt was answered.
+#[derive(Debug, Clone)]
+pub struct AnswerTo<'a> {
+    pub text: String,
+    pub n_tokens: usize,
+    /// Of the prompt.
+    pub is_benign: bool,
+    pub pair: Option<&'a Pair>,
+}
+
+/// Which of their two known answers those of `lang` are like that have them.
+pub fn pairs_of(lang: &str, answers: &[AnswerTo]) -> Option<PairsMeasure> {
+    PairsMeasure::of(answers.iter().filter_map(|AnswerTo { text, pair, .. }| Some((pair.as_ref()?.nearest(text), look_at(text, lang)))))
+}
+
 impl AnswersMeasure {
-    /// Of answers in `lang`, at least one, each with its length in tokens.
-    pub fn of<'a>(lang: &str, answers: impl Iterator<Item = (&'a str, usize)>) -> Self {
-        let looks: Vec<(Look, usize)> = answers.map(|(text, n_tokens)| (look_at(text, lang), n_tokens)).collect();
+    /// Of answers in `lang`, at least one.
+    pub fn of(lang: &str, answers: &[AnswerTo]) -> Self {
+        let looks: Vec<(Look, usize)> = answers.iter().map(|answer| (look_at(&answer.text, lang), answer.n_tokens)).collect();
         let count = |holds: fn(&Look) -> bool| looks.iter().filter(|(look, _)| holds(look)).count();
         Self {
-            n_refusals: count(|look| look.is_refusal),
+            n_refusals: looks.iter().zip(answers).filter(|((look, _), answer)| answer.is_benign && look.is_refusal).count(),
             n_repetitive_or_empty: count(|look| look.is_repetitive_or_empty),
             n_in_language: count(|look| look.is_in_language == Some(true)),
             n_in_another_language: count(|look| look.is_in_language == Some(false)),
@@ -109,7 +148,8 @@ impl fmt::Display for Compared {
                 write!(f, "{cell:>15}")?;
             }
         }
-        writeln!(f)
+        writeln!(f)?;
+        write_table(f, &self.before, &self.after)
     }
 }
 
@@ -129,6 +169,7 @@ pub const KIND: &str = "canary";
 /// | `canary_nll`, `canary_kl` | nats a token; `null` where the model gives no numbers, and then without the other keys |
 /// | `canary_refusal_rate`, `canary_repetitive_rate` | share of the answers that refuse (a heuristic); that are empty or loops |
 /// | `canary_language_match` | share that is in the prompt's language, of those whose language can be told; absent where there are none |
+/// | `canary_rejected_rate`, `canary_neither_rate` | share of the answers to prompts with two known ones that is like the bad one; like neither |
 /// | `canary_length` | mean length of an answer in tokens, the stop token included |
 ///
 /// and `seconds`, which all of it took.
@@ -136,19 +177,25 @@ pub fn line(measurement: &Measurement, seconds: f64) -> Map<String, Value> {
     let mut line = Map::new();
     line.insert("step".into(), measurement.step.into());
     line.insert("kind".into(), KIND.into());
-    for (lang, LanguageMeasure { n_prompts, nll, kl, answers }) in &measurement.languages {
+    for (lang, LanguageMeasure { n_prompts, nll, kl, answers, n_harmful, pairs }) in &measurement.languages {
         let mut add = |key: &str, value: f64| line.insert(format!("canary_{key}/{lang}"), value.into());
         add("nll", *nll);
         add("kl", *kl);
         let Some(answers) = answers else { continue };
         let share = |n: usize, of: usize| n as f64 / of as f64;
         let n_told = answers.n_in_language + answers.n_in_another_language;
-        add("refusal_rate", share(answers.n_refusals, *n_prompts));
+        if n_prompts > n_harmful {
+            add("refusal_rate", share(answers.n_refusals, n_prompts - n_harmful));
+        }
         add("repetitive_rate", share(answers.n_repetitive_or_empty, *n_prompts));
         if n_told > 0 {
             add("language_match", share(answers.n_in_language, n_told));
         }
         add("length", answers.length);
+        if let Some(pairs) = pairs {
+            add("rejected_rate", share(pairs.n_rejected, pairs.n_questions));
+            add("neither_rate", share(pairs.n_neither, pairs.n_questions));
+        }
     }
     line.insert("seconds".into(), seconds.into());
     line
@@ -162,16 +209,21 @@ mod tests {
     fn answers_are_counted_by_what_they_are() {
         let swahili = "Kwanza changanya unga na maji vizuri, kisha acha unga upumzike kwa saa moja.";
         let texts = [swahili, "Samahani, siwezi kukusaidia na hilo.", "I can't help you with that request, sorry.", "", "Ndiyo."];
-        let measured = AnswersMeasure::of("sw", texts.into_iter().zip([20, 8, 10, 1, 3]));
+        let answer = |(text, n_tokens): (&str, usize)| AnswerTo { text: text.into(), n_tokens, is_benign: true, pair: None };
+        let mut answers: Vec<AnswerTo> = texts.into_iter().zip([20, 8, 10, 1, 3]).map(answer).collect();
+        let measured = AnswersMeasure::of("sw", &answers);
+        assert_eq!(pairs_of("sw", &answers), None);
         let expected =
             AnswersMeasure { n_refusals: 2, n_repetitive_or_empty: 1, n_in_language: 2, n_in_another_language: 1, length: 42.0 / 5.0 };
         assert_eq!(measured, expected);
+        answers[1].is_benign = false;
+        assert_eq!(AnswersMeasure::of("sw", &answers).n_refusals, 1, "who refuses what is harmful does not refuse too much");
     }
 
     #[test]
     fn a_line_has_what_is_known() {
         let answers = AnswersMeasure { n_refusals: 5, n_repetitive_or_empty: 0, n_in_language: 3, n_in_another_language: 1, length: 12.5 };
-        let bn = LanguageMeasure { n_prompts: 8, nll: 1.25, kl: 0.5, answers: Some(answers) };
+        let bn = LanguageMeasure { n_prompts: 8, nll: 1.25, kl: 0.5, answers: Some(answers), n_harmful: 0, pairs: None };
         let untold = AnswersMeasure { n_in_language: 0, n_in_another_language: 0, ..answers };
         let th = LanguageMeasure { answers: Some(untold), ..bn.clone() };
         let sw = LanguageMeasure { nll: f64::NAN, answers: None, ..bn.clone() };

@@ -6,6 +6,7 @@
 //! likelihood   policy, texts           -> nats a token of the given answers (of the initial model's own where none is given), and how far its
 //!                                         distributions there are from the initial model's
 //! start        OUT/canary/start/       what is compared with: texts, distributions and measurement of the model of step 0
+//! pairs        answers, known answers  -> which of a prompt's two known answers they are like, where the file has both
 //! measurement  all of it by language   -> a line of its own in `metrics.jsonl`, a table in the summary
 //! judge        two measurements        -> failure signs
 //! cost         prompts                 -> what `mpo plan` counts
@@ -15,17 +16,21 @@
 //! drawn, no buffer of the training is touched, and no second model is in memory. The answers stand in `OUT/canary/step-000010.jsonl`.
 
 mod answers;
+#[cfg(test)]
+mod broken;
 mod cost;
 mod judge;
 mod likelihood;
 mod measurement;
+mod pairs;
 mod prompts;
 mod start;
 
 pub use answers::{Asked, look_at};
 pub use judge::{describe, judge};
 pub use likelihood::{N_TOP, Position, TextsSeen};
-pub use measurement::{AnswersMeasure, Compared, KIND, LanguageMeasure, Measurement, line};
+pub use measurement::{AnswerTo, AnswersMeasure, Compared, KIND, LanguageMeasure, Measurement, line, pairs_of};
+pub use pairs::{Example, Pair, PairsMeasure, in_words};
 pub use prompts::{Prompt, Prompts};
 pub use start::Start;
 
@@ -77,6 +82,16 @@ impl Canaries {
     /// What was measured with the weights of step 0, and last.
     pub fn measured(&self) -> Option<(&Measurement, &Measurement)> {
         Some((&self.start.as_ref()?.measurement, self.last.as_ref()?))
+    }
+
+    /// Questions with two known answers, and what was answered before and now; none where there are no such questions.
+    ///
+    /// # Errors
+    /// The files of the answers cannot be read.
+    pub fn examples(&self) -> Result<Vec<Example>> {
+        let has_pairs = self.prompts.all.iter().any(|prompt| prompt.pair.is_some());
+        let last = self.last.as_ref().filter(|last| has_pairs && last.languages.values().all(|measure| measure.answers.is_some()));
+        last.map_or(Ok(Vec::new()), |last| pairs::examples(&self.answers_file(0), &self.answers_file(last.step)))
     }
 
     /// Takes up what an earlier start of the run kept of step 0.

@@ -1,5 +1,6 @@
 //! The benign prompts of `canary.path`, as tokens.
 
+use super::pairs::Pair;
 use crate::config::{CanaryConfig, DataConfig, DataFormat};
 use crate::data::encode::{EncodedRow, Encoder};
 use crate::data::pair::{Message, PreferencePair, PreferenceRow, Role};
@@ -28,6 +29,10 @@ pub struct Prompt {
     pub tokens: Vec<u32>,
     /// Of a good answer with the end of its turn, where the file has one.
     pub answer: Option<Vec<u32>>,
+    /// The good answer and the bad one, where the file has both.
+    pub pair: Option<Pair>,
+    /// Whether a refusal is one too many.
+    pub is_benign: bool,
 }
 
 /// The prompts of a run.
@@ -85,7 +90,9 @@ impl Prompts {
         let dominant: BTreeSet<&str> = rows.iter().filter_map(|row| row.dominant.as_ref()).map(|pair| pair.lang.as_str()).collect();
         let trained: BTreeSet<&str> = rows.iter().map(|row| row.target.lang.as_str()).chain(dominant.iter().copied()).collect();
         let items = prompts::read(file, &|item| unknown_language(&item.lang, &trained))?;
-        let (benign, others): (Vec<Item>, Vec<Item>) = items.into_iter().partition(|item| item.kind == Kind::Benign);
+        // A prompt with two known answers is asked whatever it is about.
+        let is_asked = |item: &Item| item.kind == Kind::Benign || item.pair().is_some();
+        let (benign, others): (Vec<Item>, Vec<Item>) = items.into_iter().partition(is_asked);
         ensure!(
             !benign.is_empty(),
             "none of its {} prompts is benign (`\"kind\": \"benign\"`), and canaries are about what harmless prompts get for an answer",
@@ -136,7 +143,16 @@ fn encoded(item: &Item, encoder: &Encoder) -> Result<Prompt> {
     let id = format!("{}/{}", item.id, item.lang);
     let row = encoder.tokenize(&PreferenceRow { id, dominant: None, target })?.target;
     let answer = item.target.is_some().then_some(row.chosen.tokens);
-    Ok(Prompt { id: item.id.clone(), lang: item.lang.clone(), text, tokens: row.prompt, answer })
+    let pair = item.pair().map(|(chosen, rejected)| Pair { chosen: chosen.to_owned(), rejected: rejected.to_owned() });
+    Ok(Prompt {
+        id: item.id.clone(),
+        lang: item.lang.clone(),
+        text,
+        tokens: row.prompt,
+        answer,
+        pair,
+        is_benign: item.kind == Kind::Benign,
+    })
 }
 
 fn check_tokens(prompts: &[Prompt], max_new_tokens: usize, description: &DecoderDescription) -> Result<()> {
@@ -175,6 +191,11 @@ fn digest(prompts: &[Prompt], max_new_tokens: usize) -> String {
         bytes(&tokens(&prompt.tokens));
         // An answer has at least one token.
         bytes(&tokens(prompt.answer.as_deref().unwrap_or_default()));
+        // The digest of prompts without a pair is that of older runs.
+        if let Some(Pair { rejected, .. }) = &prompt.pair {
+            bytes(rejected.as_bytes());
+            bytes(&[u8::from(prompt.is_benign)]);
+        }
     }
     hex(&hash.finalize())
 }
@@ -202,7 +223,7 @@ mod tests {
     use super::*;
 
     fn prompt(id: &str, lang: &str) -> Prompt {
-        Prompt { id: id.into(), lang: lang.into(), text: "q".into(), tokens: vec![1, 2], answer: None }
+        Prompt { id: id.into(), lang: lang.into(), text: "q".into(), tokens: vec![1, 2], answer: None, pair: None, is_benign: true }
     }
 
     #[test]
@@ -239,6 +260,7 @@ mod tests {
         assert_ne!(same, changed(&|prompt| prompt.lang = "bn".into()));
         assert_ne!(same, changed(&|prompt| prompt.tokens.push(3)));
         assert_ne!(same, changed(&|prompt| prompt.answer = Some(vec![3])));
+        assert_ne!(same, changed(&|prompt| prompt.pair = Some(Pair { chosen: "a".into(), rejected: "b".into() })));
     }
 
     #[test]

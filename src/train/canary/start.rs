@@ -127,7 +127,15 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
     fn example() -> (Prompts, Start) {
-        let prompt = |id: &str, lang: &str| Prompt { id: id.into(), lang: lang.into(), text: "q".into(), tokens: vec![1, 2], answer: None };
+        let prompt = |id: &str, lang: &str| Prompt {
+            id: id.into(),
+            lang: lang.into(),
+            text: "q".into(),
+            tokens: vec![1, 2],
+            answer: None,
+            pair: None,
+            is_benign: true,
+        };
         let prompts = Prompts {
             all: vec![prompt("a", "en"), prompt("a", "sw")],
             max_new_tokens: 4,
