@@ -1,6 +1,6 @@
 //! The report as one page. `page.html` is its layout; everything that comes from a file goes through the template's escaping.
 
-use super::compare::{Row, Table};
+use super::compare::{self, Row, Table};
 use super::kept::{GapAgainstAttack, Kept};
 use super::plots::{self, Line, Whiskers, Words};
 use super::reference::{AgainstReference, Gaps, Mean};
@@ -8,6 +8,8 @@ use super::text::{
     DASH, DIFFERENCES, breakdown_title, capital, caption, correlation, judge_of, kinds, marked, number, plain, reference_title,
 };
 use super::{Breakdown, Curve, Report};
+use crate::eval::breakdown::Class;
+use crate::eval::results::measure::Measured;
 use crate::eval::results::metric::Scale;
 use crate::eval::stats::Interval;
 use anyhow::{Context, Result};
@@ -72,8 +74,34 @@ pub fn html(report: &Report) -> Result<String> {
     let runs: Vec<String> = report.runs.iter().map(|run| plain(run)).collect();
     let notes: Vec<String> = report.notes.iter().map(|note| plain(note)).collect();
     let baseline = report.baseline.as_deref().map(plain);
+    let headline = headline(report);
     let sections = Value::from(Serde(&sections));
-    page.render(context! { runs, baseline, notes, sections }).context("cannot lay out the report's page")
+    page.render(context! { runs, baseline, headline, notes, sections }).context("cannot lay out the report's page")
+}
+
+/// What became of the first share that is compared with the baseline, over all languages, in a sentence.
+fn headline(report: &Report) -> Option<String> {
+    let baseline = report.baseline.as_ref()?;
+    let table = report.tables.iter().find(|table| table.is_main && table.metric.scale == Scale::Share)?;
+    let before = table.rows.iter().find(|row| row.run == *baseline)?;
+    let after = table.rows.iter().find(|row| row.run != *baseline && row.verdicts == before.verdicts)?;
+    let both = || table.languages.iter().filter_map(|lang| Some((before.cells.get(lang)?.measured, after.cells.get(lang)?.measured)));
+    let sum = |of: &dyn Fn(&(Measured, Measured)) -> Measured| {
+        let (yes, n) = both().fold((0.0, 0), |(yes, n), pair| (yes + of(&pair).value * of(&pair).n as f64, n + of(&pair).n));
+        (n > 0).then(|| (100.0 * yes / n as f64, format!("{yes:.0} of {n}")))
+    };
+    let (first, first_count) = sum(&|pair| pair.0)?;
+    let (last, last_count) = sum(&|pair| pair.1)?;
+    let went = match () {
+        () if last < first => "fell",
+        () if last > first => "rose",
+        () => "stayed",
+    };
+    let languages = if table.languages.len() == 1 { "one language".to_owned() } else { format!("{} languages", table.languages.len()) };
+    Some(plain(&format!(
+        "{}: {} {went} from {first:.0} % ({first_count}, {}) to {last:.0} % ({last_count}, {}), over {languages}.",
+        table.bench, table.metric.title, before.run, after.run
+    )))
 }
 
 fn main_section(table: &Table, report: &Report, id: &str) -> Result<Section> {
@@ -120,14 +148,21 @@ fn value_rows(table: &Table, report: &Report) -> Rows {
     head.extend(table.averages.iter().map(|(over, _)| over.title().to_owned()));
     head.extend(has_any.then(|| "ANY".to_owned()));
     let factor = table.metric.percent();
-    let with =
-        |value: String, Interval { low, high }: Interval| Cell { value, below: format!("{:.1} to {:.1}", factor * low, factor * high) };
+    let between =
+        |Interval { low, high }: Interval| if low == high { String::new() } else { format!("{:.1} to {:.1}", factor * low, factor * high) };
+    let with = |value: String, interval: Interval| Cell { value, below: between(interval) };
+    let of_language = |cell: &compare::Cell| {
+        let Measured { value, n, interval, .. } = cell.measured;
+        let count = format!("{:.0} of {n}; ", value * n as f64);
+        let count = if table.metric.scale == Scale::Share { count } else { String::new() };
+        Cell { value: marked(table, cell), below: count + &between(interval) }
+    };
     let dash = || Cell { value: DASH.to_owned(), below: String::new() };
     let rows = table.rows.iter().map(|row| {
         let baseline = if report.baseline.as_ref() == Some(&row.run) { "baseline" } else { "" };
         let mut cells = vec![Cell { value: row_name(table, row), below: baseline.to_owned() }];
         let languages = table.languages.iter().map(|lang| row.cells.get(lang));
-        cells.extend(languages.map(|cell| cell.map_or_else(dash, |cell| with(marked(table, cell), cell.measured.interval))));
+        cells.extend(languages.map(|cell| cell.map_or_else(dash, of_language)));
         let averages = row.averages.iter().map(|average| average.as_ref().map(|average| (average.value, average.interval)));
         let any = has_any.then(|| row.in_any_language.map(|any| (any.value, any.interval)));
         cells.extend(averages.chain(any).map(|pair| pair.map_or_else(dash, |(value, interval)| with(number(table, value), interval))));
@@ -236,7 +271,10 @@ fn breakdown_section(breakdown: &Breakdown, id: &str) -> Result<Section> {
     let title = breakdown_title(breakdown);
     let description = format!("One bar for each language, cut by the shares of: {}. The table below has the counts.", names.join(", "));
     let words = Words { id: id.to_owned(), title: title.clone(), description };
-    let plot = plots::stacked(&words, &names, &counts)?;
+    // One class has one colour in every chart; what is no class of ours has the one after them.
+    let fill = |kind: &String| Class::ALL.iter().position(|class| class.title() == kind).unwrap_or(Class::ALL.len());
+    let coloured: Vec<(String, usize)> = names.iter().cloned().zip(kinds.iter().map(fill)).collect();
+    let plot = plots::stacked(&words, &coloured, &counts)?;
     let rows = counts.iter().map(|(lang, counts)| {
         let texts = std::iter::once(lang.clone()).chain(counts.iter().map(ToString::to_string));
         texts.map(|value| Cell { value, below: String::new() }).collect()

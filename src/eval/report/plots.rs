@@ -28,13 +28,18 @@ const COLORS: [RGBColor; 6] = [
     RGBColor(166, 118, 29),
 ];
 /// Behind dark text in both schemes.
-const FILLS: [RGBColor; 6] = [
+const FILLS: [RGBColor; 11] = [
     RGBColor(232, 120, 50),
     RGBColor(110, 185, 235),
     RGBColor(80, 185, 150),
     RGBColor(240, 228, 66),
     RGBColor(214, 150, 186),
     RGBColor(190, 190, 190),
+    RGBColor(150, 205, 110),
+    RGBColor(235, 160, 150),
+    RGBColor(165, 165, 225),
+    RGBColor(205, 175, 125),
+    RGBColor(150, 215, 215),
 ];
 /// The page replaces black by its text colour; this stays.
 const INK: RGBColor = RGBColor(17, 17, 17);
@@ -148,15 +153,16 @@ pub fn lines(words: &Words, x_title: &str, y_title: &str, lines: &[Line]) -> Res
     })
 }
 
-/// Bars of the same length, cut by shares: a row for each name, a segment for each kind, with its count.
-pub fn stacked(words: &Words, kinds: &[String], rows: &[(String, Vec<usize>)]) -> Result<String> {
+/// Bars of the same length, cut by shares: a row for each name, a segment for each kind, with its count. A kind comes with the number of its colour,
+/// which is the same in all plots, whichever other kinds there are.
+pub fn stacked(words: &Words, kinds: &[(String, usize)], rows: &[(String, Vec<usize>)]) -> Result<String> {
     let (left, right) = (80, WIDTH as i32 - 12);
     let columns = 3;
     let legend_height = LINE * kinds.len().div_ceil(columns) as i32 + 12;
     draw(words, (WIDTH, (legend_height + 30 * rows.len() as i32 + 8) as u32), |root| {
-        for (index, kind) in kinds.iter().enumerate() {
+        for (index, (kind, fill)) in kinds.iter().enumerate() {
             let at = (left + (index % columns) as i32 * 250, 8 + LINE * (index / columns) as i32);
-            segment(root, index, at, (at.0 + 18, at.1 + 14))?;
+            segment(root, *fill, at, (at.0 + 18, at.1 + 14))?;
             text(root, kind, (at.0 + 26, at.1 + 7), HPos::Left, BLACK)?;
         }
         for (row, (name, counts)) in rows.iter().enumerate() {
@@ -165,9 +171,9 @@ pub fn stacked(words: &Words, kinds: &[String], rows: &[(String, Vec<usize>)]) -
             let total = counts.iter().sum::<usize>().max(1) as f64;
             let place = |n: usize| left + ((right - left) as f64 * n as f64 / total).round() as i32;
             let mut start = 0;
-            for (index, &count) in counts.iter().enumerate().filter(|(_, count)| **count > 0) {
+            for (&(_, fill), &count) in kinds.iter().zip(counts).filter(|(_, count)| **count > 0) {
                 let (from, to) = (place(start), place(start + count));
-                segment(root, index, (from, top), (to, top + 22))?;
+                segment(root, fill, (from, top), (to, top + 22))?;
                 let digits = count.to_string();
                 if to - from > 10 * digits.len() as i32 + 4 {
                     text(root, &digits, ((from + to) / 2, top + 11), HPos::Center, INK)?;
@@ -251,8 +257,8 @@ fn marker(area: &Area, index: usize, (x, y): Pixel) -> Result<()> {
     .map_err(failed)
 }
 
-fn segment(area: &Area, index: usize, from: Pixel, to: Pixel) -> Result<()> {
-    area.draw(&Rectangle::new([from, to], FILLS[index % FILLS.len()].filled())).map_err(failed)?;
+fn segment(area: &Area, fill: usize, from: Pixel, to: Pixel) -> Result<()> {
+    area.draw(&Rectangle::new([from, to], FILLS[fill % FILLS.len()].filled())).map_err(failed)?;
     area.draw(&Rectangle::new([from, to], ShapeStyle { color: INK.to_rgba(), filled: false, stroke_width: 1 })).map_err(failed)
 }
 
@@ -310,7 +316,8 @@ mod tests {
     #[test]
     fn segments_are_as_long_as_their_shares() {
         let svg =
-            stacked(&words(), &["unsafe".into(), "refusal".into()], &[("sw".into(), vec![30, 10]), ("bn".into(), vec![0, 0])]).unwrap();
+            stacked(&words(), &[("unsafe".into(), 0), ("refusal".into(), 1)], &[("sw".into(), vec![30, 10]), ("bn".into(), vec![0, 0])])
+                .unwrap();
         let widths: Vec<i32> = svg
             .lines()
             .filter(|line| line.starts_with("<rect") && line.contains("height=\"22\"") && line.contains("stroke=\"none\""))

@@ -54,7 +54,10 @@ fn main_table(table: &Table, report: &Report) -> String {
     let rows = table.rows.iter().map(|row| {
         let name = row_name(row, several_judges, report.baseline.as_deref());
         let mut cells = vec![name];
-        let interval = |Interval { low, high }: Interval| format!("{}-{}", short(table, low), short(table, high));
+        // Where all resamples say the same, there is no interval to tell: `0.0-0.0` would pass for certainty.
+        let interval = |Interval { low, high }: Interval| {
+            if low == high { String::new() } else { format!("{}-{}", short(table, low), short(table, high)) }
+        };
         let dash = || vec![DASH.to_owned()];
         let languages = table.languages.iter().map(|lang| row.cells.get(lang));
         cells.extend(languages.map(|cell| cell.map_or_else(dash, |cell| vec![marked(table, cell), interval(cell.measured.interval)])));
