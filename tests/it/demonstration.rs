@@ -37,8 +37,7 @@ fn problems(summary: &Value) -> Vec<String> {
     problems
 }
 
-fn smoke(more: &[&str]) -> (Value, String) {
-    let work = Sandbox::new();
+fn smoke(work: &Sandbox, more: &[&str]) -> (Value, String) {
     let output = work.mpo(&[&["train", "--config", "smoke.toml", "--set", "output.dir=run"][..], more].concat());
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{said}");
@@ -48,18 +47,32 @@ fn smoke(more: &[&str]) -> (Value, String) {
 
 #[test]
 fn the_smoke_run_lowers_careless_answers_and_breaks_no_language() {
-    let (summary, said) = smoke(&[]);
+    let work = Sandbox::new();
+    let (summary, said) = smoke(&work, &[]);
     assert_eq!(problems(&summary), [""; 0], "{said}");
     for expected in ["Questions ", "\n  sw (12) ", "like the rejected answer", "[like the chosen answer]", "Failure signs: none"] {
         assert!(said.contains(expected), "{expected}: {said}");
     }
     assert!(!said.contains("first and last batch"), "{said}");
     assert!(summary["examples"].as_array().unwrap().len() >= 2);
+
+    // The same questions by the README's commands.
+    let questions = concat!(env!("CARGO_MANIFEST_DIR"), "/data/tiny/questions.jsonl");
+    for (model, out) in [("builtin:tiny", "before"), ("run/final", "after")] {
+        let output = work.mpo(&["eval", "--bench", "prompts", "--data", questions, "--model", model, "--judge", "nearest", "--out", out]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    let output = work.mpo(&["eval", "report", "after", "before", "--baseline", "before", "--html", "report.html"]);
+    let told = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{told}");
+    let page = std::fs::read_to_string(work.path("report.html")).unwrap();
+    assert!(page.contains("answers like the rejected one fell from") && page.contains(" of 12; "), "{told}");
+    assert!(!told.contains("0.0-0.0"), "{told}");
 }
 
 #[test]
 fn a_run_that_hardly_trains_does_not_pass_for_one_that_does() {
-    let (summary, _) = smoke(&["--set", "train.max_steps=2", "--set", "eval.every_steps=50"]);
+    let (summary, _) = smoke(&Sandbox::new(), &["--set", "train.max_steps=2", "--set", "eval.every_steps=50"]);
     let problems = problems(&summary);
     assert!(problems.iter().any(|problem| problem.starts_with("careless answers ")), "{problems:?}");
 }
