@@ -181,7 +181,7 @@ impl Run {
             let [objective, retention] = term_norms(&self.policy, &rows, &self.reference, &self.settings)?;
             more.extend([("grad_norm_objective".into(), objective.into()), ("grad_norm_retention".into(), retention.into())]);
             // Retention and its gradient begin at exactly 0: while the learning rate still rises, that it is quiet says nothing.
-            if look == N_TERM_NORMS && (retention > objective || lr >= self.config.optimizer.lr) {
+            if look == N_TERM_NORMS && (retention > objective || self.schedule.lr(self.state.step + 1) <= lr) {
                 self.state.signs.judge_gradients(&self.config.signs, self.state.step + 1, objective, retention);
             }
         }

@@ -254,7 +254,7 @@ fn prompts_of_a_user_are_read_and_all_their_problems_told() {
             "DIR/bad.jsonl:1: `prompt` is empty",
             "DIR/bad.jsonl:1: `kind` is `safe`; it is `harmful` or `benign`",
             "DIR/bad.jsonl:2: there is no `id`; there are `lang`, `prompt`, `kind`, `tag`",
-            "DIR/bad.jsonl:2: unknown key `tag`; the keys are id, lang, prompt, kind, tags, english, answer",
+            "DIR/bad.jsonl:2: unknown key `tag`; the keys are id, lang, prompt, kind, tags, english, answer, chosen, rejected",
             "DIR/bad.jsonl:4: the id `2` in `sw` is that of DIR/bad.jsonl:3 too",
         ]
     );

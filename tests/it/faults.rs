@@ -236,7 +236,7 @@ fn rows_that_the_reference_has_no_score_for_are_left_out_and_named() {
     let said = stderr(&output);
     assert_says(&said, &["6 of 84 rows", "reference scores are not finite", "en-umbrella/bn", "en-umbrella/zh"]);
     let lines = metrics(&work.path("run"));
-    assert_eq!(lines.len(), 21);
+    assert_eq!(lines.len(), 39);
     assert!(lines.iter().all(|line| line.get("skipped_rows").is_none() && line["loss"].as_f64().unwrap().is_finite()));
     assert_eq!(
         work.mpo(&["train", "--resume", "run", "--set", "train.epochs=2"]).status.code(),

@@ -261,7 +261,7 @@ fn failure_signs_are_said_once_and_stand_in_the_summary() {
     write_rows(&work.path("swapped.jsonl"), &rows);
     let output = work.train("swapped", &["data.path=swapped.jsonl"]);
     let said = stderr(&output);
-    assert!(said.contains("6 of 6 dominant pairs: the reference prefers the unsafe answer"), "{said}");
+    assert!(said.contains("10 of 10 dominant pairs: the reference prefers the unsafe answer"), "{said}");
     let signs = |run: &str| -> Vec<String> {
         let summary: Value = serde_json::from_slice(&std::fs::read(work.path(run).join("summary.json")).unwrap()).unwrap();
         summary["failure_signs"].as_array().unwrap().iter().map(|sign| sign["kind"].as_str().unwrap().to_owned()).collect()
@@ -270,10 +270,10 @@ fn failure_signs_are_said_once_and_stand_in_the_summary() {
     assert_eq!(number(&metrics(&work.path("swapped"))[0], "bad_supervision"), 1.0);
 
     // A learning rate at which nothing happens: every language stagnates, each is named once, and retention has nothing to hold back.
-    let output = work.train("still", &["optimizer.lr=1e-12"]);
+    let output = work.train("still", &["optimizer.lr=1e-12", "train.max_steps=24"]);
     assert_eq!(stderr(&output).matches("sign: sw: 0 % of the gap closed after 25 % of the steps").count(), 1, "{}", stderr(&output));
     assert_eq!(signs("still"), [&["stagnation"; 6][..], &["gradient_imbalance"]].concat());
-    assert!(metrics(&work.path("still"))[3].get("gap_closed/sw").is_some());
+    assert!(metrics(&work.path("still"))[6].get("gap_closed/sw").is_some());
 }
 
 #[test]
