@@ -1,24 +1,26 @@
 //! Which language a pair is in, for rows that do not say: by script first, then, among Latin-script languages, by a statistical detector.
 //!
 //! Most languages of safety data have a script of their own (Bengali, Thai, Hangul), and a count of letters is then exact and explainable.
-//! `lingua` separates the Latin-script ones it was built with (its models lie in the binary): de en es fr id it pt sw vi yo. Rows in
-//! any other Latin-script language must carry their `lang`.
+//! Of the Latin-script ones `lingua` separates those it was built with (its models lie in the binary): de en es fr id it pt sw vi yo. Any other, a
+//! language of another script in Latin letters, and a text of a few words are `und` (see `latin`): rows in them must carry their `lang`.
+
+mod latin;
 
 use super::pair::{PreferencePair, PreferenceRow};
-use lingua::{LanguageDetector, LanguageDetectorBuilder};
+use crate::text::comparable;
 use std::collections::HashMap;
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use unicode_script::{Script, UnicodeScript};
 
 /// ISO 639-2 for "undetermined": no letters, or no language that the detector knows.
 pub const UNDETERMINED: &str = "und";
 
-static LATIN: LazyLock<LanguageDetector> = LazyLock::new(|| LanguageDetectorBuilder::from_all_languages().build());
-
 /// Names the languages of the rows of one data set. What it finds out about a dominant pair it remembers for the other rows that share it: the
 /// statistical detector takes longer for a pair than the tokenizer.
 #[derive(Default)]
 pub(super) struct Languages {
+    /// Those that the caller expects, English among them; none where it expects nothing.
+    in_play: Vec<String>,
     dominant: Mutex<HashMap<[u8; 32], Dominant>>,
 }
 
@@ -29,6 +31,17 @@ struct Dominant {
 }
 
 impl Languages {
+    /// For rows of which those in `targets` are wanted.
+    pub fn expecting(targets: Option<&[String]>) -> Self {
+        let in_play = targets.map_or_else(Vec::new, |targets| targets.iter().cloned().chain(["en".to_owned()]).collect());
+        Self { in_play, ..Self::default() }
+    }
+
+    fn detect(&self, texts: &[&str]) -> String {
+        let in_play: Vec<&str> = self.in_play.iter().map(String::as_str).collect();
+        if in_play.is_empty() { detect(texts) } else { detect_among(texts, &in_play) }
+    }
+
     /// Fills in the languages that the row did not give.
     ///
     /// Answers of weak models drift into the dominant language, and some prompts were never translated. So the target's language is read
@@ -40,7 +53,7 @@ impl Languages {
         }
         let dominant = row.dominant.as_ref().map(|pair| self.dominant(pair));
         if row.target.lang.is_empty() {
-            row.target.lang = detect_target(&row.target, dominant.as_ref().and_then(|dominant| dominant.script));
+            row.target.lang = self.detect_target(&row.target, dominant.as_ref().and_then(|dominant| dominant.script));
         }
         if let (Some(pair), Some(dominant)) = (&mut row.dominant, dominant) {
             pair.lang = dominant.lang;
@@ -56,24 +69,24 @@ impl Languages {
         }
         // Two threads may find out the same at once: it is the same.
         let texts = texts(pair);
-        let lang = if pair.lang.is_empty() { detect(&texts.each_ref().map(String::as_str)) } else { pair.lang.clone() };
+        let lang = if pair.lang.is_empty() { self.detect(&texts.each_ref().map(String::as_str)) } else { pair.lang.clone() };
         let dominant = Dominant { lang, script: main_script(&texts.concat()) };
         known().insert(key, dominant.clone());
         dominant
     }
-}
 
-fn detect_target(pair: &PreferencePair, dominant_script: Option<Script>) -> String {
-    let target = texts(pair);
-    let scripts = target.each_ref().map(|text| main_script(text).filter(|script| Some(*script) != dominant_script));
-    let own = match scripts {
-        [Some(prompt), _, _] => Some(prompt),
-        [None, chosen, rejected] if chosen == rejected || target[0].trim().is_empty() => chosen.or(rejected),
-        _ => None,
-    };
-    let counts: Vec<_> =
-        target.iter().zip(scripts).filter(|(_, script)| own.is_none() || *script == own).map(|(text, _)| text.as_str()).collect();
-    detect(&counts)
+    fn detect_target(&self, pair: &PreferencePair, dominant_script: Option<Script>) -> String {
+        let target = texts(pair);
+        let scripts = target.each_ref().map(|text| main_script(text).filter(|script| Some(*script) != dominant_script));
+        let own = match scripts {
+            [Some(prompt), _, _] => Some(prompt),
+            [None, chosen, rejected] if chosen == rejected || target[0].trim().is_empty() => chosen.or(rejected),
+            _ => None,
+        };
+        let counts: Vec<_> =
+            target.iter().zip(scripts).filter(|(_, script)| own.is_none() || *script == own).map(|(text, _)| text.as_str()).collect();
+        self.detect(&counts)
+    }
 }
 
 /// Prompt, chosen and rejected response; no text for one that is not there.
@@ -85,6 +98,22 @@ fn texts(pair: &PreferencePair) -> [String; 3] {
 
 /// The ISO 639-1 code of the language of texts that belong together, `und` where it cannot be told.
 pub fn detect(texts: &[&str]) -> String {
+    detect_by(texts, latin::language)
+}
+
+/// As [`detect`], where the caller knows which languages are in play (those of a benchmark, or of a data set's tags): between them fewer words decide.
+/// What is clearly in another language is still named, and what is in none is `und`.
+pub fn detect_among(texts: &[&str], candidates: &[&str]) -> String {
+    detect_by(texts, |sample| latin::language_among(sample, candidates))
+}
+
+/// Whether a text of some length is certainly not in `lang`, a Latin-script language that the detector knows, whatever other of that script it is in.
+pub fn is_foreign_to(text: &str, lang: &str) -> bool {
+    main_script(text) == Some(Script::Latin) && latin::is_foreign_to(&comparable(text), lang)
+}
+
+fn detect_by(texts: &[&str], detect_latin: impl Fn(&str) -> Option<String>) -> String {
+    let texts: Vec<_> = texts.iter().map(|text| comparable(text)).collect();
     let whole = texts.join("\n");
     // Languages that share a script differ in letters that one of them cannot do without; a loan word has a few of them too.
     let is_marked_by = |letters: &str| {
@@ -93,7 +122,12 @@ pub fn detect(texts: &[&str]) -> String {
     };
     let code = match main_script(&whole) {
         None => UNDETERMINED,
-        Some(Script::Latin) => return detect_latin(texts),
+        Some(Script::Latin) => {
+            /// More of a text changes nothing but the time it takes.
+            const ENOUGH_CHARS: usize = 300;
+            let sample: Vec<String> = texts.iter().map(|text| text.chars().take(ENOUGH_CHARS).collect()).collect();
+            return detect_latin(&sample.join("\n")).unwrap_or_else(|| UNDETERMINED.to_owned());
+        }
         Some(Script::Hiragana) => "ja",
         Some(Script::Han) => "zh",
         Some(Script::Hangul) => "ko",
@@ -124,13 +158,6 @@ pub fn detect(texts: &[&str]) -> String {
         Some(_) => UNDETERMINED,
     };
     code.to_owned()
-}
-
-fn detect_latin(texts: &[&str]) -> String {
-    /// More of a text changes nothing but the time it takes.
-    const ENOUGH_CHARS: usize = 300;
-    let sample: Vec<String> = texts.iter().map(|text| text.chars().take(ENOUGH_CHARS).collect()).collect();
-    LATIN.detect_language_of(sample.join("\n")).map_or(UNDETERMINED.to_owned(), |language| language.iso_code_639_1().to_string())
 }
 
 /// The script that carries most of the text; `Hiragana` stands for Japanese writing, kana and Han together. `None` without letters.
