@@ -167,7 +167,7 @@ fn detect_by(texts: &[&str], detect_latin: impl Fn(&str) -> Option<String>) -> S
 pub fn main_script(text: &str) -> Option<Script> {
     let mut weights: Vec<(Script, usize)> = Vec::new();
     let (mut n_kana, mut n_han) = (0, 0);
-    for script in text.chars().map(|c| c.script()) {
+    for script in comparable(text).chars().map(|c| c.script()) {
         let (script, weight) = match script {
             Script::Common | Script::Inherited | Script::Unknown => continue,
             Script::Hiragana | Script::Katakana => {

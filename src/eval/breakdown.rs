@@ -161,6 +161,7 @@ const UNDETECTED: [(&str, Script); 12] = [
 /// Compares the language that a text is written in with `lang`. Code between fences is no language. Every text fits `mixed`.
 pub fn language_match(text: &str, lang: &str) -> LanguageMatch {
     let prose = without_code(text);
+    let prose = comparable(&prose);
     let lang = base_language(lang);
     let n_letters: usize =
         prose.chars().filter(|c| c.is_alphabetic()).map(|c| if (0x2e80..0xd7b0).contains(&(c as u32)) { 3 } else { 1 }).sum();
