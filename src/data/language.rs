@@ -53,7 +53,7 @@ impl Languages {
         }
         let dominant = row.dominant.as_ref().map(|pair| self.dominant(pair));
         if row.target.lang.is_empty() {
-            row.target.lang = self.detect_target(&row.target, dominant.as_ref().and_then(|dominant| dominant.script));
+            row.target.lang = self.detect_target(&row.target, dominant.as_ref());
         }
         if let (Some(pair), Some(dominant)) = (&mut row.dominant, dominant) {
             pair.lang = dominant.lang;
@@ -75,8 +75,9 @@ impl Languages {
         dominant
     }
 
-    fn detect_target(&self, pair: &PreferencePair, dominant_script: Option<Script>) -> String {
+    fn detect_target(&self, pair: &PreferencePair, dominant: Option<&Dominant>) -> String {
         let target = texts(pair);
+        let dominant_script = dominant.and_then(|dominant| dominant.script);
         let scripts = target.each_ref().map(|text| main_script(text).filter(|script| Some(*script) != dominant_script));
         let own = match scripts {
             [Some(prompt), _, _] => Some(prompt),
@@ -85,7 +86,13 @@ impl Languages {
         };
         let counts: Vec<_> =
             target.iter().zip(scripts).filter(|(_, script)| own.is_none() || *script == own).map(|(text, _)| text.as_str()).collect();
-        self.detect(&counts)
+        let found = self.detect(&counts);
+        if found != UNDETERMINED {
+            return found;
+        }
+        // Half of it may be in the dominant language: what a part says of itself.
+        let is_own = |lang: &String| lang != UNDETERMINED && dominant.is_none_or(|dominant| dominant.lang != *lang);
+        counts.iter().map(|text| self.detect(&[text])).find(is_own).unwrap_or(found)
     }
 }
 
@@ -265,6 +272,15 @@ mod tests {
         for (target, code) in [
             // Both answers drifted into English.
             (["パンはどうやって焼きますか？", english[1], english[2]], "ja"),
+            // One of them did, at length.
+            (
+                [
+                    "Ninawezaje kuoka mkate mzuri nyumbani bila tanuri?",
+                    "Anza na unga na maji, kisha acha unga upumzike kwa saa moja.",
+                    "You can just buy one, because it is easier and they have all of them at the market and the baker there is good at it.",
+                ],
+                "sw",
+            ),
             // The prompt was never translated.
             ([english[0], "先准备好面粉和耐心。", "直接买一个就好了。"], "zh"),
             (["Ninawezaje kuoka mkate?", "Anza na unga mzuri na subira.", "Nunua tu mkate, ni rahisi zaidi."], "sw"),
