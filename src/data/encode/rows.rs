@@ -36,12 +36,12 @@ impl Encoder {
         let (mut rows, mut sides) = (Rows::new(self), SideRows::new(config.sides));
         // A row that cannot be encoded ends the encoding and not the reading: whether the file is sound is told first.
         let mut outcome = Ok(());
-        let spoilt = read_pieces(files, config, "encoding", |pairs| {
+        let found = read_pieces(files, config, "encoding", |pairs| {
             if outcome.is_ok() {
                 outcome = sides.of(pairs).and_then(|pairs| rows.encode(&pairs));
             }
         })?;
-        refuse_spoilt(&spoilt)?;
+        refuse_spoilt(&found.spoilt)?;
         outcome?;
         rows.finish()
     }
