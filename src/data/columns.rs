@@ -39,7 +39,7 @@ const READ: [(DataFormat, &[&str]); 4] = [
 ];
 
 /// What the model would have to see, and cannot.
-const UNSEEN: [&str; 15] = [
+const UNSEEN: [&str; 12] = [
     "tools",
     "functions",
     "function_call",
@@ -51,10 +51,7 @@ const UNSEEN: [&str; 15] = [
     "videos",
     "audio",
     "audios",
-    "document",
     "documents",
-    "system_tools",
-    "attachments",
 ];
 
 /// What other programs put into the prompt.
@@ -181,7 +178,9 @@ fn is_in(value: &Value, row: &PreferenceRow) -> bool {
         }
         Value::Array(values) => values.iter().all(|value| is_in(value, row)),
         // The speaker of a turn is no text.
-        Value::Object(object) => object.iter().filter(|(key, _)| !["role", "from"].contains(&key.as_str())).all(|(_, value)| is_in(value, row)),
+        Value::Object(object) => {
+            object.iter().filter(|(key, _)| !["role", "from"].contains(&key.as_str())).all(|(_, value)| is_in(value, row))
+        }
         Value::Null | Value::Bool(_) | Value::Number(_) => true,
     }
 }
@@ -201,7 +200,8 @@ pub(super) fn nearest_name<'a>(name: &str, known: impl Iterator<Item = &'a str>)
 
 /// For the error of a row of no known format: which of its keys is nearly one.
 pub(super) fn nearest_keys(object: &Map<String, Value>) -> String {
-    let known = ["dominant", "target", "source_conversations", "target_conversations", "prompt", "chosen", "rejected", "completion", "label"];
+    let known =
+        ["dominant", "target", "source_conversations", "target_conversations", "prompt", "chosen", "rejected", "completion", "label"];
     let meant = |key: &String| {
         let known = known.into_iter().filter(|known| !object.contains_key(*known));
         nearest_name(key, known).map(|meant| format!("`{meant}` by `{key}`"))

@@ -32,11 +32,11 @@ fn side(row: &Fields, side: &str, lang: String) -> Result<PreferencePair> {
     };
     let turns = row.turns(&format!("{side}_conversations"), "from", "value")?;
     ensure!(
-        !row.has("history"),
+        !row.says("history"),
         "key `history` does not say of which side it is: call it `source_history` or `target_history`, the turns of that side before its prompt"
     );
     let own_system = format!("{side}_system");
-    let system = if row.has(&own_system) { &own_system } else { "system" };
+    let system = if row.says(&own_system) { &own_system } else { "system" };
     let prompt = row.with_system(system, row.with_history(&format!("{side}_history"), turns)?)?;
     Ok(PreferencePair { lang, prompt, chosen: Some(response("chosen")?), rejected: Some(response("rejected")?) })
 }

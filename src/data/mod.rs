@@ -124,12 +124,7 @@ struct Read {
 
 /// Hands the rows that are kept to `each`, those of [`PIECE_BYTES`] of a file at a time, in order; returns what else was found.
 /// `what` is being done, for the person who waits.
-fn read_pieces(
-    files: &[PathBuf],
-    config: &DataConfig,
-    what: &'static str,
-    mut each: impl FnMut(Vec<PreferenceRow>),
-) -> Result<Read> {
+fn read_pieces(files: &[PathBuf], config: &DataConfig, what: &'static str, mut each: impl FnMut(Vec<PreferenceRow>)) -> Result<Read> {
     let readers = files.iter().map(|file| RowReader::open(file)).collect::<Result<Vec<_>>>()?;
     let progress = Progress::new(what, readers.iter().map(RowReader::n_bytes).sum());
     let mut rows = Rows::new(config);

@@ -14,7 +14,7 @@ pub(super) fn recognises(row: &Fields) -> bool {
 }
 
 pub(super) fn row(row: &Fields, index: usize) -> Result<PreferenceRow> {
-    ensure!(!row.has("history"), "key `history` does not say of which side it is: put it into `dominant` and `target`");
+    ensure!(!row.says("history"), "key `history` does not say of which side it is: put it into `dominant` and `target`");
     let (dominant, mut target) = (side(row, &row.object("dominant")?)?, side(row, &row.object("target")?)?);
     if target.lang.is_empty() {
         target.lang = row.language("lang")?;

@@ -83,6 +83,7 @@ pub(super) struct JsonReader {
     path: PathBuf,
     source: Source,
     piece_bytes: usize,
+    max_row_bytes: usize,
     /// Read and not yet handed out.
     text: String,
     /// A character at the end of what was read whose last bytes are still to come.
@@ -124,6 +125,7 @@ impl JsonReader {
             path: path.to_path_buf(),
             source: Source::open(path)?,
             piece_bytes,
+            max_row_bytes: MAX_ROW_BYTES,
             text: String::new(),
             partial: Vec::new(),
             line: 1,
@@ -160,14 +162,15 @@ impl JsonReader {
 
     /// Reads a piece; more than that while a row is longer, so that its beginning is not looked at again and again.
     fn read_more(&mut self) -> Result<()> {
+        let room = (self.max_row_bytes + 1).saturating_sub(self.text.len());
         ensure!(
-            self.text.len() <= MAX_ROW_BYTES,
-            "{}:{}: the row that begins here has more than {} MiB: is this JSON, or JSON lines?",
+            room > 0,
+            "{}:{}: the row that begins here has more than {} bytes: is this JSON, or JSON lines?",
             self.path.display(),
             self.line,
-            MAX_ROW_BYTES >> 20
+            self.max_row_bytes
         );
-        let n_wanted = self.piece_bytes.max(self.text.len());
+        let n_wanted = self.piece_bytes.max(self.text.len()).min(room);
         let mut bytes = std::mem::take(&mut self.partial);
         let line = self.line + count_lines(self.text.as_bytes());
         let n_read = self.source.read(n_wanted, &mut bytes, &self.path, |read| line + count_lines(read))?;
@@ -348,6 +351,20 @@ mod tests {
                 assert_eq!(read(text.as_bytes(), piece_bytes).unwrap(), whole, "{piece_bytes} bytes of {text:?}");
             }
         }
+    }
+
+    /// A small file may unpack to a row without an end.
+    #[test]
+    fn a_row_that_does_not_end_is_given_up() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        std::io::Write::write_all(&mut file, format!("{{}}\n{{\"prompt\": \"{}", "a".repeat(200)).as_bytes()).unwrap();
+        let reader = |max_row_bytes| JsonReader { max_row_bytes, ..JsonReader::with_pieces(file.path(), 16).unwrap() };
+        let mut short = reader(100);
+        assert_eq!(short.next_piece().unwrap().len(), 1);
+        let error = short.next_piece().err().unwrap().to_string();
+        assert!(error.ends_with(":2: the row that begins here has more than 100 bytes: is this JSON, or JSON lines?"), "{error}");
+        let mut long = reader(1000);
+        assert_eq!(long.next_piece().unwrap().len() + long.next_piece().unwrap().len(), 2);
     }
 
     #[test]

@@ -32,7 +32,8 @@ impl<'a> Fields<'a> {
     pub fn get(&self, key: &str) -> Result<&'a Value> {
         self.object.get(key).ok_or_else(|| {
             let meant = self.object.keys().find(|other| nearest_name(other, std::iter::once(key)).is_some());
-            let hint = meant.map_or(String::new(), |other| format!("; there is `{}`: did you mean `{}`?", self.path(other), self.path(key)));
+            let hint =
+                meant.map_or(String::new(), |other| format!("; there is `{}`: did you mean `{}`?", self.path(other), self.path(key)));
             anyhow!("key `{}` is missing{hint}", self.path(key))
         })
     }
@@ -54,6 +55,11 @@ impl<'a> Fields<'a> {
     /// Whether the key is there with a value; columns of a table are there in every row.
     pub fn has(&self, key: &str) -> bool {
         self.object.get(key).is_some_and(|value| !value.is_null())
+    }
+
+    /// Whether the key says anything: a list without elements, or a text without letters, does not.
+    pub fn says(&self, key: &str) -> bool {
+        self.object.get(key).is_some_and(|value| !is_blank(value))
     }
 
     /// Its keys, for the error of a row of no known format.
@@ -86,7 +92,7 @@ impl<'a> Fields<'a> {
 
     /// The turns of a prompt behind those of the key `history`, where the row has it.
     pub fn with_history(&self, key: &str, mut prompt: Vec<Message>) -> Result<Vec<Message>> {
-        if self.object.get(key).is_some_and(|value| !is_blank(value)) {
+        if self.says(key) {
             let earlier = self.history(key)?;
             // A history that the prompt already begins with is there once.
             if !prompt.starts_with(&earlier) {
@@ -102,7 +108,7 @@ impl<'a> Fields<'a> {
     /// # Errors
     /// The prompt begins with another one.
     pub fn with_system(&self, key: &str, mut prompt: Vec<Message>) -> Result<Vec<Message>> {
-        if self.object.get(key).is_some_and(|value| !is_blank(value)) {
+        if self.says(key) {
             let content = self.text(key)?.to_owned();
             match prompt.first() {
                 Some(Message { role: Role::System, content: other }) => ensure!(
@@ -129,7 +135,9 @@ impl<'a> Fields<'a> {
         let mut turns = Vec::with_capacity(2 * rounds.len());
         for (i, round) in rounds.iter().enumerate() {
             let texts: Option<Vec<&str>> = round.as_array().map(|texts| texts.iter().map_while(Value::as_str).collect());
-            let Some([question, answer]) = texts.as_deref() else { bail!("key `{path}[{i}]` must be a question and its answer, two strings") };
+            let Some([question, answer]) = texts.as_deref() else {
+                bail!("key `{path}[{i}]` must be a question and its answer, two strings")
+            };
             turns.push(Message { role: Role::User, content: (*question).to_owned() });
             turns.push(Message { role: Role::Assistant, content: (*answer).to_owned() });
         }
@@ -153,7 +161,7 @@ impl<'a> Fields<'a> {
         let turn = |(i, turn)| {
             let turn = Fields::new(turn, format!("{path}[{i}]"))?;
             let role = role(turn.text(role_key)?).with_context(|| format!("key `{}`", turn.path(role_key)))?;
-            let call = ["tool_calls", "function_call", "images"].into_iter().find(|key| turn.object.get(*key).is_some_and(|v| !is_blank(v)));
+            let call = ["tool_calls", "function_call", "images"].into_iter().find(|key| turn.says(key));
             if let Some(call) = call {
                 bail!("key `{}` is not read, and the turn depends on it: mpo trains on text alone", turn.path(call));
             }
@@ -213,6 +221,10 @@ pub(super) fn empty_response(pair: &PreferencePair) -> Option<&'static str> {
 /// The prompt or the response of a pair that begins with a byte order mark, if any.
 pub(super) fn marked_text(pair: &PreferencePair) -> Option<&'static str> {
     let is_marked = |text: &str| text.starts_with(BYTE_ORDER_MARK);
-    let response = || pair.responses().find(|(_, text)| is_marked(text)).map(|(name, _)| if name == "chosen" { "chosen response" } else { "rejected response" });
+    let response = || {
+        pair.responses()
+            .find(|(_, text)| is_marked(text))
+            .map(|(name, _)| if name == "chosen" { "chosen response" } else { "rejected response" })
+    };
     pair.prompt.iter().any(|turn| is_marked(&turn.content)).then_some("prompt").or_else(response)
 }

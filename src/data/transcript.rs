@@ -60,7 +60,10 @@ fn split_pair(pair: &Map<String, Value>) -> Result<Map<String, Value>> {
         if turns.last().is_some_and(|turn| turn["role"] == "assistant" && turn["content"] == "") {
             turns.pop();
         }
-        ensure!(turns.last().is_none_or(|turn| turn["role"] == "user"), "key `prompt` ends with an answer: a prompt ends with `{ASSISTANT:?}`");
+        ensure!(
+            turns.last().is_none_or(|turn| turn["role"] == "user"),
+            "key `prompt` ends with an answer: a prompt ends with `{ASSISTANT:?}`"
+        );
         split.insert("prompt".to_owned(), Value::Array(turns));
     }
     for key in ["chosen", "rejected", "completion"] {
@@ -69,7 +72,9 @@ fn split_pair(pair: &Map<String, Value>) -> Result<Map<String, Value>> {
         let answer = match (is_whole, prompt) {
             (true, _) => Value::Array(turns(key, text)?),
             (false, Some(_)) => Value::String(text.trim().to_owned()),
-            (false, None) => bail!("key `{key}` is no transcript: without a `prompt` it must begin with {HUMAN:?}, as `data.transcript` has it"),
+            (false, None) => {
+                bail!("key `{key}` is no transcript: without a `prompt` it must begin with {HUMAN:?}, as `data.transcript` has it")
+            }
         };
         split.insert(key.to_owned(), answer);
     }
@@ -115,7 +120,8 @@ mod tests {
         ] {
             assert!(marks_of(text).is_some(), "{text}");
         }
-        for text in ["The Human: a history. My Assistant: a novel.", "Assistant: who?\nHuman: me.", "### Instruction: bake", "User: me", ""] {
+        for text in ["The Human: a history. My Assistant: a novel.", "Assistant: who?\nHuman: me.", "### Instruction: bake", "User: me", ""]
+        {
             assert!(marks_of(text).is_none(), "{text}");
         }
     }

@@ -155,6 +155,11 @@ impl Encoder {
         self.special.names(text)
     }
 
+    /// Whether they are read as tokens there, and not as text.
+    pub fn reads_special_tokens(&self) -> bool {
+        self.reads_special_tokens
+    }
+
     /// A text of a row as the template gets it.
     pub(super) fn hidden<'a>(&self, text: &'a str) -> Result<Cow<'a, str>> {
         if self.reads_special_tokens { Ok(Cow::Borrowed(text)) } else { self.special.hide(text) }
