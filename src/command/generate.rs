@@ -79,6 +79,13 @@ pub fn run(args: &GenerateArgs) -> Result<ExitCode> {
 
 fn answer_one(args: &GenerateArgs, generator: &Generator<'_>, text: &str) -> Result<()> {
     let completion = stream(generator, request(&args.speaker, prompt(args, &Words::Text(text.to_owned()))))?;
+    let n_positions = generator.model.description().max_positions;
+    ensure!(
+        completion.n_prompt_tokens < n_positions,
+        "the prompt has {} tokens and fills the model's {n_positions} positions: there is no room for an answer
+hint: shorten it",
+        completion.n_prompt_tokens
+    );
     if completion.finish_reason == FinishReason::Length {
         say(&format!(
             "cut off after {} tokens\nhint: `--max-new-tokens` lets it go on, as far as the model has positions",
@@ -93,10 +100,12 @@ fn answer_many(args: &GenerateArgs, generator: &Generator<'_>, asked: &[Asked], 
     let requests = asked.iter().map(|asked| request(&args.speaker, prompt(args, &asked.words)));
     // Answers end in any order; lines have that of the prompts, as soon as all before are there.
     let mut waiting: BTreeMap<usize, Completion> = BTreeMap::new();
-    let mut next = 0;
+    let (mut next, mut n_full) = (0, 0);
+    let n_positions = generator.model.description().max_positions;
     generator.run(requests, |event| {
         let Event::Finished { index, completion } = event else { return Ok(ControlFlow::Continue(())) };
         progress.advance(1);
+        n_full += usize::from(completion.n_prompt_tokens >= n_positions);
         waiting.insert(index, completion);
         while let Some(completion) = waiting.remove(&next) {
             let line = line(next, &asked[next], &completion)?;
@@ -108,6 +117,9 @@ fn answer_many(args: &GenerateArgs, generator: &Generator<'_>, asked: &[Asked], 
         }
         Ok(ControlFlow::Continue(()))
     })?;
+    if n_full > 0 {
+        say(&format!("warning: {n_full} prompts fill the model's {n_positions} positions: there was no room for an answer"));
+    }
     if let Some((file, path)) = out {
         file.sync_all().with_context(|| cannot_write(path, next))?;
         say(&format!("wrote {next} answers to `{}`", path.display()));

@@ -37,6 +37,34 @@ pub(super) fn ends_a_sentence(text: &str) -> bool {
     }
 }
 
+/// The tokens with which well-known models end a turn: data that such a model wrote may have kept them.
+const TURN_TOKENS: [&str; 12] = [
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|end_of_text|>",
+    "<|endoftext|>",
+    "<|end|>",
+    "<|end_of_turn|>",
+    "<|return|>",
+    "<end_of_turn>",
+    "<eos>",
+    "</s>",
+    "[/INST]",
+];
+
+/// The token of a well-known model with which a response ends.
+pub(super) fn ends_in_turn_token(response: &str) -> Option<&'static str> {
+    TURN_TOKENS.into_iter().find(|token| response.trim_end().ends_with(token))
+}
+
+/// Whether a response goes on with what begins a turn of the person.
+pub(super) fn holds_person_mark(response: &str) -> bool {
+    ["\n\nHuman:", "\n\n### Instruction:", "\n\n### Human:", "<|im_start|>user", "<start_of_turn>user"]
+        .iter()
+        .any(|mark| response.contains(mark))
+}
+
 fn is_pictogram(c: char) -> bool {
     matches!(u32::from(c), 0x2600..=0x27bf | 0x1f000..=0x1faff)
 }

@@ -13,12 +13,12 @@ impl Encoder {
         self.template.render(messages, true)
     }
 
-    /// The tokens of [`Encoder::chat_text`], as in training.
+    /// The tokens of [`Encoder::chat_text`], as in training: special tokens that a turn spells are text, unless `data.special_tokens` says otherwise.
     pub fn chat_tokens(&self, messages: &[Message]) -> Result<Vec<u32>> {
-        self.text_tokens(&self.chat_text(messages)?)
+        self.prompt_tokens(&self.template.render(&*self.hidden_turns(messages)?, true)?)
     }
 
-    /// The tokens of a text that is to be continued, with BOS in front where the tokenizer wants it.
+    /// The tokens of a text that is to be continued, special ones included, with BOS in front where the tokenizer wants it.
     pub fn text_tokens(&self, text: &str) -> Result<Vec<u32>> {
         self.prompt_tokens(text)
     }
