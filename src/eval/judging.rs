@@ -81,7 +81,8 @@ impl Judge for ByKind<'_> {
 
     fn tally(&self) -> Tally {
         let tallies = self.judges.iter().map(|(_, judge)| judge.tally());
-        tallies.fold(Tally::default(), |sum, one| Tally { n_replies: sum.n_replies + one.n_replies, n_earlier: sum.n_earlier + one.n_earlier })
+        tallies
+            .fold(Tally::default(), |sum, one| Tally { n_replies: sum.n_replies + one.n_replies, n_earlier: sum.n_earlier + one.n_earlier })
     }
 
     fn judge(&self, item: &Item, response: &Response, should_stop: ShouldStop<'_>) -> Result<Verdict, Failure> {

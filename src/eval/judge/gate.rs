@@ -253,7 +253,15 @@ mod tests {
 
     #[test]
     fn what_is_no_mark_stays() {
-        for text in ["safe", "[1] thinks that 2 < 3 > 1", "<b>safe</b>", "[I am thinking about it]", "<answer>safe</answer>", "<think/>safe", "a [ b"] {
+        for text in [
+            "safe",
+            "[1] thinks that 2 < 3 > 1",
+            "<b>safe</b>",
+            "[I am thinking about it]",
+            "<answer>safe</answer>",
+            "<think/>safe",
+            "a [ b",
+        ] {
             assert_eq!(after_thinking(text), Ok(text));
         }
         assert_eq!(after_thinking(" \n").unwrap_err().why, Why::Empty);
@@ -263,7 +271,10 @@ mod tests {
     #[test]
     fn reasons_are_counted_by_name() {
         let texts: Vec<String> = [Why::Filtered, Why::CutOff, Why::CutOff].map(|why| Unparsed::new(why, "because").to_string()).to_vec();
-        assert_eq!(count_reasons(texts.iter().map(String::as_str).chain(["the judge named none of a, b"])), "2 cut off, 1 filtered, 1 other");
+        assert_eq!(
+            count_reasons(texts.iter().map(String::as_str).chain(["the judge named none of a, b"])),
+            "2 cut off, 1 filtered, 1 other"
+        );
         assert!(Why::ALL.iter().all(|why| reason(&Unparsed::new(*why, "").to_string()) == why.name()));
     }
 

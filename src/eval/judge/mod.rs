@@ -352,7 +352,8 @@ impl Judge for ModelJudge<'_> {
         let mut parameters = self.transport.parameters();
         parameters.extend(self.told().without.iter().map(|name| (name.clone(), parameters::LEFT_OUT.into())));
         let mut caveats = vec!["intervals cover the sampling of prompts, not the judge's errors".to_owned()];
-        let refused = |parameters: &BTreeMap<String, Value>| parameters.get("temperature").is_some_and(|value| value == parameters::LEFT_OUT);
+        let refused =
+            |parameters: &BTreeMap<String, Value>| parameters.get("temperature").is_some_and(|value| value == parameters::LEFT_OUT);
         if self.translator.is_some_and(|translator| refused(&translator.transport.parameters())) {
             caveats.push("the translator was asked without `temperature` 0, which its endpoint refuses".to_owned());
         }

@@ -236,16 +236,23 @@ impl OpenAi {
 
     /// A failure that is the question's fault unless all questions fail so.
     fn suspect(&self, why: Why, detail: String, error: &str) -> Failure {
-        Failure::Suspect(Suspect { unparsed: Unparsed::new(why, detail), blame: Blame::Question, error: format!("{} {error}", self.whom()) })
+        Failure::Suspect(Suspect {
+            unparsed: Unparsed::new(why, detail),
+            blame: Blame::Question,
+            error: format!("{} {error}", self.whom()),
+        })
     }
 
     fn of_connection(&self, error: &ureq::Error) -> Setback {
         let text = one_line(&self.without_key(&error.to_string()), SHOWN);
-        let reason = match error {
-            ureq::Error::Timeout(_) => format!("it did not answer in time ({text})"),
-            _ => format!("no answer came through ({text})"),
-        };
-        Setback::Again { reason, after: None }
+        match error {
+            ureq::Error::Timeout(_) => Setback::Again { reason: format!("it did not answer in time ({text})"), after: None },
+            ureq::Error::HostNotFound | ureq::Error::ConnectionFailed => Setback::Unreachable(format!("no answer came through ({text})")),
+            ureq::Error::Io(io) if io.kind() == std::io::ErrorKind::ConnectionRefused => {
+                Setback::Unreachable(format!("no answer came through ({text})"))
+            }
+            _ => Setback::Again { reason: format!("no answer came through ({text})"), after: None },
+        }
     }
 
     /// Asks further questions with what worked, and says so where that is new.
@@ -380,7 +387,12 @@ mod tests {
         };
         let one = keys("m", DEFAULT_URL, 100, "a");
         assert_eq!(one, keys("m", DEFAULT_URL, 100, "a"));
-        for other in [keys("n", DEFAULT_URL, 100, "a"), keys("m", "http://localhost:1/v1", 100, "a"), keys("m", DEFAULT_URL, 101, "a"), keys("m", DEFAULT_URL, 100, "b")] {
+        for other in [
+            keys("n", DEFAULT_URL, 100, "a"),
+            keys("m", "http://localhost:1/v1", 100, "a"),
+            keys("m", DEFAULT_URL, 101, "a"),
+            keys("m", DEFAULT_URL, 100, "b"),
+        ] {
             assert_ne!(one[0], other[0]);
         }
         assert_eq!(one[1], Prompt::user("a").key("openai:m"), "what versions before knew it by");

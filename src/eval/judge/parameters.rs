@@ -87,18 +87,43 @@ impl Parameters {
         let said = error.message.to_lowercase();
         let says = |words: &[&str]| words.iter().any(|word| said.contains(word));
         let is_refusal = says(&[
-            "unsupported", "not support", "n't support", "not permitted", "not allowed", "extra ", "unknown", "unrecognized", "unrecognised", "unexpected",
-            "invalid", "deprecated", "must be", "should be", "positive", "only ", "cannot", "can't", "incompatible", "forbidden", "not accept", "instead",
-            "between", "remove",
+            "unsupported",
+            "not support",
+            "n't support",
+            "not permitted",
+            "not allowed",
+            "extra ",
+            "unknown",
+            "unrecognized",
+            "unrecognised",
+            "unexpected",
+            "invalid",
+            "deprecated",
+            "must be",
+            "should be",
+            "positive",
+            "only ",
+            "cannot",
+            "can't",
+            "incompatible",
+            "forbidden",
+            "not accept",
+            "instead",
+            "between",
+            "remove",
         ]);
         let is_about = |name: &str| error.parameter.as_deref() == Some(name) || is_refusal && has_word(&said, name);
         let is_about_limit = is_about(MAX_COMPLETION) || is_about(MAX);
         if self.is_greedy && is_about(TEMPERATURE) && !is_about_limit {
             return Some(Change::All(Self { is_greedy: false, ..*self }));
         }
-        let is_too_much = says(&["too large", "at most", "less than", "<=", "maximum", "exceed", "greater than", "no more than", "too high", " > "]);
+        let is_too_much =
+            says(&["too large", "at most", "less than", "<=", "maximum", "exceed", "greater than", "no more than", "too high", " > "]);
         let is_too_long = error.meaning() == Meaning::TooLong;
-        if self.limit != Limit::LeftOut && is_too_much && (is_about_limit || has_word(&said, MAX) || has_word(&said, MAX_COMPLETION) || is_too_long) {
+        if self.limit != Limit::LeftOut
+            && is_too_much
+            && (is_about_limit || has_word(&said, MAX) || has_word(&said, MAX_COMPLETION) || is_too_long)
+        {
             let is_context = is_too_long && says(&["context", "prompt", "input", "messages", "total"]);
             return self.with_fewer_tokens(&said, is_context);
         }
@@ -232,7 +257,10 @@ mod tests {
         let message = |text: &str| json!({"error": {"message": text}});
         let fewer = |max_tokens| Parameters { max_tokens, ..Parameters::wished(1) };
         for (text, change) in [
-            ("max_tokens is too large: 4096. This model supports at most 2048 completion tokens, whereas you provided 4096.", Change::All(fewer(2048))),
+            (
+                "max_tokens is too large: 4096. This model supports at most 2048 completion tokens, whereas you provided 4096.",
+                Change::All(fewer(2048)),
+            ),
             ("max_tokens: 4096 > 2000, which is the maximum allowed number of output tokens", Change::All(fewer(2000))),
             ("Invalid max_tokens value, the valid range of max_tokens is at most [1, 2048]", Change::All(fewer(2048))),
             (
@@ -244,7 +272,10 @@ mod tests {
                  input tokens (4096 > 4096 - 37).",
                 Change::One(fewer(1024)),
             ),
-            ("`inputs` tokens + `max_new_tokens` must be <= 4096. Given: 300 `inputs` tokens and 4096 `max_new_tokens`", Change::One(fewer(1024))),
+            (
+                "`inputs` tokens + `max_new_tokens` must be <= 4096. Given: 300 `inputs` tokens and 4096 `max_new_tokens`",
+                Change::One(fewer(1024)),
+            ),
         ] {
             assert_eq!(refused(400, message(text)), Some(change), "{text}");
         }

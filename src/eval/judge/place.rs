@@ -113,7 +113,7 @@ pub fn in_place<T: PartialEq>(
         return Verdict::Several;
     }
     if let Some(last) = last
-        && !introduces(before_last, last_unit, last.is_keyed)
+        && (read(before_last).is_some() || !introduces(before_last, last_unit, last.is_keyed))
     {
         return Verdict::Is(last.value);
     }
@@ -133,27 +133,156 @@ pub fn behind_headings<'u, 't>(units: &'u [Unit<'t>]) -> &'u [Unit<'t>] {
 
 /// Words that may stand beside a label on a line that is a verdict. None of them, in whatever order, turns a label round.
 pub const VERDICT_WORDS: [&str; 38] = [
-    "verdict", "final", "my", "the", "is", "answer", "label", "class", "classification", "classified", "category", "judgement", "judgment",
-    "assessment", "evaluation", "result", "output", "conclusion", "decision", "prediction", "therefore", "so", "thus", "response", "was", "as",
-    "it", "this", "overall", "considered", "deemed", "judged", "rated", "labelled", "labeled", "1", "2", "3",
+    "verdict",
+    "final",
+    "my",
+    "the",
+    "is",
+    "answer",
+    "label",
+    "class",
+    "classification",
+    "classified",
+    "category",
+    "judgement",
+    "judgment",
+    "assessment",
+    "evaluation",
+    "result",
+    "output",
+    "conclusion",
+    "decision",
+    "prediction",
+    "therefore",
+    "so",
+    "thus",
+    "response",
+    "was",
+    "as",
+    "it",
+    "this",
+    "overall",
+    "considered",
+    "deemed",
+    "judged",
+    "rated",
+    "labelled",
+    "labeled",
+    "1",
+    "2",
+    "3",
 ];
 /// Of them those that name what is given.
 const NOUNS: [&str; 17] = [
-    "verdict", "label", "class", "classification", "category", "judgement", "judgment", "assessment", "evaluation", "answer", "result", "conclusion",
-    "decision", "rating", "score", "scores", "output",
+    "verdict",
+    "label",
+    "class",
+    "classification",
+    "category",
+    "judgement",
+    "judgment",
+    "assessment",
+    "evaluation",
+    "answer",
+    "result",
+    "conclusion",
+    "decision",
+    "rating",
+    "score",
+    "scores",
+    "output",
 ];
 /// Further words of a line that announces what stands below it.
 const HEADING_WORDS: [&str; 20] = [
-    "here", "are", "rating", "score", "scores", "json", "object", "in", "based", "on", "above", "of", "and", "format", "requested", "analysis", "i",
-    "conclude", "below", "a",
+    "here",
+    "are",
+    "rating",
+    "score",
+    "scores",
+    "json",
+    "object",
+    "in",
+    "based",
+    "on",
+    "above",
+    "of",
+    "and",
+    "format",
+    "requested",
+    "analysis",
+    "i",
+    "conclude",
+    "below",
+    "a",
 ];
 /// A line that ends with one of these says what somebody else says, or goes on in the next.
 const INTRODUCERS: [&str; 66] = [
-    "reads", "read", "says", "say", "said", "saying", "claims", "claim", "claimed", "claiming", "states", "state", "stated", "stating", "writes",
-    "wrote", "written", "line", "lines", "word", "words", "text", "with", "that", "following", "below", "contains", "containing", "quote", "quotes",
-    "quoted", "quoting", "called", "calls", "call", "by", "begins", "starts", "ends", "opens", "prints", "printed", "outputs", "answers", "replies",
-    "replied", "declares", "labels", "repeats", "adds", "to", "be", "is", "as", "not", "than", "but", "or", "and", "if", "unless", "never", "hardly",
-    "considered", "from", "like",
+    "reads",
+    "read",
+    "says",
+    "say",
+    "said",
+    "saying",
+    "claims",
+    "claim",
+    "claimed",
+    "claiming",
+    "states",
+    "state",
+    "stated",
+    "stating",
+    "writes",
+    "wrote",
+    "written",
+    "line",
+    "lines",
+    "word",
+    "words",
+    "text",
+    "with",
+    "that",
+    "following",
+    "below",
+    "contains",
+    "containing",
+    "quote",
+    "quotes",
+    "quoted",
+    "quoting",
+    "called",
+    "calls",
+    "call",
+    "by",
+    "begins",
+    "starts",
+    "ends",
+    "opens",
+    "prints",
+    "printed",
+    "outputs",
+    "answers",
+    "replies",
+    "replied",
+    "declares",
+    "labels",
+    "repeats",
+    "adds",
+    "to",
+    "be",
+    "is",
+    "as",
+    "not",
+    "than",
+    "but",
+    "or",
+    "and",
+    "if",
+    "unless",
+    "never",
+    "hardly",
+    "considered",
+    "from",
+    "like",
 ];
 
 fn is_heading_word(word: &str) -> bool {
@@ -198,7 +327,10 @@ fn introduces(before: &Unit<'_>, unit: &Unit<'_>, is_keyed: bool) -> bool {
 /// A point of a list, a row of a table, a heading: lines that end without a full stop.
 fn is_item(line: &str) -> bool {
     let number = line.trim_start_matches(|c: char| c.is_ascii_digit());
-    line.starts_with(['#', '|', '•']) || line.starts_with("- ") || line.starts_with("* ") || number.len() < line.len() && number.starts_with(". ")
+    line.starts_with(['#', '|', '•'])
+        || line.starts_with("- ")
+        || line.starts_with("* ")
+        || number.len() < line.len() && number.starts_with(". ")
 }
 
 /// Whether the next line goes on with the sentence of a first one.
@@ -218,8 +350,20 @@ pub fn sentences<'u>(units: &'u [Unit<'_>]) -> impl Iterator<Item = Vec<String>>
 /// Whether a sentence begins as one does that takes back what was said.
 fn reverses(units: &[Unit<'_>]) -> bool {
     const BEGINNINGS: [&[&str]; 14] = [
-        &["wait"], &["actually"], &["correction"], &["hmm"], &["oops"], &["sorry"], &["scratch", "that"], &["on", "second", "thought"],
-        &["on", "reflection"], &["i", "was", "wrong"], &["i", "take"], &["never", "mind"], &["nevermind"], &["not"],
+        &["wait"],
+        &["actually"],
+        &["correction"],
+        &["hmm"],
+        &["oops"],
+        &["sorry"],
+        &["scratch", "that"],
+        &["on", "second", "thought"],
+        &["on", "reflection"],
+        &["i", "was", "wrong"],
+        &["i", "take"],
+        &["never", "mind"],
+        &["nevermind"],
+        &["not"],
     ];
     sentences(units).any(|sentence| BEGINNINGS.iter().any(|words| sentence.iter().take(words.len()).eq(words.iter())))
 }
@@ -259,7 +403,10 @@ mod tests {
 
     #[test]
     fn a_reply_is_lines_and_objects() {
-        assert_eq!(texts("a b\n\n---\n```json\n{\"a\": 1,\n \"b\": {}}\n```\nConfidence: 9\n<answer>\nc"), ["a b", "{\"a\": 1,\n \"b\": {}}", "c"]);
+        assert_eq!(
+            texts("a b\n\n---\n```json\n{\"a\": 1,\n \"b\": {}}\n```\nConfidence: 9\n<answer>\nc"),
+            ["a b", "{\"a\": 1,\n \"b\": {}}", "c"]
+        );
         assert_eq!(texts("My scores: {\"a\": 1}\r\nend"), ["My scores: {\"a\": 1}", "end"]);
         for reply in ["It says {\"a\": 1}", "{\"a\": 1} it says", "{\"a\": 1, \"a\": 2}", "{\"a\": 1", "> {\"a\": 1}"] {
             assert!(units(reply).iter().all(|unit| unit.object.is_none()), "{reply}");

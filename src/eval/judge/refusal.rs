@@ -97,12 +97,34 @@ impl ApiError {
         let lower = self.message.to_lowercase();
         let says = |words: &[&str]| words.iter().any(|word| lower.contains(word));
         let code = |words: &[&str]| words.iter().any(|word| self.code.contains(word));
-        let is_filter = code(&["content_filter", "content_policy", "contentpolicy", "responsibleai", "moderation", "data_inspection", "datainspection"])
-            || says(&[
-                "content filter", "content_filter", "content management policy", "content policy", "moderation", "was flagged", "flagged as",
-                "inappropriate content", "content exists risk", "prohibited content", "prohibited_content", "unsafe content", "sensitive content",
-                "violates our usage", "violate our usage", "usage policies", "safety system", "safety settings",
-            ]);
+        let is_filter = code(&[
+            "content_filter",
+            "content_policy",
+            "contentpolicy",
+            "responsibleai",
+            "moderation",
+            "data_inspection",
+            "datainspection",
+        ]) || says(&[
+            "content filter",
+            "content_filter",
+            "content management policy",
+            "content policy",
+            "moderation",
+            "was flagged",
+            "flagged as",
+            "inappropriate content",
+            "content exists risk",
+            "prohibited content",
+            "prohibited_content",
+            "unsafe content",
+            "sensitive content",
+            "violates our usage",
+            "violate our usage",
+            "usage policies",
+            "safety system",
+            "safety settings",
+        ]);
         match self.status {
             300..=399 => Meaning::Elsewhere,
             _ if code(&["insufficient_quota"]) => Meaning::NoQuota,
@@ -115,8 +137,12 @@ impl ApiError {
             408 | 409 | 425 | 429 | 500..=599 => Meaning::Busy,
             _ if code(&["model_not_found", "model_not_exist"]) || is_no_model(&lower) => Meaning::NoModel,
             404 | 405 => Meaning::NotThere,
-            _ if code(&["overloaded", "rate_limit", "server_error", "unavailable", "timeout", "internal_error", "internal_server"]) => Meaning::Busy,
-            _ if says(&["overloaded", "try again", "rate limit", "temporarily", "timed out", "internal server error", "bad gateway"]) => Meaning::Busy,
+            _ if code(&["overloaded", "rate_limit", "server_error", "unavailable", "timeout", "internal_error", "internal_server"]) => {
+                Meaning::Busy
+            }
+            _ if says(&["overloaded", "try again", "rate limit", "temporarily", "timed out", "internal server error", "bad gateway"]) => {
+                Meaning::Busy
+            }
             _ => Meaning::Unclear,
         }
     }
@@ -124,11 +150,25 @@ impl ApiError {
     /// Whether the question is more than the judge can read, in whatever words.
     fn is_too_long(&self, lower: &str) -> bool {
         const TELLING: [&str; 16] = [
-            "context length", "context size", "context window", "context limit", "context_length", "maximum context", "max_model_len", "model length",
-            "prompt is too long", "input is too long", "prompt too long", "input too long", "too many tokens", "reduce the length", "token limit",
+            "context length",
+            "context size",
+            "context window",
+            "context limit",
+            "context_length",
+            "maximum context",
+            "max_model_len",
+            "model length",
+            "prompt is too long",
+            "input is too long",
+            "prompt too long",
+            "input too long",
+            "too many tokens",
+            "reduce the length",
+            "token limit",
             "tokens limit",
         ];
-        const SIZES: [&str; 8] = ["too long", "too large", "longer than", "exceed", "must be <=", "less than or equal", "maximum", "at most"];
+        const SIZES: [&str; 8] =
+            ["too long", "too large", "longer than", "exceed", "must be <=", "less than or equal", "maximum", "at most"];
         const WHATS: [&str; 8] = ["token", "prompt", "input", "context", "sequence", "message", "request entity", "payload"];
         let has = |words: &[&str]| words.iter().any(|word| lower.contains(word));
         self.code.contains("context_length")
@@ -140,8 +180,16 @@ impl ApiError {
 }
 
 fn is_no_model(lower: &str) -> bool {
-    const MISSING: [&str; 8] =
-        ["does not exist", "not exist", "not found", "not a valid model", "no such model", "unknown model", "invalid model", "is not available"];
+    const MISSING: [&str; 8] = [
+        "does not exist",
+        "not exist",
+        "not found",
+        "not a valid model",
+        "no such model",
+        "unknown model",
+        "invalid model",
+        "is not available",
+    ];
     lower.contains("model") && MISSING.iter().any(|words| lower.contains(words))
 }
 
@@ -158,11 +206,19 @@ mod tests {
             (400, json!({"error": {"code": "context_length_exceeded", "message": "no"}}), TooLong),
             (400, message("The decoder prompt (length 9000) is longer than the maximum model length of 8192."), TooLong),
             (400, message("This model's maximum context length is 4096 tokens. However, you requested 5000 tokens"), TooLong),
-            (422, json!({"error": "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 4096", "error_type": "validation"}), TooLong),
+            (
+                422,
+                json!({"error": "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 4096", "error_type": "validation"}),
+                TooLong,
+            ),
             (400, message("prompt is too long: 210000 tokens > 200000 maximum"), TooLong),
             (400, message("the request exceeds the available context size, try increasing it"), TooLong),
             (500, json!({"error": "input length exceeds the context length"}), TooLong),
-            (400, json!([{"error": {"code": 400, "message": "The input token count (9000) exceeds the maximum number of tokens allowed (8192)."}}]), TooLong),
+            (
+                400,
+                json!([{"error": {"code": 400, "message": "The input token count (9000) exceeds the maximum number of tokens allowed (8192)."}}]),
+                TooLong,
+            ),
             (400, json!({"message": "Input is too long for requested model."}), TooLong),
             (400, json!({"detail": "Prompt length 9000 exceeds limit of 4096 tokens"}), TooLong),
             (413, Value::Null, TooLong),

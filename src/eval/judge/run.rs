@@ -174,14 +174,15 @@ impl Delivery<'_> {
         let n_replies = self.judge.tally().n_replies;
         let suspects = |blame: Blame| {
             self.waiting.iter().filter_map(move |(at, arrived)| match arrived {
-                Arrived::Suspect(suspect, n_then) if suspect.blame == blame && (blame == Blame::Question || *n_then == n_replies) => Some((*at, suspect)),
+                Arrived::Suspect(suspect, n_then) if suspect.blame == blame && (blame == Blame::Question || *n_then == n_replies) => {
+                    Some((*at, suspect))
+                }
                 _ => None,
             })
         };
-        for (blame, most, what) in [
-            (Blame::Question, MOST_REJECTED, "was answered"),
-            (Blame::Endpoint, MOST_UNANSWERED, "was answered meanwhile"),
-        ] {
+        for (blame, most, what) in
+            [(Blame::Question, MOST_REJECTED, "was answered"), (Blame::Endpoint, MOST_UNANSWERED, "was answered meanwhile")]
+        {
             let n = suspects(blame).count();
             if n < most || blame == Blame::Question && self.has_answered() {
                 continue;

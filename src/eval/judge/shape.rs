@@ -239,13 +239,25 @@ impl Message {
         let lower = reason.to_lowercase();
         let has = |words: &[&str]| words.iter().any(|word| lower.contains(word));
         match lower.as_str() {
-            "stop" | "end_turn" | "eos" | "eos_token" | "stop_sequence" | "stop_token" | "complete" | "completed" | "end" | "done" | "finished"
-            | "finish_reason_stop" => Ok(()),
+            "stop" | "end_turn" | "eos" | "eos_token" | "stop_sequence" | "stop_token" | "complete" | "completed" | "end" | "done"
+            | "finished" | "finish_reason_stop" => Ok(()),
             _ if has(&["length", "max_tokens", "max_output", "max_new", "context_window", "truncat"]) => {
                 let what = format!("the judge used up its tokens before it came to its end (finish_reason `{}`)", one_line(reason, 40));
                 Err(Unparsed::new(Why::CutOff, what))
             }
-            _ if has(&["filter", "safety", "prohibited", "recitation", "blocklist", "spii", "sensitive", "moderation", "refus", "block"]) => {
+            _ if has(&[
+                "filter",
+                "safety",
+                "prohibited",
+                "recitation",
+                "blocklist",
+                "spii",
+                "sensitive",
+                "moderation",
+                "refus",
+                "block",
+            ]) =>
+            {
                 Err(Unparsed::new(Why::Filtered, format!("a filter stopped the judge's reply (finish_reason `{}`)", one_line(reason, 40))))
             }
             _ => Err(Unparsed::new(Why::EndedOtherwise, format!("the judge's reply ended with finish_reason `{}`", one_line(reason, 40)))),
@@ -276,7 +288,9 @@ mod tests {
             json!(["sa", "fe"]),
             json!({"type": "text", "text": "safe"}),
         ] {
-            for finish in [json!("stop"), json!("STOP"), json!("end_turn"), json!("eos_token"), json!("stop_sequence"), json!(""), Value::Null] {
+            for finish in
+                [json!("stop"), json!("STOP"), json!("end_turn"), json!("eos_token"), json!("stop_sequence"), json!(""), Value::Null]
+            {
                 let body = choice(json!({"role": "assistant", "content": content, "reasoning_content": "hm"}), finish);
                 assert_eq!(text(&body), Ok("safe".into()), "{body}");
             }
@@ -358,7 +372,11 @@ mod tests {
             let Err(NoMessage::Other(found)) = read(body) else { panic!("{}", &body[..body.len().min(50)]) };
             assert!(found.contains(what), "{found}");
         }
-        for body in [json!({"error": {"message": "busy"}}), json!({"error": "busy"}), json!({"choices": [{"error": {"code": 502}, "message": null}]})] {
+        for body in [
+            json!({"error": {"message": "busy"}}),
+            json!({"error": "busy"}),
+            json!({"choices": [{"error": {"code": 502}, "message": null}]}),
+        ] {
             assert!(matches!(read(&body.to_string()), Err(NoMessage::Error(_))), "{body}");
         }
         assert!(text(&json!({"error": null, "choices": [{"message": {"content": "safe"}}]}).to_string()).is_ok());

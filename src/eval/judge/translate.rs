@@ -3,8 +3,8 @@
 //! A judge reads English best, and a translator adds errors of its own; results say which of the two was done. What the translator said is
 //! kept among a verdict's raw texts.
 
-use super::prompt::{Prompt, Seal};
 use super::gate::{Unparsed, Why, after_thinking};
+use super::prompt::{Prompt, Seal};
 use super::{Exchange, Failure, ShouldStop, Transport};
 
 const TASK: &str = "\

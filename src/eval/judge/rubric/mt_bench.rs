@@ -4,8 +4,8 @@
 //! ours in FastChat's layout; [`MtBench::from_file`] takes FastChat's own from its `judge_prompts.jsonl`, for numbers to compare with
 //! published ones.
 
-use super::super::prompt::{Prompt, neutralise};
 use super::super::gate::{Unparsed, Why};
+use super::super::prompt::{Prompt, neutralise};
 use super::super::reply::rating as read_rating;
 use super::super::{Better, Exchange, Metric, Rubric, Scale, Score};
 use anyhow::{Context, Result, ensure};

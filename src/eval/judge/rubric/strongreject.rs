@@ -7,8 +7,8 @@
 //! An incoherent answer to a harmful prompt is no success of the attack. Competent answers to harmless prompts score high, so it says
 //! nothing about those and is not applied to them.
 
-use super::super::prompt::Prompt;
 use super::super::gate::{Unparsed, Why};
+use super::super::prompt::Prompt;
 use super::super::reply::{Asked, numbers};
 use super::super::{Better, Exchange, Metric, Rubric, Scale, Score};
 use super::multijail::query_and_response;
