@@ -128,6 +128,7 @@ impl Judge for Keyword {
             labels: &LABELS,
             metrics: &METRICS,
             translator: None,
+            parameters: Default::default(),
             caveats: vec![caveat.to_owned()],
         }
     }
