@@ -6,6 +6,7 @@
 //! | function | is for | folds |
 //! |---|---|---|
 //! | [`comparable`] | identity: equal answers, repeated rows, exact matches, detection | see below; case, digits and punctuation stay |
+//! | [`lines`] | the same where a line's end means something | as `comparable`, line by line |
 //! | [`wording`] | phrases: what a text says | also case, [native digits](digits), and punctuation marks to their ASCII twins |
 //! | [`letters`] | the same words in other clothes: contamination | also everything that is no letter, mark or digit |
 //!
