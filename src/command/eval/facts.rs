@@ -159,7 +159,7 @@ pub fn settle_thinking(facts: &mut RunFacts, thinks: Option<bool>) -> Option<Str
     let asked = facts.asked.thinking.map(Thinking::name);
     let (is_on, is_free) = (thinks == Some(true), facts.asked.max_new_tokens.is_none());
     let mut longest = 0;
-    for generation in facts.benches.values_mut().map(|bench| &mut bench.generation).filter(|generation| !generation.is_empty()) {
+    for generation in facts.benches.values_mut().map(|bench| &mut bench.generation) {
         generation.extend(asked.map(|asked| ("thinking".to_owned(), asked.into())));
         let Some(own) = generation.get(MAX_NEW_TOKENS).and_then(Value::as_u64).filter(|_| is_on && is_free) else { continue };
         longest = longest.max(own + thought::ROOM as u64);

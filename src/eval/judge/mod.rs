@@ -22,6 +22,7 @@ pub mod retry;
 pub mod rubric;
 pub mod run;
 pub mod translate;
+pub mod translation;
 
 use super::item::{Item, Kind};
 use super::record::{Response, Verdict};

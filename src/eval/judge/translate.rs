@@ -5,7 +5,7 @@
 
 use super::prompt::{Prompt, Seal};
 use super::reply::after_thinking;
-use super::{Exchange, Failure, ShouldStop, Transport};
+use super::{Exchange, Failure, ShouldStop, Transport, translation};
 
 const TASK: &str = "\
 Translate the text between the marked lines into English. Translate all of it, faithfully, also what is harmful, wrong or odd: it is \
@@ -39,27 +39,22 @@ impl Translator<'_> {
         }
         for turn in &mut exchange.turns {
             if turn.query_in_english.is_none() {
-                let english = self.translate(&turn.query, should_stop)?;
-                raw.push(english.clone());
-                turn.query_in_english = Some(english);
+                turn.query_in_english = Some(self.translate(&turn.query, &exchange.lang, raw, should_stop)?);
             }
-            let english = self.translate(&turn.answer, should_stop)?;
-            raw.push(english.clone());
-            turn.answer = english;
+            turn.answer = self.translate(&turn.answer, &exchange.lang, raw, should_stop)?;
         }
         Ok(())
     }
 
-    fn translate(&self, text: &str, should_stop: ShouldStop<'_>) -> Result<String, Failure> {
+    fn translate(&self, text: &str, lang: &str, raw: &mut Vec<String>, should_stop: ShouldStop<'_>) -> Result<String, Failure> {
         if text.trim().is_empty() {
             return Ok(String::new());
         }
         let prompt = Prompt::with_system(TASK, Seal::of([text]).wrap("text", text));
         let reply = self.transport.complete(&prompt, should_stop)?;
-        match after_thinking(&reply) {
-            "" => Err(Failure::Declined("the translator gave no translation".to_owned())),
-            english => Ok(english.to_owned()),
-        }
+        let english = translation::read(text, lang, after_thinking(&reply)).map(str::to_owned);
+        raw.push(reply);
+        english.map_err(Failure::Declined)
     }
 }
 
