@@ -4,7 +4,6 @@
 //! "Answer". Result files call it `mgsm_simple_evals_LANG`. `mgsm-native-cot` is lm-evaluation-harness' task of that name, `mgsm_native_cot_LANG`:
 //! its prompt in one user turn, no shots, its stop strings, at most 256 tokens, its two filters. Numbers of the two are not comparable.
 
-mod digits;
 mod language;
 mod score;
 
