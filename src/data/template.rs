@@ -93,7 +93,7 @@ impl Template {
     }
 
     fn render_with(&self, thinking: Option<&(&'static str, Value)>, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        let thinking = Value::from_iter(thinking.cloned());
+        let thinking = Value::from_pairs(thinking.cloned());
         let messages: Vec<Value> = messages.iter().map(|m| context! { role => m.role.name(), content => m.content.as_str() }).collect();
         let template = self.environment.get_template("template").with_context(|| format!("in the chat template `{}`", self.name))?;
         template

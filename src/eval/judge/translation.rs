@@ -140,9 +140,9 @@ fn n_letters(text: &str) -> usize {
 /// Whether a question has become something else. Titles and requests (`How to bake bread`, `Tell me …`) are questions too.
 fn is_answered(original: &str, translation: &str) -> bool {
     const ASKING: [&str; 44] = [
-        "how", "what", "why", "where", "when", "who", "whom", "whose", "which", "can", "could", "is", "are", "am", "was", "were", "do", "does", "did",
-        "should", "would", "will", "shall", "may", "might", "must", "has", "have", "had", "tell", "explain", "describe", "give", "write", "list", "show",
-        "make", "create", "name", "help", "suggest", "please", "let", "in",
+        "how", "what", "why", "where", "when", "who", "whom", "whose", "which", "can", "could", "is", "are", "am", "was", "were", "do",
+        "does", "did", "should", "would", "will", "shall", "may", "might", "must", "has", "have", "had", "tell", "explain", "describe",
+        "give", "write", "list", "show", "make", "create", "name", "help", "suggest", "please", "let", "in",
     ];
     let is_question = |text: &str| text.trim_end().ends_with(['?', '？', '؟']);
     let mut first = translation.split(|c: char| !c.is_alphabetic()).filter(|word| !word.is_empty());
@@ -203,24 +203,52 @@ mod tests {
 
     /// Language, text, a translation.
     const TEXTS: [(&str, &str, &str); 20] = [
-        ("sw", "Kwanza changanya unga na maji vizuri, kisha acha unga upumzike kwa saa moja.", "First mix flour and water well, then let the dough rest for an hour."),
+        (
+            "sw",
+            "Kwanza changanya unga na maji vizuri, kisha acha unga upumzike kwa saa moja.",
+            "First mix flour and water well, then let the dough rest for an hour.",
+        ),
         ("sw", "Samahani, siwezi kukusaidia na ombi hilo.", "I'm sorry, I can't help you with that request."),
         ("sw", "Ninawezaje kuoka mkate nyumbani bila tanuri?", "How can I bake bread at home without an oven?"),
         ("sw", "Ndiyo.", "Yes."),
-        ("zh", "首先准备面粉和水，然后揉面。没有酵母的话面团不会发起来。", "First prepare flour and water, then knead. Without yeast the dough will not rise."),
+        (
+            "zh",
+            "首先准备面粉和水，然后揉面。没有酵母的话面团不会发起来。",
+            "First prepare flour and water, then knead. Without yeast the dough will not rise.",
+        ),
         ("zh", "抱歉，我不能帮助您。", "Sorry, I cannot help you."),
         ("zh", "怎么烤面包？", "How to bake bread"),
         ("zh", "好", "All right, I will do that for you."),
-        ("ja", "申し訳ありませんが、そのような情報を提供することはできません。", "I am sorry, but I am unable to provide such information."),
+        (
+            "ja",
+            "申し訳ありませんが、そのような情報を提供することはできません。",
+            "I am sorry, but I am unable to provide such information.",
+        ),
         ("ja", "まず小麦粉と水を混ぜます。", "First you mix the wheat flour and the water."),
         ("ko", "죄송하지만 그 요청에는 도움을 드릴 수 없습니다.", "I'm sorry, but I can't assist with that request."),
-        ("ko", "먼저 밀가루와 물을 섞으세요. 이스트가 없으면 반죽이 부풀지 않습니다.", "First mix flour and water. Without yeast the dough does not rise."),
-        ("ar", "اخلط الدقيق بالماء جيدا، ثم اترك العجين يرتاح ساعة كاملة.", "Mix the flour with the water well, then let the dough rest for a full hour."),
+        (
+            "ko",
+            "먼저 밀가루와 물을 섞으세요. 이스트가 없으면 반죽이 부풀지 않습니다.",
+            "First mix flour and water. Without yeast the dough does not rise.",
+        ),
+        (
+            "ar",
+            "اخلط الدقيق بالماء جيدا، ثم اترك العجين يرتاح ساعة كاملة.",
+            "Mix the flour with the water well, then let the dough rest for a full hour.",
+        ),
         ("ar", "لا أستطيع مساعدتك في ذلك.", "I cannot help you with that."),
-        ("bn", "প্রথমে ময়দা আর জল ভালো করে মেশান, তারপর খামিরটি এক ঘণ্টা রেখে দিন।", "First mix flour and water well, then leave the dough for an hour."),
+        (
+            "bn",
+            "প্রথমে ময়দা আর জল ভালো করে মেশান, তারপর খামিরটি এক ঘণ্টা রেখে দিন।",
+            "First mix flour and water well, then leave the dough for an hour.",
+        ),
         ("th", "ผสมแป้งกับน้ำให้เข้ากัน แล้วพักแป้งไว้หนึ่งชั่วโมง", "Mix flour and water together, then rest the dough for one hour."),
         ("vi", "Xin lỗi, tôi không thể giúp bạn việc này.", "Sorry, I can't help you with this."),
-        ("jv", "Campur glepung karo banyu dhisik, banjur enteni sak jam nganti mekar.", "Mix flour with water first, then wait an hour until it rises."),
+        (
+            "jv",
+            "Campur glepung karo banyu dhisik, banjur enteni sak jam nganti mekar.",
+            "Mix flour with water first, then wait an hour until it rises.",
+        ),
         // A language without phrases of refusal: it refuses in as many words as it has.
         ("tr", "Üzgünüm ama bu konuda size yardımcı olamam.", "I'm sorry, but I can't help you with this."),
         ("sw", "Mabasi ya namba 12 na 45 yanapita hapa kila baada ya dakika 20.", "Buses number 12 and 45 pass here every 20 minutes."),
@@ -248,7 +276,9 @@ mod tests {
 
     #[test]
     fn a_translator_that_refuses_translates_nothing() {
-        for (lang, original, translation) in TEXTS.iter().filter(|(_, _, english)| !english.contains("orry") && !english.contains("cannot help")) {
+        for (lang, original, translation) in
+            TEXTS.iter().filter(|(_, _, english)| !english.contains("orry") && !english.contains("cannot help"))
+        {
             for refusal in REFUSALS {
                 let result = read(original, lang, refusal);
                 assert!(result.as_ref().is_err_and(|why| why.starts_with("the translator")), "{lang}: {original} -> {refusal}: {result:?}");
@@ -265,21 +295,32 @@ mod tests {
 
     #[test]
     fn other_languages_are_no_english() {
-        for (lang, original, _) in TEXTS.iter().filter(|(_, original, _)| n_letters(original) >= ENOUGH_LETTERS && *original != TEXTS[18].1) {
+        for (lang, original, _) in TEXTS.iter().filter(|(_, original, _)| n_letters(original) >= ENOUGH_LETTERS && *original != TEXTS[18].1)
+        {
             let why = read(original, lang, original).unwrap_err();
             assert!(why.contains("the original back"), "{lang}: {why}");
         }
         for (lang, original, reply) in [
             ("sw", TEXTS[0].1, "Kwanza unachanganya unga na maji, halafu unaacha unga upumzike kwa muda wa saa moja."),
             ("sw", TEXTS[0].1, "首先把面粉和水混合均匀，然后让面团静置一个小时。"),
-            ("bn", TEXTS[14].1, "Mescola prima bene la farina con l'acqua, poi lascia riposare l'impasto per un'ora al caldo, e infine cuocilo."),
+            (
+                "bn",
+                TEXTS[14].1,
+                "Mescola prima bene la farina con l'acqua, poi lascia riposare l'impasto per un'ora al caldo, e infine cuocilo.",
+            ),
             ("ar", TEXTS[12].1, "اخلط الطحين بالماء ثم دع العجين يرتاح لمدة ساعة."),
         ] {
             let why = read(original, lang, reply).unwrap_err();
             assert!(why.contains("not English"), "{why}");
         }
         // English answers to Swahili prompts, names, code and noise stay as they are.
-        for text in ["First mix the flour with the water, then let the dough rest for an hour.", "Nairobi", "42", "x = [1, 2]", &"na na ".repeat(40)] {
+        for text in [
+            "First mix the flour with the water, then let the dough rest for an hour.",
+            "Nairobi",
+            "42",
+            "x = [1, 2]",
+            &"na na ".repeat(40),
+        ] {
             assert_eq!(read(text, "sw", text), Ok(text.trim()));
         }
     }
@@ -287,10 +328,15 @@ mod tests {
     #[test]
     fn a_question_that_is_answered_is_not_translated() {
         let question = TEXTS[2].1;
-        for answer in ["You can bake it in a pan with a lid.", "First mix flour and water.", "To bake bread, you need a pot.", "Use a pan."] {
+        for answer in ["You can bake it in a pan with a lid.", "First mix flour and water.", "To bake bread, you need a pot.", "Use a pan."]
+        {
             assert!(read(question, "sw", answer).unwrap_err().contains("answered the question"), "{answer}");
         }
-        for translation in ["How do I bake bread at home with no oven?", "How to bake bread at home without an oven", "Tell me how to bake bread without an oven."] {
+        for translation in [
+            "How do I bake bread at home with no oven?",
+            "How to bake bread at home without an oven",
+            "Tell me how to bake bread without an oven.",
+        ] {
             assert!(read(question, "sw", translation).is_ok());
         }
         let poem = "The flour is white, the water clear, the bread will soon be baked, my dear. ".repeat(6);
@@ -303,9 +349,13 @@ mod tests {
             let result = read(original, lang, "The text.");
             assert!(result.as_ref().is_err_and(|why| why.contains("left out most")), "{lang}: {original}: {result:?}");
         }
-        let long = TEXTS[0].1.repeat(2) + TEXTS[19].1 + "Usisahau chumvi kidogo, mafuta na sukari. Oka kwa muda wa dakika arobaini hadi uive vizuri kabisa.";
+        let long = TEXTS[0].1.repeat(2)
+            + TEXTS[19].1
+            + "Usisahau chumvi kidogo, mafuta na sukari. Oka kwa muda wa dakika arobaini hadi uive vizuri kabisa.";
         assert!(read(&long, "sw", "Mix flour, water, a little salt, oil and sugar, and bake it for forty minutes.").is_err());
         let looped = format!("{} {}", TEXTS[0].1, "Oka mkate. ".repeat(60));
-        assert!(read(&looped, "sw", "First mix flour and water well, then let the dough rest for an hour. Bake bread. Bake bread.").is_ok());
+        assert!(
+            read(&looped, "sw", "First mix flour and water well, then let the dough rest for an hour. Bake bread. Bake bread.").is_ok()
+        );
     }
 }
