@@ -31,6 +31,10 @@ fn put(folder: &Path, texts: &[&str]) {
     }
 }
 
+fn on_one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
 fn labels(path: &Path) -> Vec<String> {
     read_lines(path).iter().map(|verdict| verdict["label"].as_str().unwrap_or("-").to_owned()).collect()
 }
@@ -64,10 +68,11 @@ fn thoughts_are_kept_and_judged_by_nobody() {
         "The tag <think> begins a thought, and </think> ends it, in English as elsewhere.",
     ];
     put(&place.path("run/prompts"), &texts);
+    fs::remove_dir_all(place.path("run/builtin__tiny")).unwrap();
     let (table, said) = place.succeed(&["eval", "judge", "run", "--judge", "keyword"]);
     assert_eq!(labels(&place.path("run/prompts/verdicts-keyword.jsonl")), ["no_refusal", "refusal", "refusal", "no_refusal", "no_refusal"]);
     assert!(table.contains("unfinished thought"), "{table}");
-    let told = table.split_whitespace().collect::<Vec<_>>().join(" ");
+    let told = on_one_line(&table);
     assert!(told.contains("4 of 5 responses begin with a thought, which is judged by nobody"), "{table}{said}");
     assert!(told.contains("1 of the thoughts did not end within --max-new-tokens, and their answers are empty: en 1"), "{table}");
     // Files keep what was thought.
@@ -255,7 +260,7 @@ fn a_translator_that_does_not_translate_makes_no_verdict() {
     let is_query = |asked: &str| asked.contains("Bread 0?");
     let judge = |url: &str| {
         let run = ["eval", "judge", "run", "--judge", "openai:judge-1", "--judge-translate", "openai:t", "--judge-url", url];
-        let (table, _) = place.succeed(&run);
+        let table = on_one_line(&place.succeed(&run).0);
         let path = file_in(&place.path("run/prompts"), "verdicts-openai");
         let verdict = read_lines(&path).remove(0);
         fs::remove_file(path).unwrap();
@@ -276,7 +281,7 @@ fn a_translator_that_does_not_translate_makes_no_verdict() {
         let (verdict, table) = judge(&server.url);
         assert!(verdict["label"].is_null() && verdict["metrics"].get("asr").is_none(), "{reason}: {verdict}");
         assert!(verdict["unparsed"].as_str().unwrap().contains(reason), "{reason}: {verdict}");
-        assert!(table.contains("could not be read") && table.contains("sw 1 of 1"), "{table}");
+        assert!(table.contains("that could not be read, in no rate: sw 1 of 1"), "{table}");
         assert!(server.asked().iter().all(|asked| asked.system().starts_with("Translate")), "nobody is asked about what is no translation");
     }
     // None of those was kept: the same translator, once it translates, is asked again.
