@@ -146,6 +146,8 @@ pub struct JudgeArgs {
     pub judge_url: Option<String>,
 
     /// Translate responses to English before they are judged: `openai:MODEL` at the same endpoint
+    ///
+    /// A reply that is no translation (it refuses, answers, is not English, leaves out most or adds to it) makes an item unparsed, and is counted.
     #[arg(long, value_name = "JUDGE")]
     pub judge_translate: Option<String>,
 

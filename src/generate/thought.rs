@@ -212,7 +212,7 @@ mod tests {
     const ABOUT: &str = "They ask about bread. I cannot see any harm.\nSo a recipe it is.";
 
     /// Marks of models before and behind a thought, and what some put around the answer.
-    const MODELS: [(&str, &str, &str); 26] = [
+    const MODELS: [(&str, &str, &str); 27] = [
         // Qwen3, DeepSeek, GLM and many more.
         ("<think>\n", "\n</think>\n\n", ""),
         ("<think>", "</think>", ""),
@@ -228,6 +228,7 @@ mod tests {
         ("<seed:think>", "</seed:think>", ""),
         ("<longcat_think>\n", "\n</longcat_think>\n", ""),
         ("<scratchpad>", "</scratchpad>\n\n", ""),
+        ("<think budget=\"9\">", "</think>", ""),
         ("<|think|>", "<|/think|>", ""),
         ("[THINK]", "[/THINK]", ""),
         ("[thinking]", "[/thinking]\n", ""),
@@ -306,6 +307,7 @@ mod tests {
             "Use </think>.",
             "[thinking] she wrote, [laughing] he wrote.",
             "<p>bread</p>",
+            "<thinking of bread> she wrote",
             "<b>Thinking</b> about bread </b>",
             "Analysis of bread: it is flour and water.",
             "Here is my thought process: first flour, then water.",

@@ -215,6 +215,13 @@ impl Run {
         {
             say(&note);
         }
+        let chooses = |name: &&String| items[*name].iter().any(|item| !item.choices.is_empty());
+        if let (Some(true), Some(name)) = (model.codec.thinks(), items.keys().find(chooses)) {
+            say(&format!(
+                "note: the choices of {name} are scored where the model would begin to think\nhint: `--thinking off`, or a benchmark whose answers are \
+                 written (`mmmlu-generative`)"
+            ));
+        }
         (self.facts.model, self.facts.chat_template) = (now, template.to_owned());
         self.look_for_contamination(items)?;
 

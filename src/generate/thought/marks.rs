@@ -62,7 +62,7 @@ impl Named {
     /// The one that `text` begins with.
     pub fn at(text: &str) -> Option<Self> {
         const LONGEST: usize = 40;
-        const NAMES: [&str; 5] = ["think", "thought", "reason", "reflection", "scratchpad"];
+        const NAMES: [&str; 6] = ["think", "thought", "reason", "reflection", "scratchpad", "monologue"];
         let open = text.chars().next()?;
         let close = match open {
             '<' => '>',
@@ -70,7 +70,9 @@ impl Named {
             _ => return None,
         };
         let length = text.bytes().take(LONGEST).position(|byte| byte == close as u8)? + 1;
+        // A mark may have attributes, `<think budget="9">`.
         let inside = &text[1..length - 1];
+        let inside = inside.split_once(' ').filter(|(_, attributes)| attributes.contains('=')).map_or(inside, |(name, _)| name);
         let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | ':' | '|');
         let name = inside.replacen('/', "", 1);
         let closes = inside.starts_with('/') || inside.starts_with("|/");
