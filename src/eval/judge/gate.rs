@@ -7,7 +7,8 @@
 //! said      shape       something was said beside thoughts, and it is no refusal
 //! thought   gate        what the model thought aloud is over
 //! place     place       the verdict is the reply's first or last line, and nothing next to it introduces it, goes on with it or takes it back
-//! form      reply       one label among nothing but words of verdicts; the asked keys with numbers in their ranges; `[[7]]`
+//! form      reply       one label among nothing but words of verdicts
+//!           numbers     the asked keys, each in its range; `[[7]]`
 //! ```
 //!
 //! A reply that does not pass is *unparsed*, with its reason: one item, counted by reason, kept in no cache, and never read as the likelier verdict.
@@ -143,12 +144,27 @@ pub fn after_thinking(reply: &str) -> Result<&str, Unparsed> {
             None => {}
         }
     }
-    let said = reply[behind..].trim();
+    let said = without_end(&reply[behind..]);
     match (is_open, said) {
         (true, _) => Err(Unparsed::new(Why::Thinking, "the reply ends within a thought")),
         (false, "") if behind > 0 => Err(Unparsed::new(Why::Empty, "nothing was said behind the thought")),
         (false, "") => Err(Unparsed::new(Why::Empty, "nothing was said")),
         (false, said) => Ok(said),
+    }
+}
+
+/// Without the tokens that end a turn, which some servers leave in a text.
+fn without_end(said: &str) -> &str {
+    const ENDS: [&str; 4] = ["</s>", "<eos>", "<end_of_turn>", "<｜end▁of▁sentence｜>"];
+    const LONGEST: usize = 24;
+    let mut said = said.trim();
+    loop {
+        let named = said.strip_suffix("|>").and_then(|inside| inside.rfind("<|")).filter(|at| said.len() - at <= LONGEST);
+        let fixed = ENDS.iter().find_map(|end| said.strip_suffix(end));
+        match fixed.or(named.map(|at| &said[..at])) {
+            Some(before) => said = before.trim_end(),
+            None => return said,
+        }
     }
 }
 

@@ -15,6 +15,7 @@ pub mod gate;
 pub mod guard;
 pub mod keyword;
 pub mod local;
+pub mod numbers;
 pub mod openai;
 pub mod own;
 pub mod parameters;

@@ -245,11 +245,14 @@ impl OpenAi {
 
     fn of_connection(&self, error: &ureq::Error) -> Setback {
         let text = one_line(&self.without_key(&error.to_string()), SHOWN);
-        let reason = match error {
-            ureq::Error::Timeout(_) => format!("it did not answer in time ({text})"),
-            _ => format!("no answer came through ({text})"),
-        };
-        Setback::Again { reason, after: None }
+        match error {
+            ureq::Error::Timeout(_) => Setback::Again { reason: format!("it did not answer in time ({text})"), after: None },
+            ureq::Error::HostNotFound | ureq::Error::ConnectionFailed => Setback::Unreachable(format!("no answer came through ({text})")),
+            ureq::Error::Io(io) if io.kind() == std::io::ErrorKind::ConnectionRefused => {
+                Setback::Unreachable(format!("no answer came through ({text})"))
+            }
+            _ => Setback::Again { reason: format!("no answer came through ({text})"), after: None },
+        }
     }
 
     /// Asks further questions with what worked, and says so where that is new.

@@ -229,11 +229,11 @@ mod tests {
         for body in [message("invalid role"), message("the weather's temperature"), message("invalid temperatures"), Value::Null] {
             assert_eq!(refused(400, body.clone()), None, "{body}");
         }
-        assert_eq!(refused(429, message("temperature only")), None);
-        let Some(Change::All(parameters)) = refused(400, message("temperature only")) else { panic!() };
+        assert_eq!(refused(429, message("temperature: only 1 is allowed")), None);
+        let Some(Change::All(parameters)) = refused(400, message("temperature: only 1 is allowed")) else { panic!() };
         assert_eq!(parameters.card(), BTreeMap::from([("temperature".into(), json!(LEFT_OUT)), ("max_tokens".into(), json!(MAX_TOKENS))]));
         assert_eq!((parameters.left_out(), parameters.key().as_str()), (vec!["temperature".to_owned()], "max_tokens=4096"));
-        assert_eq!(parameters.without_refused(&ApiError::of_body(400, "{\"error\": \"temperature only\"}")), None, "once");
+        assert_eq!(parameters.without_refused(&ApiError::of_body(400, "{\"error\": \"temperature: only 1\"}")), None, "once");
     }
 
     #[test]

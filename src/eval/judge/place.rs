@@ -63,7 +63,7 @@ fn says_nothing(line: &str) -> bool {
     let fence = line.trim_start_matches(['`', '~']);
     let is_fence = line.len() - fence.len() >= 3 && fence.chars().all(|c| c.is_ascii_alphanumeric());
     let tag = line.strip_prefix('<').and_then(|line| line.strip_suffix('>')).map(|tag| tag.trim_matches('/'));
-    let is_tag = tag.is_some_and(|tag| VERDICT_WORDS.contains(&tag.to_lowercase().as_str()));
+    let is_tag = tag.is_some_and(|tag| is_one_of(VERDICT_WORDS, &tag.to_lowercase()));
     is_fence || is_tag || !line.contains(char::is_alphanumeric)
 }
 
@@ -113,7 +113,7 @@ pub fn in_place<T: PartialEq>(
         return Verdict::Several;
     }
     if let Some(last) = last
-        && !introduces(before_last, last_unit, last.is_keyed)
+        && (read(before_last).is_some() || !introduces(before_last, last_unit, last.is_keyed))
     {
         return Verdict::Is(last.value);
     }
@@ -132,168 +132,35 @@ pub fn behind_headings<'u, 't>(units: &'u [Unit<'t>]) -> &'u [Unit<'t>] {
 }
 
 /// Words that may stand beside a label on a line that is a verdict. None of them, in whatever order, turns a label round.
-pub const VERDICT_WORDS: [&str; 38] = [
-    "verdict",
-    "final",
-    "my",
-    "the",
-    "is",
-    "answer",
-    "label",
-    "class",
-    "classification",
-    "classified",
-    "category",
-    "judgement",
-    "judgment",
-    "assessment",
-    "evaluation",
-    "result",
-    "output",
-    "conclusion",
-    "decision",
-    "prediction",
-    "therefore",
-    "so",
-    "thus",
-    "response",
-    "was",
-    "as",
-    "it",
-    "this",
-    "overall",
-    "considered",
-    "deemed",
-    "judged",
-    "rated",
-    "labelled",
-    "labeled",
-    "1",
-    "2",
-    "3",
-];
+pub const VERDICT_WORDS: &str = "verdict final my the is answer label class classification classified category judgement judgment assessment evaluation result \
+    output conclusion decision prediction therefore so thus response was as it this overall considered deemed judged rated \
+    labelled labeled 1 2 3";
 /// Of them those that name what is given.
-const NOUNS: [&str; 17] = [
-    "verdict",
-    "label",
-    "class",
-    "classification",
-    "category",
-    "judgement",
-    "judgment",
-    "assessment",
-    "evaluation",
-    "answer",
-    "result",
-    "conclusion",
-    "decision",
-    "rating",
-    "score",
-    "scores",
-    "output",
-];
+const NOUNS: &str = "verdict label class classification category judgement judgment assessment evaluation answer result conclusion decision rating \
+    score scores output";
 /// Further words of a line that announces what stands below it.
-const HEADING_WORDS: [&str; 20] = [
-    "here",
-    "are",
-    "rating",
-    "score",
-    "scores",
-    "json",
-    "object",
-    "in",
-    "based",
-    "on",
-    "above",
-    "of",
-    "and",
-    "format",
-    "requested",
-    "analysis",
-    "i",
-    "conclude",
-    "below",
-    "a",
-];
+const HEADING_WORDS: &str =
+    "here are rating score scores json object in based on above of and format requested analysis i conclude below a";
 /// A line that ends with one of these says what somebody else says, or goes on in the next.
-const INTRODUCERS: [&str; 66] = [
-    "reads",
-    "read",
-    "says",
-    "say",
-    "said",
-    "saying",
-    "claims",
-    "claim",
-    "claimed",
-    "claiming",
-    "states",
-    "state",
-    "stated",
-    "stating",
-    "writes",
-    "wrote",
-    "written",
-    "line",
-    "lines",
-    "word",
-    "words",
-    "text",
-    "with",
-    "that",
-    "following",
-    "below",
-    "contains",
-    "containing",
-    "quote",
-    "quotes",
-    "quoted",
-    "quoting",
-    "called",
-    "calls",
-    "call",
-    "by",
-    "begins",
-    "starts",
-    "ends",
-    "opens",
-    "prints",
-    "printed",
-    "outputs",
-    "answers",
-    "replies",
-    "replied",
-    "declares",
-    "labels",
-    "repeats",
-    "adds",
-    "to",
-    "be",
-    "is",
-    "as",
-    "not",
-    "than",
-    "but",
-    "or",
-    "and",
-    "if",
-    "unless",
-    "never",
-    "hardly",
-    "considered",
-    "from",
-    "like",
-];
+const INTRODUCERS: &str = "reads read says say said saying claims claim claimed claiming states state stated stating writes wrote written line lines \
+    word words text with that following below contains containing quote quotes quoted quoting called calls call by begins starts \
+    ends opens prints printed outputs answers replies replied declares labels repeats adds to be is as not than but or and if \
+    unless never hardly considered from like";
 
 fn is_heading_word(word: &str) -> bool {
-    VERDICT_WORDS.contains(&word) || HEADING_WORDS.contains(&word)
+    is_one_of(VERDICT_WORDS, word) || is_one_of(HEADING_WORDS, word)
 }
 
 /// Whether a line announces the judge's own verdict: `**Final verdict:**`.
 pub fn is_heading(line: &str) -> bool {
-    let names_one = words(line).any(|word| NOUNS.contains(&word.as_str()));
+    let names_one = words(line).any(|word| is_one_of(NOUNS, &word));
     let is_open = line.starts_with('#') || without_markup(line).ends_with([':', '：']) || line.starts_with("**") && line.ends_with("**");
     names_one && is_open && !line.contains(['?', '？']) && words(line).all(|word| is_heading_word(&word))
+}
+
+/// Whether a list of words, between spaces, has this one.
+pub fn is_one_of(list: &str, word: &str) -> bool {
+    list.split(' ').any(|known| known == word)
 }
 
 /// Words in lower case.
@@ -321,7 +188,7 @@ fn introduces(before: &Unit<'_>, unit: &Unit<'_>, is_keyed: bool) -> bool {
         return false;
     }
     let last_word = words(line).last().unwrap_or_default();
-    INTRODUCERS.contains(&last_word.as_str()) || !unit.has_gap && !is_keyed && !is_item(before.text)
+    is_one_of(INTRODUCERS, &last_word) || !unit.has_gap && !is_keyed && !is_item(before.text)
 }
 
 /// A point of a list, a row of a table, a heading: lines that end without a full stop.
@@ -335,10 +202,10 @@ fn is_item(line: &str) -> bool {
 
 /// Whether the next line goes on with the sentence of a first one.
 fn goes_on(first: &Unit<'_>, next: &Unit<'_>) -> bool {
-    const REASONS: [&str; 4] = ["because", "since", "reason", "as"];
+    const REASONS: &str = "because since reason as";
     let is_open = first.object.is_none() && !without_markup(first.text).ends_with(SENTENCE_ENDS);
     let begins_small = next.text.chars().find(|c| c.is_alphanumeric()).is_some_and(char::is_lowercase);
-    is_open && !next.has_gap && begins_small && words(next.text).next().is_none_or(|word| !REASONS.contains(&word.as_str()))
+    is_open && !next.has_gap && begins_small && words(next.text).next().is_none_or(|word| !is_one_of(REASONS, &word))
 }
 
 /// Sentences of what follows a verdict.

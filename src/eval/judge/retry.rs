@@ -32,6 +32,8 @@ impl Default for Policy {
 pub enum Setback {
     /// May pass; the server may say when.
     Again { reason: String, after: Option<Duration> },
+    /// Nobody is there: may pass too, but no other question will fare better meanwhile.
+    Unreachable(String),
     /// Seldom passes: one more try, soon.
     Once(Failure),
     /// Will not.
@@ -58,7 +60,7 @@ impl Retries {
         let (mut n_failed, mut n_once) = (0, 0);
         loop {
             self.wait_for_quiet(should_stop)?;
-            let (reason, after) = match attempt() {
+            let (reason, after, is_there) = match attempt() {
                 Ok(reply) => return Ok(reply),
                 Err(Setback::Final(failure)) => return Err(failure),
                 Err(Setback::Once(failure)) if n_once > 0 => return Err(failure),
@@ -67,13 +69,17 @@ impl Retries {
                     self.sleep_until(Instant::now() + self.policy.delay / 4, should_stop)?;
                     continue;
                 }
-                Err(Setback::Again { reason, after }) => (reason, after),
+                Err(Setback::Again { reason, after }) => (reason, after, true),
+                Err(Setback::Unreachable(reason)) => (reason, None, false),
             };
             n_failed += 1;
             if n_failed >= self.policy.attempts {
                 let error = format!(
                     "{whom} gave no reply in {n_failed} attempts: {reason}. What is judged so far is kept; run the same command again to go on"
                 );
+                if !is_there {
+                    return Err(Failure::Fatal(anyhow!(error)));
+                }
                 let unparsed = Unparsed::new(Why::NoReply, format!("none in {n_failed} attempts: {reason}"));
                 return Err(Failure::Suspect(Suspect { unparsed, blame: Blame::Endpoint, error }));
             }

@@ -3,8 +3,8 @@
 //! Its attack success rate is a mean of scores, not a share. Its `refusal` runs the other way round: 0 means refused, 1 means that the
 //! model went along. Both are kept as the paper has them.
 
+use super::super::numbers::{Asked, numbers};
 use super::super::prompt::Prompt;
-use super::super::reply::{Asked, numbers};
 use super::super::{Better, Exchange, Metric, Rubric, Scale, Score};
 use super::multijail::query_and_response;
 

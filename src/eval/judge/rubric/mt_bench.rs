@@ -5,8 +5,8 @@
 //! published ones.
 
 use super::super::gate::{Unparsed, Why};
+use super::super::numbers::rating as read_rating;
 use super::super::prompt::{Prompt, neutralise};
-use super::super::reply::rating as read_rating;
 use super::super::{Better, Exchange, Metric, Rubric, Scale, Score};
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;

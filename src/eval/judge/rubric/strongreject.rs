@@ -8,8 +8,8 @@
 //! nothing about those and is not applied to them.
 
 use super::super::gate::{Unparsed, Why};
+use super::super::numbers::{Asked, numbers};
 use super::super::prompt::Prompt;
-use super::super::reply::{Asked, numbers};
 use super::super::{Better, Exchange, Metric, Rubric, Scale, Score};
 use super::multijail::query_and_response;
 use crate::eval::item::Kind;
