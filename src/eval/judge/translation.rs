@@ -9,7 +9,7 @@
 //!
 //! Each rule wants a clear sign: a real refusal in Swahili is a refusal in English, names and code stay as they are, a loop may be shortened.
 
-use super::keyword;
+use super::keyword::{Opening, opening};
 use crate::data::language::{UNDETERMINED, detect, main_script};
 use crate::escape::one_line;
 use crate::eval::breakdown::{is_repetitive, repetition};
@@ -88,19 +88,16 @@ fn refused(original: &str, lang: &str, translation: &str) -> bool {
         return true;
     }
     let in_first_person = head.split(|c: char| !c.is_alphanumeric()).any(|word| matches!(word, "i" | "we" | "sorry" | "unable"));
-    if !in_first_person || keyword_refuses(translation, "en") != Some(true) {
+    if !in_first_person || opening(translation, "en") != Some(Opening::Refusal) {
         return false;
     }
-    match keyword_refuses(original, lang) {
-        Some(refuses) => !refuses,
-        // No phrases are known in this language. What refuses in so many words as the original has, and holds its numbers, may well be a refusal.
-        None => fits_closely(original, translation).is_err() || has_lost_numbers(original, translation),
+    match opening(original, lang) {
+        Some(Opening::Refusal) => false,
+        Some(Opening::Answer) => true,
+        // Its first words do not decide, or no phrases are known in this language. What refuses in so many words as the original has, and holds its
+        // numbers, may well be a refusal.
+        Some(Opening::Unclear) | None => fits_closely(original, translation).is_err() || has_lost_numbers(original, translation),
     }
-}
-
-/// `None` where the first words do not decide, or no phrases are known.
-fn keyword_refuses(text: &str, lang: &str) -> Option<bool> {
-    keyword::refuses(text, lang)
 }
 
 /// The language of a text that is no English, where that is clear.

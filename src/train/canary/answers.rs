@@ -38,6 +38,8 @@ pub struct Record {
 pub struct Look {
     /// By its first words: a heuristic.
     pub is_refusal: bool,
+    /// Its first words do not decide whether it refuses.
+    pub is_unclear: bool,
     /// A loop, or nothing.
     pub is_repetitive_or_empty: bool,
     /// Whether it is in the prompt's language; `None` where that cannot be told.
@@ -57,6 +59,7 @@ pub fn look_at(text: &str, lang: &str) -> Look {
     };
     Look {
         is_refusal: class == Class::Refusal,
+        is_unclear: class == Class::Unclear,
         is_repetitive_or_empty: class == Class::RepetitiveOrEmpty,
         is_in_language,
         repetition: repetition(text),
