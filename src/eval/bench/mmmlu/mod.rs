@@ -172,7 +172,7 @@ impl Benchmark for Mmmlu {
         let letter = if filter == NORMALIZED { normalized_letter } else { letter };
         match self.form {
             Form::Choice => most_probable(item, &response.choice_log_probs).unwrap_or_default().to_owned(),
-            Form::Text => response.answers.last().and_then(|answer| letter(&answer.text)).map_or_else(String::new, String::from),
+            Form::Text => letter(response.last_said()).map_or_else(String::new, String::from),
         }
     }
 
