@@ -28,7 +28,7 @@ const COLORS: [RGBColor; 6] = [
     RGBColor(166, 118, 29),
 ];
 /// Behind dark text in both schemes.
-const FILLS: [RGBColor; 11] = [
+const FILLS: [RGBColor; 13] = [
     RGBColor(232, 120, 50),
     RGBColor(110, 185, 235),
     RGBColor(80, 185, 150),
@@ -40,6 +40,8 @@ const FILLS: [RGBColor; 11] = [
     RGBColor(165, 165, 225),
     RGBColor(205, 175, 125),
     RGBColor(150, 215, 215),
+    RGBColor(225, 200, 235),
+    RGBColor(200, 215, 160),
 ];
 /// The page replaces black by its text colour; this stays.
 const INK: RGBColor = RGBColor(17, 17, 17);

@@ -63,6 +63,7 @@ impl Metric {
             "refusal_rate" => ("refusals by keywords, heuristic", Scale::Share, Better::Neither, true, false),
             "rejected_rate" => ("answers like the rejected one", Scale::Share, Better::Lower, true, false),
             "neither_rate" => ("answers like neither", Scale::Share, Better::Lower, false, false),
+            "unclear_rate" => ("openings that do not decide whether they refuse", Scale::Share, Better::Neither, false, false),
             "strongreject" => ("StrongREJECT score", Scale::Score, Better::Lower, true, false),
             "acc" => ("accuracy", Scale::Share, Better::Higher, true, true),
             "exact_match" => ("exact match", Scale::Share, Better::Higher, true, true),

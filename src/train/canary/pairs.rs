@@ -10,6 +10,7 @@ use crate::eval::judge::nearest::Nearest;
 use crate::eval::lines;
 use crate::eval::stats::Interval;
 use crate::eval::stats::wilson::wilson;
+use crate::generate::thought;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use std::fmt::{self, Write};
@@ -29,7 +30,7 @@ pub struct Pair {
 
 impl Pair {
     pub fn nearest(&self, answer: &str) -> Nearest {
-        Nearest::of(answer, &self.chosen, &self.rejected)
+        Nearest::of(thought::answer(answer), &self.chosen, &self.rejected)
     }
 }
 
