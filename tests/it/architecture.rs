@@ -37,12 +37,16 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "data",
             "device",
             "digest",
-            // What canaries are made of: prompts as `mpo eval` reads them, and what can be told of a text without a judge.
+            // Questions and answers are shown to people.
+            "escape",
+            // What canaries are made of: prompts as `mpo eval` reads them, and what can be told of a text without a model that judges.
             "eval::bench",
             "eval::breakdown",
             "eval::item",
             "eval::judge",
             "eval::lines",
+            // Shares of answers have the intervals of `mpo eval`.
+            "eval::stats",
             "files",
             "generate",
             "hub",

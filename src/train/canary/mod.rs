@@ -16,7 +16,6 @@
 //! drawn, no buffer of the training is touched, and no second model is in memory. The answers stand in `OUT/canary/step-000010.jsonl`.
 
 mod answers;
-#[cfg(test)]
 mod broken;
 mod cost;
 mod judge;
