@@ -121,4 +121,5 @@ pub mod plan;
 pub mod progress;
 pub mod reference;
 pub mod scoring;
+pub mod text;
 pub mod train;

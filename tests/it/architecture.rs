@@ -13,9 +13,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("escape", &[]),
     ("files", &[]),
     ("progress", &[]),
+    ("text", &[]),
     ("config", &[]),
     ("cli", &[]),
-    ("data", &["config", "progress"]),
+    ("data", &["config", "progress", "text"]),
     ("objective", &["config"]),
     ("ops", &["config", "data::batch"]),
     ("model", &["config", "data::batch", "digest", "ops"]),
@@ -27,7 +28,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("reference", &["config", "data", "digest", "files", "hub", "model", "objective", "ops", "progress", "scoring"]),
     ("gaps", &["config", "data", "objective", "reference"]),
     ("generate", &["adapter", "config", "data", "hub", "model", "ops"]),
-    ("eval", &["config", "data", "digest", "escape", "files", "generate", "hub", "model", "ops::dropout", "progress", "scoring"]),
+    ("eval", &["config", "data", "digest", "escape", "files", "generate", "hub", "model", "ops::dropout", "progress", "scoring", "text"]),
     (
         "train",
         &[
