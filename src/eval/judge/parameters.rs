@@ -183,12 +183,11 @@ impl Parameters {
 /// In the place of a value that was left out.
 pub const LEFT_OUT: &str = "left out: the endpoint refuses it";
 
-/// Adds `newer` to what results have of a judge's parameters: what was left out once stays so, since some verdicts were given without it.
+/// Puts `newer` in the place of what results have of a judge's parameters; what was left out once stays so, since some verdicts were given without it.
 pub fn merge(known: &mut BTreeMap<String, Value>, newer: BTreeMap<String, Value>) {
+    known.retain(|_, value| value == LEFT_OUT);
     for (name, value) in newer {
-        if known.get(&name).is_none_or(|known| known != LEFT_OUT) {
-            known.insert(name, value);
-        }
+        known.entry(name).or_insert(value);
     }
 }
 
@@ -294,6 +293,8 @@ mod tests {
     #[test]
     fn what_was_left_out_once_is_not_forgotten() {
         let mut known = BTreeMap::from([("temperature".to_owned(), json!(LEFT_OUT))]);
+        merge(&mut known, Parameters { limit: Limit::CompletionTokens, ..Parameters::wished(7) }.card());
+        assert!(known.contains_key("max_completion_tokens"));
         merge(&mut known, Parameters::wished(7).card());
         assert_eq!(known, BTreeMap::from([("temperature".to_owned(), json!(LEFT_OUT)), ("max_tokens".to_owned(), json!(7))]));
     }
