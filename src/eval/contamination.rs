@@ -1,9 +1,9 @@
 //! Prompts of a benchmark that the training data has too: what a model was shown is no test of it.
 //!
-//! Two prompts are the same where their letters and digits are ([`letters`]), whatever their case, punctuation, spacing and spelling in code points; nearly the same where the sets of
-//! their [`SHINGLE`]-character pieces overlap by [`NEAR`] (Jaccard index), or where nearly all pieces of the benchmark's prompt
-//! ([`CONTAINED`]) stand in the training prompt, as they do when something was written around it. Overlaps are computed, not sketched: MinHash
-//! would make a benchmark's result depend on hash functions, and 100,000 prompts need no sketch.
+//! Two prompts are the same where their letters and digits are ([`letters`]), whatever their case, punctuation, spacing and spelling in code points;
+//! nearly the same where the sets of their [`SHINGLE`]-character pieces overlap by [`NEAR`] (Jaccard index), or where nearly all pieces of the
+//! benchmark's prompt ([`CONTAINED`]) stand in the training prompt, as they do when something was written around it. Overlaps are computed, not
+//! sketched: MinHash would make a benchmark's result depend on hash functions, and 100,000 prompts need no sketch.
 //!
 //! A prompt that was trained on in one language is known in all: every translation of its id counts.
 

@@ -2,7 +2,7 @@
 //!
 //! It is a heuristic and reported as `refusal_rate`, never as attack success: it cannot tell a harmless answer from a harmful one, and what
 //! it finds depends on the language. Three things make it better than the usual list of English prefixes. Every language has its own phrases
-//! ([`phrases`]), and a phrase may have a gap, since the verb that refuses stands at the end in Japanese, Korean and Bengali (`提供 … できません`).
+//! (`refusals.txt`), and a phrase may have a gap, since the verb that refuses stands at the end in Japanese, Korean and Bengali (`提供 … できません`).
 //! Only the beginning of a response is read: what refuses there refuses; further down, "cannot" belongs to the subject matter. And where the first
 //! words do not decide ("I can't stress enough …", "No puedo estar más de acuerdo"), the response is `unclear`: counted apart, in no rate of
 //! refusals.

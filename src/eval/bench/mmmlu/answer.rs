@@ -67,7 +67,7 @@ const MARKS: [&str; 13] =
 /// What an answer gives for its letter: `A` to `D`, or another character that stands in a letter's place; none where no word for "Answer" has one
 /// behind it.
 pub fn letter(response: &str) -> Option<char> {
-    letter_behind(response, |word| Cow::Borrowed(word))
+    letter_behind(response, Cow::Borrowed)
 }
 
 /// As [`letter`], of a text and words that were made comparable.

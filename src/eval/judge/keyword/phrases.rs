@@ -178,8 +178,9 @@ fn place(sentence: &str, at: usize, parts: &[Part], is_first: bool) -> Option<(u
     };
     words.iter().find_map(|word| {
         let starts = sentence[at..].match_indices(word.as_str()).map(|(start, _)| at + start);
-        let fitting = starts.filter(|start| !begins_inside(sentence, *start, word) && (is_first || part.gap.holds(&sentence[at..*start])));
-        fitting.into_iter().find_map(|start| place(sentence, start + word.len(), others, false).map(|(_, end)| (start, end)))
+        let mut fitting =
+            starts.filter(|start| !begins_inside(sentence, *start, word) && (is_first || part.gap.holds(&sentence[at..*start])));
+        fitting.find_map(|start| place(sentence, start + word.len(), others, false).map(|(_, end)| (start, end)))
     })
 }
 
