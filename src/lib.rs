@@ -121,4 +121,6 @@ pub mod plan;
 pub mod progress;
 pub mod reference;
 pub mod scoring;
+pub mod secret;
 pub mod train;
+pub mod web;

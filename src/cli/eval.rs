@@ -200,6 +200,7 @@ pub enum EvalAction {
         judge: Option<String>,
     },
     /// How well a judge agrees with people: sensitivity, specificity and kappa by language
+    #[command(mut_arg("judge", |judge| judge.help("`openai:MODEL` or `guard:DIR` (a local guard model)")))]
     JudgeCheck {
         /// JSONL with `lang`, `query`, `response` and the right `label` (`safe`, `unsafe`, `invalid`)
         #[arg(long, value_name = "FILE")]

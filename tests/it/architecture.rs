@@ -12,8 +12,12 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("digest", &[]),
     ("escape", &[]),
     ("files", &[]),
-    ("progress", &[]),
-    ("config", &[]),
+    ("secret", &[]),
+    // Nothing is said before it is made harmless to terminals and rid of passwords.
+    ("progress", &["escape", "secret"]),
+    // Problems repeat what was typed; stored addresses hold no secrets.
+    ("config", &["escape", "secret"]),
+    ("web", &["progress", "secret"]),
     ("cli", &[]),
     ("data", &["config", "progress"]),
     ("objective", &["config"]),
@@ -22,12 +26,12 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("adapter", &["config", "hub", "model", "ops", "reference"]),
     ("device", &["config", "ops"]),
     ("plan", &["config", "data::batch", "model", "ops"]),
-    ("hub", &["config", "digest", "model::weights", "progress"]),
+    ("hub", &["config", "digest", "escape", "model::weights", "progress", "secret", "web"]),
     ("scoring", &["config", "data", "model", "objective", "ops"]),
     ("reference", &["config", "data", "digest", "files", "hub", "model", "objective", "ops", "progress", "scoring"]),
     ("gaps", &["config", "data", "objective", "reference"]),
     ("generate", &["adapter", "config", "data", "hub", "model", "ops"]),
-    ("eval", &["config", "data", "digest", "escape", "files", "generate", "hub", "model", "ops::dropout", "progress", "scoring"]),
+    ("eval", &["config", "data", "digest", "escape", "files", "generate", "hub", "model", "ops::dropout", "progress", "scoring", "web"]),
     (
         "train",
         &[
@@ -77,6 +81,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "progress",
             "reference",
             "scoring",
+            "secret",
             "train",
         ],
     ),
