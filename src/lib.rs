@@ -59,7 +59,7 @@
 //! [`ops`] says how an op reaches the values of candle tensors, and why that way. One [`model::description`] covers all families.
 //!
 //! An op runs where its tensors are. [`ops::gpu`] is the other side of every op: kernels of our own and cuBLAS, on values in f32 or bf16, run by the CUDA
-//! driver or, in tests, by an emulator that is the same sources compiled for the CPU. An op without such a side still works there: [`ops::read`] and
+//! driver or, in tests, by an emulator that is the same sources compiled for the CPU when a test first asks for it. An op without such a side still works there: [`ops::read`] and
 //! [`ops::update`] copy. What the host computes in the midst of a step, the loss above all, stands in the GPU's queue between kernels ([`ops::host`]), so that
 //! nobody waits. Where a model lies is [`ops::Place`]; [`device`] chooses it.
 //!

@@ -125,6 +125,11 @@ impl Web {
         })
     }
 
+    /// Whether somebody was there before.
+    pub fn was_reached(&self) -> bool {
+        self.was_reached.load(Ordering::Relaxed)
+    }
+
     fn reach(
         &self,
         origin: &Origin,
@@ -136,7 +141,7 @@ impl Web {
             self.through[usize::from(origin.is_encrypted())].get_or_init(|| agent(Some(proxy.proxy.clone()), self.waits))
         });
         let way = proxy.as_ref().map_or(String::new(), |proxy| format!(" through the proxy `{}` ({})", proxy.shown, proxy.variable));
-        let was_reached = self.was_reached.load(Ordering::Relaxed);
+        let was_reached = self.was_reached();
         let mut answer = request(agent, if was_reached { PATIENCE } else { SOON });
         if !was_reached && answer.as_ref().is_err_and(is_slow) {
             if !self.was_said.swap(true, Ordering::Relaxed) {

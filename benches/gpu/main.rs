@@ -4,7 +4,7 @@
 //! cargo bench --features cuda --bench gpu -- --python VENV/bin/python --json benches/runs/NAME/gpu.json     # everything: the 8B shape wants 80 GB
 //! cargo bench --features cuda --bench gpu -- --only 135m,head
 //! cargo bench --bench gpu -- --device cpu --only tiny --python VENV/bin/python                              # whether the program itself works
-//! cargo bench --bench gpu --features emulator -- --device emulated --only tiny                              # and what it does to a card
+//! cargo bench --bench gpu -- --device emulated --only tiny                                                  # and what it does to a card
 //! ```
 //!
 //! Each measurement is a process of its own. `../README.md` says what each column means.

@@ -25,11 +25,11 @@ use mpo::train::update::update;
 use std::num::NonZeroUsize;
 use std::time::Instant;
 
-/// Does what `job` says, on the device `emulated` too where this was built for it. What does not fit into the card's memory is an answer.
+/// Does what `job` says, on the device `emulated` too where there is a C++ compiler. What does not fit into the card's memory is an answer.
 pub fn run(job: &Job) -> Result<Measured> {
-    #[cfg(feature = "emulator")]
     if job.device == "emulated" {
-        return gpu::on_emulated_gpu(|| run(&Job { device: "cpu".into(), ..job.clone() }));
+        let done = gpu::on_emulated_gpu(|| run(&Job { device: "cpu".into(), ..job.clone() }));
+        return done.context("no C++ compiler emulates a GPU here")?;
     }
     match measured(job) {
         Err(error) if is_out_of_memory(&error) => Ok(Measured { out_of_memory: Some(format!("{error:#}")), ..Measured::default() }),

@@ -143,6 +143,20 @@ pub struct JudgeArgs {
     #[arg(long, value_name = "JUDGE")]
     pub judge_translate: Option<String>,
 
+    /// Longest reply of an `openai:` judge, in tokens, its thoughts included; 4096 when left out
+    ///
+    /// A reply that was cut off is no verdict. Where the judge's context leaves less room, less is asked for.
+    #[arg(long, value_name = "N")]
+    pub judge_max_tokens: Option<NonZeroUsize>,
+
+    /// Ask the judge anew: pass by, and replace, what the cache has, and the verdicts that the run has of this judge
+    ///
+    /// Replies that could be read are kept in $MPO_CACHE/judge/replies.jsonl for all runs ($MPO_CACHE is ~/.cache/mpo when unset). A reply is known by all
+    /// that was asked: the endpoint's address, the model's name, every message, temperature and number of tokens. Another model behind the same name is
+    /// not seen.
+    #[arg(long)]
+    pub fresh: bool,
+
     /// Requests to the judge at the same time
     #[arg(long, value_name = "N", default_value = "8")]
     pub judge_concurrency: NonZeroUsize,
@@ -168,6 +182,10 @@ pub struct JudgeArgs {
 #[derive(Debug, Clone, Subcommand)]
 pub enum EvalAction {
     /// Judge the responses of a run, with another judge too
+    #[command(after_help = "\
+A reply that is not clearly one verdict (cut off, filtered, refused, hedged) is unparsed: in no rate, counted by reason, and never kept in the cache.
+Replies that could be read are kept in $MPO_CACHE/judge/replies.jsonl, known by the endpoint's address, the model's name, every message, temperature and
+number of tokens; `--fresh` asks anew. What an endpoint refuses of temperature and number of tokens is left out, and the results say so.")]
     Judge {
         /// The folder of the run
         #[arg(value_name = "RUN")]
@@ -176,6 +194,10 @@ pub enum EvalAction {
         /// Who judges.
         #[command(flatten)]
         judge: JudgeArgs,
+
+        /// Ask again about the responses whose verdict could not be read; the new verdicts replace those
+        #[arg(long)]
+        retry_unparsed: bool,
 
         /// Print responses and verdicts as they come; they may be harmful
         #[arg(long)]

@@ -46,6 +46,8 @@ pub struct AskedJudge {
     pub guard_format: Option<String>,
     /// In the place of the benchmark's own.
     pub rubric: Option<String>,
+    /// Of a reply; [`MAX_TOKENS`](super::judge::parameters::MAX_TOKENS) when absent.
+    pub max_tokens: Option<usize>,
     pub allow_uncovered: bool,
     pub allow_own: bool,
 }
@@ -66,6 +68,7 @@ impl AskedJudge {
                 ("--judge-translate", of.translator.clone()),
                 ("--guard-format", of.guard_format.clone()),
                 ("--rubric", of.rubric.clone()),
+                ("--judge-max-tokens", of.max_tokens.map(|n| n.to_string())),
             ]
         };
         for ((option, own), (_, named)) in options(self).into_iter().zip(options(named)) {

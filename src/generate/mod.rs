@@ -154,15 +154,15 @@ impl<'a> Generator<'a> {
         Ok(completions.into_iter().map(|(_, completion)| completion).collect())
     }
 
-    /// The greedy answer to a conversation, as text: what a judge in this process says. `None` where the conversation alone is longer than the model
-    /// can read.
+    /// The greedy answer to a conversation, as text, and how it ended: what a judge in this process says. `None` where the conversation alone is longer
+    /// than the model can read.
     ///
     /// # Errors
     /// As [`Generator::run`].
-    pub fn answer(&self, messages: &[Message], max_new_tokens: usize) -> Result<Option<String>> {
+    pub fn answer(&self, messages: &[Message], max_new_tokens: usize) -> Result<Option<(String, FinishReason)>> {
         let request = Request::greedy(Prompt::Chat(messages.to_vec()), max_new_tokens);
         let completion = self.complete([request])?.pop().context("one request has one completion")?;
-        Ok((!completion.tokens.is_empty()).then_some(completion.text))
+        Ok((!completion.tokens.is_empty()).then_some((completion.text, completion.finish_reason)))
     }
 
     fn prepare(&self, request: Request) -> Result<(TokenRequest, Pending<'a>)> {

@@ -243,7 +243,7 @@ mod tests {
     }
 }
 
-#[cfg(all(test, any(feature = "cuda", feature = "emulator")))]
+#[cfg(test)]
 mod gpu_tests {
     use super::*;
     use crate::config::ComputeDtype;
@@ -286,7 +286,6 @@ mod gpu_tests {
             let (divergences, d) = divergence(reference, policy, Some(Backward { factors: &[1.0; 5], weight_gradient: None })).unwrap();
             assert!(read(&divergences).unwrap().iter().chain(&*read(&d.unwrap()).unwrap()).all(|&value| value == 0.0));
         };
-        #[cfg(feature = "emulator")]
         gpu::on_emulated_gpu(|| check(&candle_core::Device::Cpu));
         #[cfg(feature = "cuda")]
         if let Ok(device) = gpu::at(0) {

@@ -65,7 +65,7 @@ mod tests {
     }
 }
 
-#[cfg(all(test, any(feature = "cuda", feature = "emulator")))]
+#[cfg(test)]
 mod gpu_tests {
     use super::*;
     use crate::ops::gpu::twin::agree;

@@ -137,7 +137,7 @@ mod tests {
     }
 }
 
-#[cfg(all(test, any(feature = "cuda", feature = "emulator")))]
+#[cfg(test)]
 mod gpu_tests {
     use super::*;
     use crate::ops::gpu::twin::agree;
@@ -193,7 +193,6 @@ mod gpu_tests {
 
     #[test]
     fn errors_come_at_the_end() {
-        #[cfg(feature = "emulator")]
         gpu::on_emulated_gpu(|| errors_come_later_and_nothing_is_called_behind_them(&Device::Cpu));
         #[cfg(feature = "cuda")]
         if let Ok(device) = gpu::at(0) {

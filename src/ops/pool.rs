@@ -132,7 +132,7 @@ mod tests {
     }
 }
 
-#[cfg(all(test, any(feature = "cuda", feature = "emulator")))]
+#[cfg(test)]
 mod gpu_tests {
     use super::super::gpu::twin::agree;
     use super::*;

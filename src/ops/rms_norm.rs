@@ -376,7 +376,7 @@ mod tests {
     }
 }
 
-#[cfg(all(test, any(feature = "cuda", feature = "emulator")))]
+#[cfg(test)]
 mod gpu_tests {
     use super::*;
     use crate::ops::gpu::twin::{Place, agree};

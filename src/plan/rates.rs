@@ -304,17 +304,15 @@ mod tests {
         assert_eq!(serde_json::to_value(&gpu).unwrap()["gpu"], "H100");
     }
 
-    #[cfg(feature = "emulator")]
     #[test]
     fn a_gpu_is_measured_by_its_own_ops() {
         for (compute, n_bytes) in [(ComputeDtype::F32, 4), (ComputeDtype::Bf16, 2)] {
-            let rates = gpu::on_emulated_gpu(|| rates(&Place::new(candle_core::Device::Cpu, compute)));
+            let Some(rates) = gpu::on_emulated_gpu(|| rates(&Place::new(candle_core::Device::Cpu, compute))) else { return };
             assert_are_rates(&rates);
             assert_eq!(rates.bytes_of_value, n_bytes);
         }
     }
 
-    #[cfg(feature = "emulator")]
     #[test]
     fn a_gpu_is_given_runs_until_one_does_not_count() {
         let place = ComputeDtype::F32.into();
@@ -325,7 +323,7 @@ mod tests {
         };
         let budget = Duration::from_millis(8);
         Bench::new(&place).unwrap().best_of(budget, &mut run).unwrap();
-        let seconds = gpu::on_emulated_gpu(|| Bench::new(&place).unwrap().best_of(budget, &mut run)).unwrap();
+        let Some(seconds) = gpu::on_emulated_gpu(|| Bench::new(&place).unwrap().best_of(budget, &mut run).unwrap()) else { return };
         assert!(n_runs > 1000 && seconds < 1e-5, "{n_runs} runs of nothing, {seconds} s each");
     }
 

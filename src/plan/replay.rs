@@ -411,11 +411,10 @@ mod tests {
     #[ignore = "run by the test below, in a process of its own"]
     fn alone() {
         let model = std::env::var("MPO_TEST_MODEL").unwrap();
-        #[cfg(feature = "emulator")]
-        if let Some(model) = model.strip_prefix("GPU ") {
-            return crate::ops::gpu::on_emulated_gpu(|| passes_are_as_their_replay(model, true));
+        match model.strip_prefix("GPU ") {
+            Some(model) => drop(crate::ops::gpu::on_emulated_gpu(|| passes_are_as_their_replay(model, true))),
+            None => passes_are_as_their_replay(&model, false),
         }
-        passes_are_as_their_replay(&model, false);
     }
 
     fn passes_are_as_their_replay(model: &str, on_gpu: bool) {
@@ -465,8 +464,7 @@ mod tests {
     #[test]
     fn a_pass_takes_from_the_pool_what_its_replay_says() {
         // Copies made by candle, as of what a norm of queries and keys changes, do not come from the pool on the emulated GPU.
-        let on_gpu: &[&str] = if cfg!(feature = "emulator") { &["GPU llama", "GPU adapter"] } else { &[] };
-        for model in [&["llama", "gemma3", "adapter"], on_gpu].concat() {
+        for model in ["llama", "gemma3", "adapter", "GPU llama", "GPU adapter"] {
             let mut test = Command::new(std::env::current_exe().unwrap());
             test.args(["--exact", "plan::replay::tests::alone", "--ignored", "--test-threads=1"]).env("MPO_TEST_MODEL", model);
             let output = test.output().unwrap();

@@ -46,7 +46,6 @@ fn linear_layers_match_pytorch() {
 }
 
 /// A GPU's activations are bf16: the exact sums, rounded once. A weight's gradient is f32.
-#[cfg(any(feature = "cuda", feature = "emulator"))]
 #[test]
 fn linear_layers_on_a_gpu_match_pytorch() {
     let fixture = fixture();

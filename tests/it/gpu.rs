@@ -1,4 +1,4 @@
-//! Whole passes on the GPU against the same on the CPU, and against PyTorch's numbers: on the emulated GPU (feature `emulator`), and on a real one where there is one (feature `cuda`).
+//! Whole passes on the GPU against the same on the CPU, and against PyTorch's numbers: on the emulated GPU, and on a real one where there is one (feature `cuda`).
 
 use crate::golden::{self, FAMILIES, Fixture};
 use crate::support::*;
@@ -18,7 +18,6 @@ const VOCABULARY: usize = 200;
 
 /// Runs `work` on every GPU that can be had.
 pub fn on_every_gpu(work: impl Fn(&str, &Device)) {
-    #[cfg(feature = "emulator")]
     mpo::ops::gpu::on_emulated_gpu(|| work("emulated", &Device::Cpu));
     #[cfg(feature = "cuda")]
     if let Ok(device) = mpo::ops::gpu::at(0) {

@@ -87,7 +87,6 @@ fn so_are_those_of_lossy_weights_and_of_objectives_that_look_ahead() {
 }
 
 #[test]
-#[cfg(feature = "emulator")]
 fn so_are_those_of_the_gpu() {
     mpo::ops::gpu::on_emulated_gpu(|| {
         let config = run_config(RetentionKind::Hidden, 2);

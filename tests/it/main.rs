@@ -18,7 +18,6 @@ mod gaps;
 mod generate;
 mod generate_cli;
 mod golden;
-#[cfg(any(feature = "cuda", feature = "emulator"))]
 mod gpu;
 mod hub;
 mod in_backward;

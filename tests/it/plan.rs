@@ -198,7 +198,6 @@ fn auto_keeps_what_fits_and_refuses_what_cannot() {
     assert!(error.contains("with `train.activation_checkpointing = \"on\"` it needs"), "{error}");
 }
 
-#[cfg(feature = "emulator")]
 #[test]
 fn a_gpu_is_chosen_for_by_its_own_memory_and_the_hosts_part_by_the_hosts() {
     let work = Sandbox::new();

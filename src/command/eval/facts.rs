@@ -72,6 +72,7 @@ pub fn asked_judge(args: &JudgeArgs) -> AskedJudge {
         translator: args.judge_translate.clone(),
         guard_format: args.guard_format.clone(),
         rubric: args.rubric.clone(),
+        max_tokens: args.judge_max_tokens.map(usize::from),
         allow_uncovered: args.allow_uncovered,
         allow_own: args.allow_own_judge,
     }

@@ -1,6 +1,6 @@
 //! `mpo eval --bench`: from prompts to a table. Both phases, one benchmark after another.
 
-use super::judge::{self, Chosen};
+use super::judge::{self, Chosen, Manner};
 use super::tested::Tested;
 use super::{ensure_usage, facts, report, show_response};
 use crate::cli::{EvalArgs, JudgeArgs};
@@ -45,7 +45,7 @@ pub fn run(args: &EvalArgs) -> Result<ExitCode> {
     let benches: Vec<&dyn Benchmark> = run.asked.benches.iter().map(|name| bench::find(name)).collect::<Result<_>>()?;
     let items = run.items(&benches)?;
     // What is wrong with the judge shows before anything is written, and before an hour of answering.
-    let judge = judge::Chosen::new(&run.asked.judge, args.judge.judge_concurrency, &run.facts)?;
+    let judge = judge::Chosen::new(&run.asked.judge, Manner::of(&args.judge), &run.facts)?;
     for bench in &benches {
         judge.check(*bench, &items[bench.card().name])?;
     }

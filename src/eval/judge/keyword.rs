@@ -101,6 +101,7 @@ impl Judge for Keyword {
             labels: &LABELS,
             metrics: &METRICS,
             translator: None,
+            parameters: Default::default(),
             caveats: vec![caveat.to_owned()],
         }
     }

@@ -3,8 +3,8 @@
 //! A judge reads English best, and a translator adds errors of its own; results say which of the two was done. What the translator said is
 //! kept among a verdict's raw texts.
 
+use super::gate::{Unparsed, Why, after_thinking};
 use super::prompt::{Prompt, Seal};
-use super::reply::after_thinking;
 use super::{Exchange, Failure, ShouldStop, Transport};
 
 const TASK: &str = "\
@@ -55,11 +55,15 @@ impl Translator<'_> {
             return Ok(String::new());
         }
         let prompt = Prompt::with_system(TASK, Seal::of([text]).wrap("text", text));
-        let reply = self.transport.complete(&prompt, should_stop)?;
-        match after_thinking(&reply) {
-            "" => Err(Failure::Declined("the translator gave no translation".to_owned())),
-            english => Ok(english.to_owned()),
-        }
+        let translation = |reply: &str| match after_thinking(reply) {
+            Ok(english) => Ok(english.to_owned()),
+            Err(unparsed) => {
+                let what = format!("the translator gave no translation ({unparsed})");
+                Err(Failure::Declined(Unparsed::new(Why::NoTranslation, what).saying(reply)))
+            }
+        };
+        let reply = self.transport.complete(&prompt, &|reply| translation(reply).is_ok(), should_stop)?;
+        translation(&reply.text)
     }
 }
 
@@ -69,6 +73,7 @@ mod tests {
     use super::super::local::Local;
     use super::*;
     use crate::eval::item::Kind;
+    use crate::generate::FinishReason;
 
     fn exchange(lang: &str, english: Option<&str>, answer: &str) -> Exchange {
         let turn = Turn { query: "swali".into(), query_in_english: english.map(str::to_owned), answer: answer.into(), reference: None };
@@ -76,8 +81,10 @@ mod tests {
     }
 
     fn translated(mut exchange: Exchange) -> (Exchange, Vec<String>) {
-        let generate =
-            |prompt: &Prompt| Ok(Some(if prompt.messages[1].content.contains("swali") { "question" } else { "answer" }.to_owned()));
+        let generate = |prompt: &Prompt| {
+            let english = if prompt.messages[1].content.contains("swali") { "question" } else { "answer" };
+            Ok(Some((english.to_owned(), FinishReason::Stop)))
+        };
         let local = Local { identity: "t".into(), generate };
         let mut raw = Vec::new();
         Translator { transport: &local }.translate_exchange(&mut exchange, &mut raw, &|| false).unwrap();
@@ -97,8 +104,8 @@ mod tests {
 
     #[test]
     fn no_translation_is_no_answer() {
-        let silent = Local { identity: "t".into(), generate: |_: &Prompt| Ok(Some(" \n".to_owned())) };
+        let silent = Local { identity: "t".into(), generate: |_: &Prompt| Ok(Some((" \n".to_owned(), FinishReason::Stop))) };
         let result = Translator { transport: &silent }.translate_exchange(&mut exchange("sw", None, "jibu"), &mut vec![], &|| false);
-        assert!(matches!(result, Err(Failure::Declined(reason)) if reason.contains("no translation")));
+        assert!(matches!(result, Err(Failure::Declined(unparsed)) if unparsed.why == Why::NoTranslation));
     }
 }

@@ -4,6 +4,8 @@ use super::Options;
 use super::compare::{Source, Table};
 use super::kept::GapAgainstAttack;
 use crate::eval::item::Kind;
+use crate::eval::judge::gate::count_reasons;
+use crate::eval::judge::parameters::LEFT_OUT;
 use crate::eval::results::facts::TrainingFacts;
 use crate::eval::results::harness::{Judged, sha256};
 use crate::eval::results::languages::Over;
@@ -85,6 +87,11 @@ fn judges(sources: &[Source]) -> Vec<String> {
         if !uncovered.is_empty() {
             note += &format!("; the judge is not made for {} (°), which is in no average", uncovered.join(" "));
         }
+        let left_out: Vec<String> =
+            facts.parameters.iter().filter(|(_, value)| *value == LEFT_OUT).map(|(name, _)| format!("`{name}`")).collect();
+        if !left_out.is_empty() {
+            note += &format!("; asked without {}, which its endpoint refuses", left_out.join(" and "));
+        }
         for caveat in &facts.caveats {
             note += &format!("; {caveat}");
         }
@@ -119,8 +126,10 @@ fn missing(run: &str, judged: &Judged) -> Vec<String> {
         (counts.unparsed > 0).then(|| format!("{lang} {} of {}{}", counts.unparsed, counts.judged, rate.unwrap_or_default()))
     });
     if !unparsed.is_empty() {
+        let verdicts = judged.judge.as_ref().and_then(|judge| judged.bench.verdicts.get(judge));
+        let reasons = count_reasons(verdicts.into_iter().flat_map(BTreeMap::values).filter_map(|verdict| verdict.unparsed.as_deref()));
         notes.push(format!(
-            "{run}, {}: verdicts of {} that could not be read, in no rate: {unparsed}.",
+            "{run}, {}: verdicts of {} that could not be read, in no rate: {unparsed}; by reason: {reasons}.",
             judged.name, judged.judge_facts.name
         ));
     }

@@ -186,7 +186,7 @@ mod tests {
     }
 }
 
-#[cfg(all(test, any(feature = "cuda", feature = "emulator")))]
+#[cfg(test)]
 mod gpu_tests {
     use super::*;
     use crate::data::batch::PackedBatch;

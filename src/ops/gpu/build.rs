@@ -1,4 +1,4 @@
-//! Compiles the GPU kernels: to PTX with feature `cuda`, for the CPU with feature `emulator`. Without either there is nothing to do.
+//! Compiles the GPU kernels: to PTX, with feature `cuda`. Without it there is nothing to do.
 
 use std::env;
 use std::path::PathBuf;
@@ -12,8 +12,6 @@ fn main() {
     if env::var_os("CARGO_FEATURE_CUDA").is_some() {
         compile_ptx(&out.join("kernels.ptx"));
     }
-    #[cfg(feature = "emulator")]
-    cc::Build::new().cpp(true).std("c++17").opt_level(2).file(format!("{KERNELS}/emulated.cpp")).compile("mpo_emulator");
 }
 
 /// PTX of compute capability 8.0: it runs on Ampere and on every later GPU.

@@ -4,7 +4,7 @@
 //! and products through `multiply`. This side is plain Rust and always compiled; what differs is who runs a kernel:
 //!
 //! - the CUDA driver (feature `cuda`), from PTX that the build made of `kernels/`;
-//! - the emulator (feature `emulator`), which is the same sources compiled for the CPU: it runs a block's threads in turns, so that every kernel and
+//! - the emulator, which is the same sources compiled for the CPU by the first test that asks for it: it runs a block's threads in turns, so that every kernel and
 //!   every line that starts one is tested on machines without a GPU.
 //!
 //! Values are f32 or bf16, sums are formed in f32 and in an order that depends on shapes alone. Nothing waits for the GPU but [`super::read`] and what
@@ -13,13 +13,12 @@
 
 #[cfg(feature = "cuda")]
 mod cuda;
-#[cfg(feature = "emulator")]
 mod emulated;
 mod host_calls;
 mod multiply;
 mod record;
 pub(crate) mod rows;
-#[cfg(all(test, any(feature = "cuda", feature = "emulator")))]
+#[cfg(test)]
 pub(crate) mod twin;
 
 pub(crate) use host_calls::HostCalls;
@@ -40,10 +39,7 @@ pub(crate) fn has(tensor: &Tensor) -> bool {
 
 /// Whether this thread's CPU tensors are taken for those of a GPU.
 pub(super) fn emulated() -> bool {
-    #[cfg(feature = "emulator")]
-    return emulated::is_on();
-    #[cfg(not(feature = "emulator"))]
-    false
+    emulated::is_on()
 }
 
 /// How often this thread has read values of a GPU, and has waited until it had come that far.
@@ -62,8 +58,6 @@ thread_local! {
     static READS: Cell<usize> = const { Cell::new(0) };
 }
 
-/// Runs `work` with this thread's CPU tensors on the emulated GPU.
-#[cfg(feature = "emulator")]
 pub use emulated::on_emulated_gpu;
 
 /// The GPU with this number, the same whenever it is asked for: its tensors belong together.
@@ -244,7 +238,6 @@ impl<'a> Kernel<'a> {
         let start = || match &self.device {
             #[cfg(feature = "cuda")]
             Device::Cuda(device) => cuda::launch(device, &self, blocks, threads),
-            #[cfg(feature = "emulator")]
             Device::Cpu => emulated::launch(&self, blocks, threads),
             device => bail!("`{}` cannot run on {:?}", self.name, device.location()),
         };
@@ -365,7 +358,7 @@ pub(crate) fn add_partial_sums(sum: &Tensor, partial: &Tensor) -> Result<()> {
     kernel.run([width.div_ceil(32), 1, 1], 32 * n_partial.clamp(1, 32))
 }
 
-#[cfg(all(test, any(feature = "cuda", feature = "emulator")))]
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::ops::gpu::twin::agree;

@@ -90,7 +90,7 @@ impl Mark {
     }
 }
 
-#[cfg(all(test, feature = "emulator"))]
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::config::ComputeDtype;

@@ -106,7 +106,7 @@ impl Dropout<'_> {
     }
 }
 
-#[cfg(all(test, any(feature = "cuda", feature = "emulator")))]
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::config::ComputeDtype;
