@@ -67,7 +67,7 @@ impl Routes {
         if self.is_direct(origin) {
             return Ok(None);
         }
-        let shown = show(value);
+        let (variable, shown) = (*variable, show(value));
         match Proxy::new(value) {
             Ok(proxy) if matches!(proxy.protocol(), ureq::ProxyProtocol::Http | ureq::ProxyProtocol::Https) => {
                 Ok(Some(Through { proxy, shown, variable }))

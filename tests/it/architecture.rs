@@ -173,6 +173,16 @@ fn nothing_prints_by_macro_and_only_the_command_line_writes_to_stdout() {
     }
 }
 
+/// Proxies, keys, redirects and limits are decided at one place.
+#[test]
+fn nothing_but_web_connects_to_another_machine() {
+    for (path, code) in sources() {
+        for word in ["ureq::Agent", "Agent::", "ureq::get", "ureq::post", "TcpStream", "hf_hub::api"] {
+            assert!(module(&path) == "web" || !code.contains(word), "{} has `{word}`", path.display());
+        }
+    }
+}
+
 #[test]
 fn no_file_holds_a_stub_or_a_way_to_panic() {
     let banned = ["todo!", "unimplemented!", "panic!", ".unwrap()", ".expect(", "process::abort"];
