@@ -257,11 +257,14 @@ impl OpenAi {
                 Setback::Unreachable(format!("no answer came through ({})", shown(&reason)))
             }
             Failed::Unreachable(reason) => Setback::Final(Failure::Fatal(anyhow!(
-                "{} cannot be reached ({}): is the server running, and is there a network?\n\
+                "{} cannot be reached, no answer came through ({}): is the server running, and is there a network?\n\
                  hint: what is judged so far is kept; `--judge-url` names the server",
                 self.whom(),
                 shown(&reason)
             ))),
+            Failed::Broken(reason) if reason.starts_with("timeout") => {
+                Setback::Again { reason: format!("it did not answer in time ({})", shown(&reason)), after: None }
+            }
             Failed::Broken(reason) => Setback::Again { reason: format!("no answer came through ({})", shown(&reason)), after: None },
             Failed::Refused(error) => Setback::Final(Failure::Fatal(error)),
         }

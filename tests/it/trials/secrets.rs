@@ -1,6 +1,7 @@
 //! Keys, prompts and tokens reach the host that they are meant for, and no other; and nobody sends more than was asked for.
 
 use crate::hub::{COMMIT, Files, Request, Response, SECRET, Server, World, error_text, file_names, listing, sharded_model};
+use crate::judges::{Endpoint, Play};
 use mpo::config::{self, DataConfig};
 use mpo::hub::{Environment, resolve_data_in, resolve_model_in};
 use mpo::web::{Failed, Routes, Waits, Web};
@@ -56,6 +57,20 @@ fn what_is_said_to_this_machine_passes_no_proxy() {
         web.get(&url, Some("Bearer sk-SECRET"), 0).unwrap();
     }
     assert_eq!(judge.requests().len(), 3);
+    assert_eq!(proxy.requests().len(), 0);
+}
+
+#[test]
+fn a_judge_on_this_machine_gets_key_and_prompt_past_the_proxy() {
+    let reply = json!({"choices": [{"message": {"content": "safe"}, "finish_reason": "stop"}]}).to_string();
+    let judge = Endpoint::new(move |_, _| Play::Answer(200, vec![], reply.clone()));
+    let proxy = Server::new(|_| Response::ok(Vec::new()));
+    let gold = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(gold.path(), "{\"lang\": \"en\", \"query\": \"May I?\", \"response\": \"Yes.\", \"label\": \"safe\"}\n").unwrap();
+    let arguments = ["eval", "judge-check", "--gold", gold.path().to_str().unwrap(), "--judge", "openai:m", "--judge-url", &judge.url];
+    let address = format!("http://127.0.0.1:{}", proxy.port);
+    let said = stderr(&mpo(&arguments, &[("HTTP_PROXY", &address), ("ALL_PROXY", &address), ("OPENAI_API_KEY", "sk-SECRET")]));
+    assert!(!judge.asked.lock().unwrap().is_empty(), "{said}");
     assert_eq!(proxy.requests().len(), 0);
 }
 
