@@ -2,7 +2,7 @@
 
 use super::environment::Environment;
 use super::repository::Repository;
-use super::transfer::{Client, Failure, Request};
+use super::transfer::{Client, Failure, MOST_FILE_BYTES, Request};
 use super::{Source, builtin, refuse_revision};
 use crate::config::DataConfig;
 use crate::digest::{contents_of, hex};
@@ -98,7 +98,7 @@ fn download(environment: &Environment, url: &str, sha256: Option<&str>) -> Resul
     if file.exists() {
         std::fs::remove_file(&file).with_context(|| format!("`{}` is damaged and cannot be removed", file.display()))?;
     }
-    let request = Request { url, token: None, label: &shown, n_bytes: None, sha256, git_blob: None };
+    let request = Request { url, token: None, label: &shown, n_bytes: None, most: MOST_FILE_BYTES, sha256, git_blob: None };
     let digest = Client::new(environment).download(&request, &file).map_err(|failure| match failure {
         Failure::Refused { status: 404, .. } => anyhow!("there is nothing at `{shown}` (status 404); check the address"),
         Failure::Refused { status: 401 | 403, .. } => anyhow!("`{shown}` is not public; download it by hand and give the file's path"),

@@ -5,7 +5,7 @@
 //! is complete, and is used without a request.
 
 use super::environment::Environment;
-use super::transfer::{Client, Failure, Request};
+use super::transfer::{Client, Failure, MOST_FILE_BYTES, MOST_SMALL_BYTES, Request};
 use crate::escape::escape_for_terminal;
 use crate::model::weights::{INDEX_FILE, SINGLE_FILE, shard_files};
 use crate::secret::shown;
@@ -201,11 +201,13 @@ impl<'a> Repository<'a> {
         let at_commit = Repo::with_revision(self.id.to_owned(), self.kind, commit.to_owned());
         let url = format!("{}/{}/resolve/{commit}/{}", self.environment.endpoint, at_commit.url(), entry.path);
         let label = format!("{}/{}", self.id, entry.path);
+        let is_weights = entry.path.ends_with(".safetensors");
         let request = Request {
             url: &url,
             token: self.environment.token.as_ref(),
             label: &label,
             n_bytes: entry.lfs.as_ref().map(|lfs| lfs.size).or(entry.size),
+            most: if matches!(self.kind, RepoType::Model) && !is_weights { MOST_SMALL_BYTES } else { MOST_FILE_BYTES },
             sha256: entry.lfs.as_ref().map(|lfs| lfs.sha256.as_str()),
             git_blob: entry.blob_id.as_deref().filter(|_| entry.lfs.is_none()),
         };

@@ -24,7 +24,9 @@ const BUFFER_BYTES: usize = 1 << 20;
 /// A listing of a hundred thousand files has some 20 MiB.
 const MOST_LISTING_BYTES: u64 = 64 << 20;
 /// Of a file whose size nobody announces.
-const MOST_FILE_BYTES: u64 = 1 << 40;
+pub(super) const MOST_FILE_BYTES: u64 = 1 << 40;
+/// Of one that is no weights and no data: tokenizers have some tens of MiB.
+pub(super) const MOST_SMALL_BYTES: u64 = 256 << 20;
 
 /// What to fetch, and what is known about it beforehand.
 pub(super) struct Request<'a> {
@@ -33,6 +35,8 @@ pub(super) struct Request<'a> {
     /// Names the file to the user, beside the progress bar and in errors: an address may hold secrets.
     pub label: &'a str,
     pub n_bytes: Option<u64>,
+    /// Of how much is taken at most where the size is not known, nor announced.
+    pub most: u64,
     pub sha256: Option<&'a str>,
     /// The content's name in git, for a file whose sha256 is not known.
     pub git_blob: Option<&'a str>,
@@ -72,7 +76,7 @@ struct TooLong {
 
 impl fmt::Display for TooLong {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "`{}` sends more than the {} bytes that were announced; nothing of it was kept", self.label, self.most)
+        write!(f, "`{}` sends more than the {} bytes that it may have; nothing of it was kept", self.label, self.most)
     }
 }
 
@@ -194,7 +198,7 @@ impl Client {
         // Without the length of what is compressed, which says nothing of the file's.
         let announced = response.body().content_length().map(|remaining| start + remaining);
         let n_bytes = request.n_bytes.or(announced);
-        let most = n_bytes.unwrap_or(MOST_FILE_BYTES);
+        let most = n_bytes.unwrap_or(request.most);
         let too_long = || Failure::Other(TooLong { label: request.label.to_owned(), most }.into());
         if announced.is_some_and(|announced| announced > most) {
             return Err(too_long());

@@ -29,7 +29,7 @@ const ASKED_AS: &str = "multijail";
 /// Judges labelled responses and prints a row for each language.
 pub fn run(gold: &Path, args: &JudgeArgs, correct: Option<&Path>) -> Result<ExitCode> {
     ensure_usage(args.judge.as_deref() != Some("keyword"), || {
-        "`keyword` tells refusals and gives no verdict on harm, so it has no errors to count: `--judge openai:MODEL` or `--judge guard:DIR`"
+        "which judge? `keyword` tells refusals and gives no verdict on harm, so it has no errors to count: `--judge openai:MODEL` or `--judge guard:DIR`"
             .to_owned()
     })?;
     ensure_usage(args.judge.is_some(), || "which judge? `--judge openai:MODEL` or `--judge guard:DIR`".to_owned())?;

@@ -22,16 +22,7 @@ const BENCH_VERSION: &str = "1";
 /// # Errors
 /// No benchmark; a combination that means nothing.
 pub fn asked(args: &EvalArgs, tested: &Tested) -> Result<Asked> {
-    let n_samples = args.samples.get() as u32;
-    let is_sampled = args.temperature.is_some_and(|temperature| temperature > 0.0);
-    ensure_usage(n_samples == 1 || is_sampled, || {
-        format!("--samples {n_samples} would give the same answer {n_samples} times: set --temperature above 0")
-    })?;
-    let benches = chosen(&args.bench)?;
-    let measures_gaps = benches.iter().any(|bench| bench.card().scoring == Scoring::RewardGap);
-    ensure_usage(args.reference.is_none() || measures_gaps, || {
-        "--reference is the checkpoint whose reward gaps stand beside the model's: it goes with `--bench reward-gap`".to_owned()
-    })?;
+    let benches = benches(args)?;
     Ok(Asked {
         benches: benches.iter().map(|bench| bench.card().name.to_owned()).collect(),
         model: tested.model.clone(),
@@ -45,11 +36,29 @@ pub fn asked(args: &EvalArgs, tested: &Tested) -> Result<Asked> {
         max_new_tokens: args.max_new_tokens.map(usize::from),
         temperature: args.temperature,
         top_p: args.top_p,
-        n_samples,
+        n_samples: args.samples.get() as u32,
         config: args.settings.config.clone(),
         set: args.settings.set.iter().map(|set| shown(set)).collect(),
         judge: asked_judge(&args.judge),
     })
+}
+
+/// The benchmarks that are asked for: what the command line alone decides.
+///
+/// # Errors
+/// As of [`asked`].
+pub fn benches(args: &EvalArgs) -> Result<Vec<&'static dyn Benchmark>> {
+    let n_samples = args.samples.get() as u32;
+    let is_sampled = args.temperature.is_some_and(|temperature| temperature > 0.0);
+    ensure_usage(n_samples == 1 || is_sampled, || {
+        format!("--samples {n_samples} would give the same answer {n_samples} times: set --temperature above 0")
+    })?;
+    let benches = chosen(&args.bench)?;
+    let measures_gaps = benches.iter().any(|bench| bench.card().scoring == Scoring::RewardGap);
+    ensure_usage(args.reference.is_none() || measures_gaps, || {
+        "--reference is the checkpoint whose reward gaps stand beside the model's: it goes with `--bench reward-gap`".to_owned()
+    })?;
+    Ok(benches)
 }
 
 /// The benchmarks that are named, each once.

@@ -75,6 +75,7 @@ impl Run {
                 bench::all_names()
             )
         })?;
+        facts::benches(args)?;
         let tested = Tested::choose(args.model.as_deref(), args.adapter.as_deref())?;
         let asked = facts::asked(args, &tested)?;
         let folder = args.out.clone().unwrap_or_else(|| tested.default_out(&asked.benches));
