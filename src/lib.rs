@@ -125,5 +125,6 @@ pub mod progress;
 pub mod reference;
 pub mod scoring;
 pub mod secret;
+pub mod text;
 pub mod train;
 pub mod web;

@@ -87,7 +87,7 @@ pub struct EvalArgs {
     /// What was asked of which model, and who judges, stands in its run.json. A run without a judge takes the one that is named now.
     #[arg(long, value_name = "DIR", conflicts_with_all = [
         "out", "bench", "model", "adapter", "reference", "langs", "limit", "data", "seed", "jailbreak", "max_new_tokens", "temperature", "top_p", "samples",
-        "config", "set",
+        "thinking", "config", "set",
     ])]
     pub resume: Option<PathBuf>,
 
@@ -95,9 +95,15 @@ pub struct EvalArgs {
     #[arg(long, value_name = "FILE")]
     pub jailbreak: Option<PathBuf>,
 
-    /// Longest response, in tokens; the benchmark's own when left out (512, for MT-Bench 1024)
+    /// Longest response, in tokens; the benchmark's own when left out (512, for MT-Bench 1024), and 4096 more for a model that thinks before it answers
     #[arg(long, value_name = "N")]
     pub max_new_tokens: Option<NonZeroUsize>,
+
+    /// Whether the model thinks before it answers, for chat templates that can turn it on and off; as the template has it when left out
+    ///
+    /// What was thought is kept in responses.jsonl, and judged by nobody.
+    #[arg(long, value_name = "on|off", value_parser = ["on", "off"])]
+    pub thinking: Option<String>,
 
     /// Sample at this temperature in place of greedy decoding
     #[arg(long, value_name = "T")]
@@ -140,6 +146,8 @@ pub struct JudgeArgs {
     pub judge_url: Option<String>,
 
     /// Translate responses to English before they are judged: `openai:MODEL` at the same endpoint
+    ///
+    /// A reply that is no translation (it refuses, answers, is not English, leaves out most or adds to it) makes an item unparsed, and is counted.
     #[arg(long, value_name = "JUDGE")]
     pub judge_translate: Option<String>,
 

@@ -7,7 +7,9 @@ use crate::data::check::{CheckInput, CheckReport, check};
 use crate::data::encode::{Encoded, EncodedPreference, EncodedRow, Encoder};
 use crate::data::pair::PreferenceRow;
 use crate::hub::ModelFiles;
+use crate::model::family;
 use crate::progress::say;
+use crate::train::prepare::{RunRows, check_rows};
 use crate::{data, device, hub};
 use anyhow::Result;
 use std::path::Path;
@@ -21,12 +23,14 @@ pub fn run(args: &CheckArgs) -> Result<ExitCode> {
     if let Some(limit) = args.limit {
         config.data.limit = Some(limit.get());
     }
-    let report = device::thread_pool(&config.hardware)?.install(|| report(&config, args.gaps))?;
+    // Without a configuration the loss is still open, and with it what the rows must have.
+    let is_of_run = args.settings.config.is_some() || args.settings.set.iter().any(|set| set.trim_start().starts_with("objective."));
+    let report = device::thread_pool(&config.hardware)?.install(|| report(&config, is_of_run, args.gaps))?;
     super::print(&report.to_string())?;
     Ok(ExitCode::from(u8::from(report.is_wrong())))
 }
 
-fn report(config: &RunConfig, with_gaps: bool) -> Result<CheckReport> {
+fn report(config: &RunConfig, is_of_run: bool, with_gaps: bool) -> Result<CheckReport> {
     let model = hub::resolve_model(&config.model.path, config.model.revision.as_deref())?;
     let dataset = data::read(&hub::resolve_data(&config.data)?, &config.data)?;
     let encoder = Encoder::new(&model.dir, &config.data)?;
@@ -39,14 +43,27 @@ fn report(config: &RunConfig, with_gaps: bool) -> Result<CheckReport> {
         true => Some(dominant_gaps(&encoder, &dataset.pairs, &model, config)?),
         false => None,
     };
-    Ok(check(&CheckInput {
+    let mut report = check(&CheckInput {
         dataset: &dataset,
+        encoder: Some(&encoder),
+        objective: is_of_run.then_some(&config.objective),
         encoded: Some(&encoded),
         max_tokens: config.data.max_tokens,
         on_overlong: config.data.on_overlong,
         dominant_gaps: dominant_gaps.as_deref(),
         bad_supervision_share: config.signs.bad_supervision_share,
-    }))
+    });
+    // A folder of a tokenizer alone says nothing of positions.
+    if model.dir.join("config.json").is_file() {
+        let refusal = family::describe_folder(&model.dir).and_then(|description| match is_of_run {
+            true => RunRows::new(config, &encoder, &description).map(drop),
+            false => check_rows(config, &encoder, &description),
+        });
+        if let Err(error) = refusal {
+            report.refused(format!("{error:#}"));
+        }
+    }
+    Ok(report)
 }
 
 /// The reference's reward gap on each row's dominant pair; NaN for rows that have none, cannot be encoded or do not fit.

@@ -4,6 +4,7 @@ use super::plan::{first_lines, memory_in_words};
 use super::print;
 use crate::cli::{DEFAULT_TRACE, TrainArgs};
 use crate::config::{self, RunConfig};
+use crate::data::check::Severity;
 use crate::data::encode::EncodedRow;
 use crate::data::loader::{Loader, dominant_numbers};
 use crate::device::{self, gib};
@@ -101,6 +102,10 @@ fn say_warnings(prepared: &Prepared) {
         if !(report.cut.is_empty() && report.dropped.is_empty()) {
             say(&report.to_string());
         }
+        report.findings.iter().for_each(|finding| say(&finding.warning()));
+    }
+    if prepared.encoding.findings.iter().any(|finding| finding.severity == Severity::Wrong) {
+        say("hint: `mpo check` with the same `--config` says more of these rows");
     }
     prepared.canaries.iter().flat_map(|canaries| &canaries.notes).for_each(|note| say(note));
     if let Some(free) = device::free_disk(&prepared.config.output.dir).filter(|free| *free < prepared.disk) {
@@ -203,6 +208,7 @@ fn describe(prepared: &Prepared, memory: &str) -> Result<String> {
     )?;
     for report in [Some(&prepared.encoding), prepared.eval_encoding.as_ref()].into_iter().flatten() {
         writeln!(text, "           {report}")?;
+        report.findings.iter().try_for_each(|finding| writeln!(text, "           {}", finding.warning()))?;
     }
     if let Some(canaries) = &prepared.canaries {
         let languages: Vec<String> = canaries.n_of_language().iter().map(|(lang, n)| format!("{lang} {n}")).collect();

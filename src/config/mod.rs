@@ -119,6 +119,10 @@ pub struct DataConfig {
     pub limit: Option<usize>,
     /// Drop rows whose dominant pair has a smaller reference gap than this.
     pub min_dominant_gap: Option<f64>,
+    /// What a special token (`<|im_end|>`) that a row's text spells is read as.
+    pub special_tokens: SpecialTokens,
+    /// Split a text such as `\n\nHuman: … \n\nAssistant: …` into its turns (`preference` and `label`).
+    pub transcript: bool,
 }
 
 /// `[retention]`
@@ -313,6 +317,8 @@ impl Default for DataConfig {
             languages: None,
             limit: None,
             min_dominant_gap: None,
+            special_tokens: SpecialTokens::Text,
+            transcript: false,
         }
     }
 }

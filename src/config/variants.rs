@@ -98,6 +98,16 @@ pub enum OnOverlong {
     Error,
 }
 
+/// `data.special_tokens`: what a special token that is spelled within a row's text is read as. Those of the chat template are tokens either way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SpecialTokens {
+    /// As the characters that it is written with: no text can end a turn or open another.
+    Text,
+    /// As the token, which is what transformers does.
+    Tokens,
+}
+
 /// `objective.gap`: how two log-probabilities make a reward gap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

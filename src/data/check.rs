@@ -1,23 +1,32 @@
-//! What is wrong with a data set, and what is worth knowing about it: the report of `mpo check`.
+//! What is wrong with a data set, and what is worth knowing about it: the report of `mpo check`, and the warnings of `mpo train`.
 //!
 //! A finding is *wrong* where its rows teach something that nobody can want: no prompt, two equal answers, an answer in another script. It
 //! is *worth knowing* where the guess may be mistaken or the run copes: an answer that ends mid-sentence, a row that `max_tokens` cuts.
-//! Pure functions of rows: no file, no model. The report names rows and never quotes them, since the texts are often harmful.
+//! Pure functions of rows: no file, no model. `inspect` looks at rows one by one, `tags` at their languages. The report names rows and never quotes them,
+//! since the texts are often harmful.
 
 mod display;
+mod inspect;
+mod tags;
 mod text;
 
-use super::encode::{EncodedPreference, EncodedRow};
+use super::columns::{Columns, Unread};
+use super::encode::{EncodedPreference, EncodedRow, Encoder};
 use super::pair::{Message, PreferencePair, PreferenceRow};
 use super::truncate::{Fit, fit};
 use super::{Dataset, RowFault, SpoiltRow};
-use crate::config::OnOverlong;
-use std::collections::{BTreeMap, HashMap, HashSet};
-use text::{ends_a_sentence, scripts_differ};
+use crate::config::{ObjectiveConfig, OnOverlong};
+pub use inspect::one_sided;
+pub(super) use inspect::{Depth, Inspector};
+use std::collections::{BTreeMap, HashSet};
 
 /// What a check looks at.
 pub struct CheckInput<'a> {
     pub dataset: &'a Dataset,
+    /// Knows the special tokens.
+    pub encoder: Option<&'a Encoder>,
+    /// The loss that the data is for, where that is known.
+    pub objective: Option<&'a ObjectiveConfig>,
     /// Each row's tokens, uncut (`Encoder::tokenize`), or why there are none. `None` without a tokenizer.
     pub encoded: Option<&'a [anyhow::Result<EncodedRow>]>,
     pub max_tokens: usize,
@@ -37,6 +46,8 @@ pub enum Severity {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum FindingKind {
+    /// What `mpo train` says before it stops.
+    Refused,
     Unreadable,
     EmptyResponse,
     EmptyPrompt,
@@ -46,11 +57,27 @@ pub enum FindingKind {
     EqualResponses,
     RepeatedRow,
     RepeatedId,
+    Transcript,
+    TurnOrder,
+    EndsInSpecialToken,
+    UnreadColumn,
+    OtherTag,
+    OneSided,
     NotEncodable,
     TooLong,
     NegativeGap,
+    SpecialToken,
+    OtherLanguage,
+    Unbalanced,
     RepeatedPrompt,
     NoSentenceEnd,
+}
+
+impl FindingKind {
+    /// Whether training stops for it, and says the same.
+    fn is_refusal(self) -> bool {
+        matches!(self, Self::Refused | Self::Unreadable | Self::EmptyResponse | Self::NotEncodable)
+    }
 }
 
 /// Rows that share a fault. What they share of the dominant side is counted once for all rows that share the pair.
@@ -100,6 +127,8 @@ pub struct CheckReport {
     pub target: Vec<LanguageCount>,
     /// Empty without a tokenizer.
     pub lengths: Vec<Lengths>,
+    /// Columns that are not read, and that no other program is known to read.
+    pub not_read: Vec<String>,
     /// Wrong ones first.
     pub findings: Vec<Finding>,
     pub max_tokens: usize,
@@ -119,13 +148,24 @@ impl CheckReport {
     pub fn is_wrong(&self) -> bool {
         self.findings.iter().any(|finding| finding.severity == Severity::Wrong)
     }
+
+    /// Adds why training refuses the data, unless a finding says so already.
+    pub fn refused(&mut self, message: String) {
+        let is_said = self.findings.iter().any(|finding| finding.kind.is_refusal());
+        if !is_said {
+            let refused = Finding { kind: FindingKind::Refused, severity: Severity::Wrong, rows: Vec::new(), detail: Some(message) };
+            self.findings.insert(0, refused);
+        }
+    }
 }
 
 /// Looks at every row and gathers what it finds.
 pub fn check(input: &CheckInput) -> CheckReport {
     let pairs = &input.dataset.pairs;
     let first_of_dominant = first_of_each(pairs.iter().map(|row| row.dominant.as_ref()));
-    let mut findings = Findings::default();
+    let mut inspector = Inspector::new(input.encoder, input.objective, Depth::Whole);
+    inspector.look(pairs);
+    let mut findings = inspector.finish();
     for row in &input.dataset.spoilt {
         let (kind, message) = match &row.fault {
             RowFault::Malformed(message) => (FindingKind::Unreadable, message),
@@ -133,11 +173,7 @@ pub fn check(input: &CheckInput) -> CheckReport {
         };
         findings.add(kind, Severity::Wrong, format!("{} ({})", row.index, place(row, &input.dataset.spoilt)), Some(message.clone()));
     }
-    for (pair, is_first) in pairs.iter().zip(&first_of_dominant) {
-        check_row(pair, *is_first, &mut findings);
-    }
-    findings.describe(FindingKind::NoSentenceEnd, || cut_shares(pairs, &first_of_dominant));
-    check_repetitions(pairs, &mut findings);
+    findings.add_columns(&input.dataset.columns);
     if let Some(encoded) = input.encoded {
         check_encodings(pairs, encoded, input, &mut findings);
     }
@@ -151,6 +187,14 @@ pub fn check(input: &CheckInput) -> CheckReport {
         dominant: count_languages(distinct.filter_map(|row| row.dominant.as_ref())),
         target: count_languages(pairs.iter().map(|pair| &pair.target)),
         lengths: input.encoded.map_or(Vec::new(), |encoded| lengths(encoded, &first_of_dominant)),
+        not_read: input
+            .dataset
+            .columns
+            .unread()
+            .into_iter()
+            .filter(|column| column.what == Unread::Other)
+            .map(|column| column.name)
+            .collect(),
         findings: findings.sorted(),
         max_tokens: input.max_tokens,
         supervision,
@@ -165,109 +209,50 @@ fn place(row: &SpoiltRow, all: &[SpoiltRow]) -> String {
     }
 }
 
+/// Findings by severity and kind.
 #[derive(Default)]
-struct Findings(BTreeMap<(Severity, FindingKind), (Vec<String>, Option<String>)>);
+pub(super) struct Findings(BTreeMap<(Severity, FindingKind), (Vec<String>, Option<String>)>);
 
 impl Findings {
     /// Keeps the first detail of a kind.
-    fn add(&mut self, kind: FindingKind, severity: Severity, row: String, detail: Option<String>) {
+    pub fn add(&mut self, kind: FindingKind, severity: Severity, row: String, detail: Option<String>) {
         let (rows, first_detail) = self.0.entry((severity, kind)).or_default();
         rows.push(row);
         *first_detail = first_detail.take().or(detail);
     }
 
-    fn wrong(&mut self, kind: FindingKind, row: String) {
-        self.add(kind, Severity::Wrong, row, None);
+    /// Columns that mean something to other programs.
+    pub fn add_columns(&mut self, columns: &Columns) {
+        for column in columns.unread() {
+            let (severity, why) = match column.what {
+                Unread::Other => continue,
+                Unread::InPrompt => {
+                    (Severity::Wrong, "part of the prompt to other programs: write it into `prompt`, or remove it".to_owned())
+                }
+                Unread::Weight => (Severity::WorthKnowing, "all rows count alike".to_owned()),
+                Unread::NearlyNamed(meant) => (Severity::WorthKnowing, format!("did you mean `{meant}`?")),
+            };
+            let what = format!("`{}` ({} rows from row {} on; {why})", column.name, column.n_rows, column.first_row);
+            self.add(FindingKind::UnreadColumn, severity, what, None);
+        }
     }
 
-    fn worth_knowing(&mut self, kind: FindingKind, row: String) {
-        self.add(kind, Severity::WorthKnowing, row, None);
+    /// Gives a kind of a severity the detail of all of its rows.
+    pub fn detail(&mut self, kind: FindingKind, severity: Severity, detail: String) {
+        if let Some((_, known)) = self.0.get_mut(&(severity, kind)) {
+            *known = Some(detail);
+        }
     }
 
     /// Gives a kind that was found a detail about all of its rows.
-    fn describe(&mut self, kind: FindingKind, detail: impl Fn() -> String) {
+    pub fn describe(&mut self, kind: FindingKind, detail: impl Fn() -> String) {
         for (_, (_, found)) in self.0.iter_mut().filter(|((_, found), _)| *found == kind) {
             *found = Some(detail());
         }
     }
 
-    fn sorted(self) -> Vec<Finding> {
+    pub fn sorted(self) -> Vec<Finding> {
         self.0.into_iter().map(|((severity, kind), (rows, detail))| Finding { kind, severity, rows, detail }).collect()
-    }
-}
-
-fn check_row(row: &PreferenceRow, is_first_of_dominant: bool, findings: &mut Findings) {
-    let id = &row.id;
-    let Some(dominant) = &row.dominant else {
-        return check_pair(&row.target, |field| if field.is_empty() { id.clone() } else { format!("{id} {field}") }, findings);
-    };
-    let (dominant_prompt, target_prompt) = (prompt_text(dominant), prompt_text(&row.target));
-    let is_translated = dominant_prompt.trim() != target_prompt.trim();
-    if !is_translated {
-        findings.wrong(FindingKind::Untranslated, id.clone());
-    } else if dominant.lang == row.target.lang && !target_prompt.trim().is_empty() {
-        findings.wrong(FindingKind::SameLanguage, id.clone());
-    }
-    for (side, pair) in [("dominant", dominant), ("target", &row.target)].into_iter().skip(usize::from(!is_first_of_dominant)) {
-        check_pair(pair, |field| format!("{id} {side}{}{field}", if field.is_empty() { "" } else { "." }), findings);
-    }
-}
-
-/// `place` names the row, and where in it the field of that name is (the pair itself for an empty name).
-fn check_pair(pair: &PreferencePair, place: impl Fn(&str) -> String, findings: &mut Findings) {
-    let prompt = prompt_text(pair);
-    if prompt.trim().is_empty() {
-        findings.wrong(FindingKind::EmptyPrompt, place(""));
-    }
-    if let (Some(chosen), Some(rejected)) = (&pair.chosen, &pair.rejected)
-        && chosen.trim() == rejected.trim()
-    {
-        findings.wrong(FindingKind::EqualResponses, place(""));
-    }
-    for (which, response) in pair.responses() {
-        if scripts_differ(&prompt, response) {
-            findings.wrong(FindingKind::OtherScript, place(which));
-        }
-        if !ends_a_sentence(response) {
-            findings.worth_knowing(FindingKind::NoSentenceEnd, place(which));
-        }
-    }
-}
-
-/// "dominant en 5 of 200, target bn 180 of 200, …": responses without a sentence end per side and language.
-fn cut_shares(pairs: &[PreferenceRow], first_of_dominant: &[bool]) -> String {
-    let mut counts: BTreeMap<(&str, &str), (usize, usize)> = BTreeMap::new();
-    for (row, is_first) in pairs.iter().zip(first_of_dominant) {
-        let dominant = row.dominant.iter().filter(|_| *is_first).map(|pair| ("dominant ", pair));
-        let side_of_target = if row.dominant.is_some() { "target " } else { "" };
-        for (side, pair) in dominant.chain([(side_of_target, &row.target)]) {
-            let (n_cut, n) = counts.entry((side, &pair.lang)).or_default();
-            *n_cut += pair.responses().filter(|(_, text)| !ends_a_sentence(text)).count();
-            *n += pair.responses().count();
-        }
-    }
-    let share = |((side, lang), (n_cut, n)): ((&str, &str), (usize, usize))| format!("{side}{lang} {n_cut} of {n}");
-    counts.into_iter().filter(|(_, (n_cut, _))| *n_cut > 0).map(share).collect::<Vec<_>>().join(", ")
-}
-
-fn check_repetitions(pairs: &[PreferenceRow], findings: &mut Findings) {
-    let (mut ids, mut rows, mut prompts) = (HashMap::new(), HashMap::new(), HashMap::new());
-    for pair in pairs {
-        if let Some(first) = ids.insert(&pair.id, &pair.id) {
-            findings.wrong(FindingKind::RepeatedId, first.clone());
-        }
-        let target_prompt = (&pair.target.lang, &pair.target.prompt);
-        let row_texts = (pair.dominant.as_ref().map(texts), texts(&pair.target));
-        if let Some(first) = rows.get(&row_texts) {
-            findings.wrong(FindingKind::RepeatedRow, format!("{} (as {first})", pair.id));
-        } else if let Some(first) = prompts.get(&target_prompt)
-            && pair.target.responses().count() == 2
-        {
-            // Labelled data has a row for each answer to a prompt.
-            findings.worth_knowing(FindingKind::RepeatedPrompt, format!("{} (as {first})", pair.id));
-        }
-        rows.entry(row_texts).or_insert(&pair.id);
-        prompts.entry(target_prompt).or_insert(&pair.id);
     }
 }
 
@@ -310,12 +295,9 @@ fn first_of_each<'a>(pairs: impl Iterator<Item = Option<&'a PreferencePair>>) ->
     pairs.map(|pair| pair.is_some_and(|pair| seen.insert(texts(pair)))).collect()
 }
 
+/// What is equal for pairs with the same texts, whatever their language is called.
 fn texts(pair: &PreferencePair) -> (&[Message], Option<&str>, Option<&str>) {
     (&pair.prompt, pair.chosen.as_deref(), pair.rejected.as_deref())
-}
-
-fn prompt_text(pair: &PreferencePair) -> String {
-    pair.prompt.iter().map(|turn| turn.content.as_str()).collect::<Vec<_>>().join("\n")
 }
 
 fn count_languages<'a>(pairs: impl Iterator<Item = &'a PreferencePair>) -> Vec<LanguageCount> {

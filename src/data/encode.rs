@@ -3,20 +3,22 @@
 //! Prompt and response are tokenised apart and then joined, as at generation time, when the response does not exist yet. The response
 //! is all that the template renders after the prompt's text (`end_of_response = "template"`), or its bare content and the
 //! tokenizer's end-of-sequence token (`"eos_token"`, what the code released with the paper does). This file encodes a row, `rows` many, `prompt`
-//! what has no answer yet.
+//! what has no answer yet, and `special` keeps texts from spelling special tokens.
 
 mod prompt;
 mod rows;
+mod special;
 
 use super::pair::{Message, PreferencePair, PreferenceRow, Role};
 use super::template::Template;
 use super::tokenizer_config::TokenizerConfig;
 use super::truncate::{Fit, fit};
-use crate::config::{DataConfig, EndOfResponse, OnOverlong};
+use crate::config::{DataConfig, EndOfResponse, OnOverlong, SpecialTokens};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 pub use rows::EncodeReport;
+use special::Special;
 use std::path::Path;
-use tokenizers::{Encoding, Tokenizer};
+use tokenizers::Tokenizer;
 
 /// Response tokens: everything that is rendered after the prompt. None at all for a response that labelled data does not have.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -105,7 +107,7 @@ pub enum Encoded {
     },
 }
 
-/// A preference pair as the text that is tokenised.
+/// A preference pair as the text that is tokenised. Special tokens that its texts spell are written as noncharacters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rendered {
     pub prompt: String,
@@ -119,6 +121,9 @@ pub struct Rendered {
 /// Tokenizer and chat template of one checkpoint with the data settings of a run.
 pub struct Encoder {
     tokenizer: Tokenizer,
+    special: Special,
+    /// Whether special tokens that a text spells are read as tokens.
+    reads_special_tokens: bool,
     template: Template,
     bos: Option<u32>,
     /// Whether `bos` is put in front of a prompt that does not begin with it.
@@ -157,6 +162,8 @@ impl Encoder {
         let adds_bos = tokens.add_bos.unwrap_or(bos.is_some() && by_itself.get_ids().first().copied() == bos);
         Ok(Self {
             template: Template::resolve(&config.template, folder, &tokens)?,
+            special: Special::of(&tokenizer),
+            reads_special_tokens: config.special_tokens == SpecialTokens::Tokens,
             tokenizer,
             bos,
             adds_bos,
@@ -184,12 +191,11 @@ impl Encoder {
 
     /// The tokens of a rendered prompt, with exactly one BOS where the tokenizer has one.
     fn prompt_tokens(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.encoding(text)?;
+        let mut tokens = self.tokens(text)?;
         // A template that renders BOS itself needs no other; one that does not relies on the tokenizer to add it.
-        let missing = self.bos.filter(|bos| self.adds_bos && encoding.get_ids().first() != Some(bos));
-        let mut tokens = Vec::with_capacity(encoding.len() + missing.iter().len());
-        tokens.extend(missing);
-        tokens.extend_from_slice(encoding.get_ids());
+        if let Some(bos) = self.bos.filter(|bos| self.adds_bos && tokens.first() != Some(bos)) {
+            tokens.insert(0, bos);
+        }
         if let (Some(bos), [first, second, ..]) = (self.bos, tokens.as_slice())
             && [*first, *second] == [bos, bos]
         {
@@ -202,12 +208,13 @@ impl Encoder {
         Ok(tokens)
     }
 
+    /// Of a text as the template rendered it, or of a row's own text with its special tokens hidden.
     fn tokens(&self, text: &str) -> Result<Vec<u32>> {
-        Ok(self.encoding(text)?.get_ids().to_vec())
-    }
-
-    fn encoding(&self, text: &str) -> Result<Encoding> {
-        self.tokenizer.encode_fast(text, false).map_err(|error| anyhow!("the tokenizer failed: {error}"))
+        if Special::hides(text) {
+            return self.special.tokens(&self.tokenizer, text);
+        }
+        let encoding = self.tokenizer.encode_fast(text, false).map_err(|error| anyhow!("the tokenizer failed: {error}"))?;
+        Ok(encoding.get_ids().to_vec())
     }
 
     /// The whole row, uncut.
@@ -244,6 +251,7 @@ impl Encoder {
     /// The texts that are tokenised, each by itself.
     pub fn render(&self, preference: &PreferencePair) -> Result<Rendered> {
         let PreferencePair { prompt, chosen, rejected, .. } = preference;
+        let prompt = &*self.hidden_turns(prompt)?;
         let prompt_text = self.template.render(prompt, true)?;
         let ending = match self.end_of_response {
             EndOfResponse::EosToken => None,
@@ -255,9 +263,9 @@ impl Encoder {
         };
         let response = |content: &Option<String>| match (content, &ending) {
             (None, _) => Ok(None),
-            (Some(content), None) => Ok(Some(content.clone())),
+            (Some(content), None) => Ok(Some(self.hidden(content)?.into_owned())),
             (Some(content), Some(ending)) => {
-                let text = self.response_text(prompt, &prompt_text, content)?;
+                let text = self.response_text(prompt, &prompt_text, &self.hidden(content)?)?;
                 ensure!(
                     text.ends_with(ending),
                     "the chat template ends this response differently from others ({ending:?} was expected), so its end-of-turn tokens \
@@ -271,9 +279,7 @@ impl Encoder {
     }
 
     fn response_with_eos(&self, text: &str) -> Result<Response> {
-        let encoding = self.encoding(text)?;
-        let mut tokens = Vec::with_capacity(encoding.len() + 1);
-        tokens.extend_from_slice(encoding.get_ids());
+        let mut tokens = self.tokens(text)?;
         tokens.push(self.eos.context("the tokenizer has no `eos_token`")?);
         Ok(Response { tokens, n_end_tokens: 1 })
     }

@@ -1,12 +1,14 @@
 //! Preference pairs, parallel or plain: reading, checking, rendering, encoding, packing and loading them in a seeded, resumable order.
 //!
-//! `load` turns local files into rows, whatever their format: `pieces` and `parquet` read a file bit by bit, `rows` takes a row apart,
-//! `parallel`, `llamafactory`, `preference` and `label` know one format each, `language` names the languages that the rows do not. `sides` says
+//! `load` turns local files into rows, whatever their format: `source` unpacks, `pieces` and `parquet` read a file bit by bit, `rows` takes a row apart,
+//! `parallel`, `llamafactory`, `preference` and `label` know one format each, `transcript` splits dialogues, `columns` knows what else a row may say,
+//! `language` names the languages that the rows do not. `sides` says
 //! which pairs of a row become rows to train on. `template` and `encode` turn rows into tokens, `truncate` keeps them within `max_tokens`;
 //! `encode::Encoder::encode_files` goes from files to tokens without ever holding all texts. `check` reports what is wrong with the rows.
 
 pub mod batch;
 pub mod check;
+pub mod columns;
 pub mod encode;
 mod label;
 pub mod language;
@@ -20,13 +22,16 @@ mod pieces;
 mod preference;
 mod rows;
 mod sides;
+mod source;
 pub mod template;
 pub mod tokenizer_config;
+mod transcript;
 mod truncate;
 
 use crate::config::{DataConfig, DataFormat};
 use crate::progress::Progress;
 use anyhow::{Context, Result, bail};
+use columns::{Columns, Unread};
 use language::Languages;
 use pair::{PreferenceRow, Role};
 pub use pieces::PIECE_BYTES;
@@ -67,6 +72,8 @@ impl std::fmt::Display for RowFault {
 pub struct Dataset {
     pub pairs: Vec<PreferenceRow>,
     pub spoilt: Vec<SpoiltRow>,
+    /// What the rows say that is not read.
+    pub columns: Columns,
 }
 
 /// Reads the rows of local files, one behind the other, keeps `languages` and the first `limit` of them. A single spoilt row is an error:
@@ -80,8 +87,8 @@ pub fn load(files: &[PathBuf], config: &DataConfig) -> Result<Vec<PreferenceRow>
 /// As `load`, but sets spoilt rows aside instead of failing at the first: for `mpo check`.
 pub fn read(files: &[PathBuf], config: &DataConfig) -> Result<Dataset> {
     let mut pairs = Vec::new();
-    let spoilt = read_pieces(files, config, "reading", |piece| pairs.extend(piece))?;
-    Ok(Dataset { pairs, spoilt })
+    let Read { spoilt, columns } = read_pieces(files, config, "reading", |piece| pairs.extend(piece))?;
+    Ok(Dataset { pairs, spoilt, columns })
 }
 
 /// The rows of a JSON, JSONL or Parquet file as they stand there: the line on which each starts (of Parquet the row), from 1, and its value or what
@@ -107,14 +114,17 @@ fn refuse_spoilt(spoilt: &[SpoiltRow]) -> Result<()> {
     bail!("{}:{}: row {}: {}{others}", row.file.display(), row.line, row.index, row.fault)
 }
 
-/// Hands the rows that are kept to `each`, those of [`PIECE_BYTES`] of a file at a time, in order; returns the rows that cannot be read.
+/// What was found in files besides the rows that are kept.
+#[derive(Default)]
+struct Read {
+    /// The rows that cannot be read.
+    spoilt: Vec<SpoiltRow>,
+    columns: Columns,
+}
+
+/// Hands the rows that are kept to `each`, those of [`PIECE_BYTES`] of a file at a time, in order; returns what else was found.
 /// `what` is being done, for the person who waits.
-fn read_pieces(
-    files: &[PathBuf],
-    config: &DataConfig,
-    what: &'static str,
-    mut each: impl FnMut(Vec<PreferenceRow>),
-) -> Result<Vec<SpoiltRow>> {
+fn read_pieces(files: &[PathBuf], config: &DataConfig, what: &'static str, mut each: impl FnMut(Vec<PreferenceRow>)) -> Result<Read> {
     let readers = files.iter().map(|file| RowReader::open(file)).collect::<Result<Vec<_>>>()?;
     let progress = Progress::new(what, readers.iter().map(RowReader::n_bytes).sum());
     let mut rows = Rows::new(config);
@@ -134,10 +144,10 @@ fn read_pieces(
         }
     }
     rows.finish().with_context(|| format!("in {}", named()))?;
-    if rows.n_kept == 0 && rows.spoilt.is_empty() {
+    if rows.n_kept == 0 && rows.found.spoilt.is_empty() {
         bail!("no rows are left of {} (`data.limit` is {:?})", named(), config.limit);
     }
-    Ok(rows.spoilt)
+    Ok(rows.found)
 }
 
 /// From the rows of the files, piece by piece, to the pairs that the configuration asks for.
@@ -152,7 +162,7 @@ struct Rows<'a> {
     present: BTreeMap<String, usize>,
     n_rows: usize,
     n_kept: usize,
-    spoilt: Vec<SpoiltRow>,
+    found: Read,
 }
 
 impl<'a> Rows<'a> {
@@ -161,11 +171,11 @@ impl<'a> Rows<'a> {
             config,
             format: (config.format != DataFormat::Auto).then_some(config.format),
             first_problem: None,
-            languages: Languages::default(),
+            languages: Languages::expecting(config.languages.as_deref()),
             present: BTreeMap::new(),
             n_rows: 0,
             n_kept: 0,
-            spoilt: Vec::new(),
+            found: Read::default(),
         }
     }
 
@@ -175,12 +185,16 @@ impl<'a> Rows<'a> {
         }
         let (format, n_before) = (self.format, self.n_rows);
         self.n_rows += piece.len();
-        let parsed: Vec<_> = piece.into_par_iter().enumerate().map(|(i, row)| parse(format, file, n_before + i, row)).collect();
+        let splits = self.config.transcript;
+        let parsed: Vec<_> = piece.into_par_iter().enumerate().map(|(i, row)| parse(format, splits, file, n_before + i, row)).collect();
         let mut pairs = Vec::with_capacity(parsed.len());
         for row in parsed {
             match row {
-                Ok(pair) => pairs.push(pair),
-                Err(spoilt) => self.spoilt.push(spoilt),
+                Ok((pair, unread)) => {
+                    self.found.columns.add(unread, &pair.id);
+                    pairs.push(pair);
+                }
+                Err(spoilt) => self.found.spoilt.push(spoilt),
             }
         }
         let n_wanted = self.config.limit.unwrap_or(usize::MAX) - self.n_kept;
@@ -211,8 +225,9 @@ impl<'a> Rows<'a> {
             Some(row) => bail!(
                 "unknown format: the first row has the keys [{}], where `parallel` has `dominant` and `target`, `llamafactory` has \
                  `source_conversations` and `target_conversations`, `preference` has `prompt`, `chosen` and `rejected`, and `label` has \
-                 `prompt`, `completion` and `label`",
-                row.keys().join(", ")
+                 `prompt`, `completion` and `label`{}",
+                row.keys().join(", "),
+                columns::nearest_keys(row.values())
             ),
         };
         if self.first_problem.is_none() {
@@ -237,17 +252,27 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// Without a format no row was JSON.
-fn parse(format: Option<DataFormat>, file: &Path, index: usize, row: RawRow) -> std::result::Result<PreferenceRow, SpoiltRow> {
+/// A row, and what of it is not read. Without a format no row was JSON.
+fn parse(
+    format: Option<DataFormat>,
+    splits_transcripts: bool,
+    file: &Path,
+    index: usize,
+    row: RawRow,
+) -> std::result::Result<(PreferenceRow, Vec<(Unread, String)>), SpoiltRow> {
     let spoilt = |fault| SpoiltRow { index, file: file.to_owned(), line: row.line, fault };
-    let value = row.value.as_ref().map_err(|error| spoilt(RowFault::Malformed(format!("not valid JSON: {error}"))))?;
-    let pair = Fields::of_row(value).and_then(|fields| match format {
-        Some(DataFormat::Llamafactory) => llamafactory::row(&fields, index),
-        Some(DataFormat::Preference) => preference::row(&fields, index),
-        Some(DataFormat::Label) => label::row(&fields, index),
-        Some(DataFormat::Parallel | DataFormat::Auto) | None => parallel::row(&fields, index),
-    });
-    let pair = pair.map_err(|error| spoilt(RowFault::Malformed(format!("{error:#}"))))?;
+    let value = row.value.map_err(|error| spoilt(RowFault::Malformed(format!("not valid JSON: {error}"))))?;
+    let malformed = |error: anyhow::Error| spoilt(RowFault::Malformed(format!("{error:#}")));
+    let value = if splits_transcripts { transcript::split_row(&value).map_err(malformed)? } else { value };
+    let format = format.unwrap_or(DataFormat::Parallel);
+    let fields = Fields::of_row(&value).map_err(malformed)?;
+    let pair = match format {
+        DataFormat::Llamafactory => llamafactory::row(&fields, index),
+        DataFormat::Preference => preference::row(&fields, index),
+        DataFormat::Label => label::row(&fields, index),
+        DataFormat::Parallel | DataFormat::Auto => parallel::row(&fields, index),
+    };
+    let pair = pair.map_err(malformed)?;
     let (of_target, side_of_target) = if pair.dominant.is_some() { (" of the target pair", "target ") } else { ("", "") };
     let dominant = pair.dominant.iter().map(|dominant| (" of the dominant pair", "dominant ", dominant));
     for (of_pair, side, preference) in dominant.chain([(of_target, side_of_target, &pair.target)]) {
@@ -257,6 +282,11 @@ fn parse(format: Option<DataFormat>, file: &Path, index: usize, row: RawRow) -> 
         if preference.prompt.last().is_none_or(|turn| turn.role != Role::User) {
             return Err(spoilt(RowFault::Malformed(format!("the {side}prompt must end with a user turn"))));
         }
+        if let Some(which) = rows::marked_text(preference) {
+            let message = format!("the {which}{of_pair} begins with a byte order mark (U+FEFF), which the model would read: remove it");
+            return Err(spoilt(RowFault::Malformed(message)));
+        }
     }
-    Ok(pair)
+    let unread = columns::unread(format, &fields, &pair).map_err(|message| spoilt(RowFault::Malformed(message)))?;
+    Ok((pair, unread))
 }

@@ -1,10 +1,11 @@
 //! A file as rows, whichever way they are laid out: Parquet, one JSON array, or one JSON object a line (JSONL).
 //!
-//! The file is read piece by piece, so that neither its text nor its values are ever in memory as a whole, and the rows of a piece are parsed
+//! JSON may be gzip'ed. The file is read piece by piece, so that neither its text nor its values are ever in memory as a whole, and the rows of a piece are parsed
 //! on all cores. Each row keeps the line it starts on, so that every later complaint can say `file:line`. A line of JSONL that is not JSON
 //! spoils only itself; in an array nothing after the fault can be trusted, so reading stops there.
 
 use super::parquet::{self, ParquetReader};
+use super::source::Source;
 use anyhow::{Context, Result, bail, ensure};
 use rayon::prelude::*;
 use serde::de::IgnoredAny;
@@ -16,6 +17,12 @@ use std::path::{Path, PathBuf};
 /// How much of a file is read at a time, and as much of it is in memory as text and as JSON values (a longer row is read whole). Thousands of
 /// rows, so that all cores have work until shortly before a piece's end.
 pub const PIECE_BYTES: usize = 4 << 20;
+
+/// Of no meaning in UTF-8; some programs begin a file with it all the same.
+pub(super) const BYTE_ORDER_MARK: char = '\u{feff}';
+
+/// No row is longer: what goes on without an end is no row.
+const MAX_ROW_BYTES: usize = 256 << 20;
 
 /// One row as it stands in the file.
 pub(super) struct RawRow {
@@ -46,15 +53,15 @@ impl RowReader {
     /// Size of the whole file.
     pub fn n_bytes(&self) -> usize {
         match self {
-            Self::Json(reader) => reader.n_bytes(),
+            Self::Json(reader) => reader.source.n_bytes(),
             Self::Parquet(reader) => reader.n_bytes(),
         }
     }
 
-    /// Bytes of the file whose rows were handed out; about as many, where they do not lie one behind the other.
+    /// Bytes of the file whose rows were handed out; about as many, where they do not lie one behind the other or are packed.
     pub fn position(&self) -> usize {
         match self {
-            Self::Json(reader) => reader.position,
+            Self::Json(reader) => reader.source.position(),
             Self::Parquet(reader) => reader.position(),
         }
     }
@@ -74,8 +81,9 @@ impl RowReader {
 /// Rows that are written as JSON.
 pub(super) struct JsonReader {
     path: PathBuf,
-    file: File,
+    source: Source,
     piece_bytes: usize,
+    max_row_bytes: usize,
     /// Read and not yet handed out.
     text: String,
     /// A character at the end of what was read whose last bytes are still to come.
@@ -83,8 +91,6 @@ pub(super) struct JsonReader {
     /// Where `text` begins in the file: line, from 1, and byte of the line.
     line: usize,
     column: usize,
-    /// Bytes before `text`.
-    position: usize,
     layout: Layout,
     is_read: bool,
     n_rows: usize,
@@ -115,24 +121,19 @@ impl JsonReader {
     }
 
     fn with_pieces(path: &Path, piece_bytes: usize) -> Result<Self> {
-        let file = File::open(path).with_context(|| cannot_read(path))?;
         Ok(Self {
             path: path.to_path_buf(),
-            file,
+            source: Source::open(path)?,
             piece_bytes,
+            max_row_bytes: MAX_ROW_BYTES,
             text: String::new(),
             partial: Vec::new(),
             line: 1,
             column: 0,
-            position: 0,
             layout: Layout::Unknown,
             is_read: false,
             n_rows: 0,
         })
-    }
-
-    fn n_bytes(&self) -> usize {
-        self.file.metadata().map_or(0, |metadata| metadata.len() as usize)
     }
 
     fn next_piece(&mut self) -> Result<Vec<RawRow>> {
@@ -161,9 +162,18 @@ impl JsonReader {
 
     /// Reads a piece; more than that while a row is longer, so that its beginning is not looked at again and again.
     fn read_more(&mut self) -> Result<()> {
-        let n_wanted = self.piece_bytes.max(self.text.len());
+        let room = (self.max_row_bytes + 1).saturating_sub(self.text.len());
+        ensure!(
+            room > 0,
+            "{}:{}: the row that begins here has more than {} bytes: is this JSON, or JSON lines?",
+            self.path.display(),
+            self.line,
+            self.max_row_bytes
+        );
+        let n_wanted = self.piece_bytes.max(self.text.len()).min(room);
         let mut bytes = std::mem::take(&mut self.partial);
-        let n_read = (&self.file).take(n_wanted as u64).read_to_end(&mut bytes).with_context(|| cannot_read(&self.path))?;
+        let line = self.line + count_lines(self.text.as_bytes());
+        let n_read = self.source.read(n_wanted, &mut bytes, &self.path, |read| line + count_lines(read))?;
         self.is_read = n_read < n_wanted;
         match std::str::from_utf8(&bytes) {
             Ok(text) => self.text.push_str(text),
@@ -171,8 +181,7 @@ impl JsonReader {
                 let (whole, rest) = bytes.split_at(error.valid_up_to());
                 let is_cut_off = error.error_len().is_none() && !self.is_read;
                 if !is_cut_off {
-                    let line = self.line + count_lines(self.text.as_bytes()) + count_lines(whole);
-                    bail!("{}:{line}: the file is not UTF-8 text", self.path.display());
+                    bail!("{}:{}: the file is not UTF-8 text", self.path.display(), line + count_lines(whole));
                 }
                 self.text.push_str(&String::from_utf8_lossy(whole));
                 self.partial = rest.to_vec();
@@ -183,7 +192,6 @@ impl JsonReader {
 
     /// An array begins with `[`, and no row of JSONL that could be one does.
     fn recognise_layout(&mut self) {
-        const BYTE_ORDER_MARK: char = '\u{feff}';
         let start = if self.text.starts_with(BYTE_ORDER_MARK) { BYTE_ORDER_MARK.len_utf8() } else { 0 };
         let Some(first) = self.text[start..].find(|c: char| !c.is_whitespace()) else { return };
         self.text.drain(..start);
@@ -255,14 +263,17 @@ impl JsonReader {
     /// Drops the first `n_bytes` of the text.
     fn skip(&mut self, n_bytes: usize) {
         (self.line, self.column) = behind(&self.text[..n_bytes], self.line, self.column);
-        self.position += n_bytes;
         self.text.drain(..n_bytes);
     }
 }
 
 impl Place<'_> {
     fn parse(&self, value: serde_json::Result<Value>) -> RawRow {
-        RawRow { line: self.line, value: value.map_err(|error| fault(&error, self.line, self.column)) }
+        let value = value.map_err(|error| match self.text.starts_with(BYTE_ORDER_MARK) {
+            true => format!("a byte order mark (U+FEFF) begins line {}: were two files joined? Remove it", self.line),
+            false => fault(&error, self.line, self.column),
+        });
+        RawRow { line: self.line, value }
     }
 }
 
@@ -340,6 +351,20 @@ mod tests {
                 assert_eq!(read(text.as_bytes(), piece_bytes).unwrap(), whole, "{piece_bytes} bytes of {text:?}");
             }
         }
+    }
+
+    /// A small file may unpack to a row without an end.
+    #[test]
+    fn a_row_that_does_not_end_is_given_up() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        std::io::Write::write_all(&mut file, format!("{{}}\n{{\"prompt\": \"{}", "a".repeat(200)).as_bytes()).unwrap();
+        let reader = |max_row_bytes| JsonReader { max_row_bytes, ..JsonReader::with_pieces(file.path(), 16).unwrap() };
+        let mut short = reader(100);
+        assert_eq!(short.next_piece().unwrap().len(), 1);
+        let error = short.next_piece().err().unwrap().to_string();
+        assert!(error.ends_with(":2: the row that begins here has more than 100 bytes: is this JSON, or JSON lines?"), "{error}");
+        let mut long = reader(1000);
+        assert_eq!(long.next_piece().unwrap().len() + long.next_piece().unwrap().len(), 2);
     }
 
     #[test]

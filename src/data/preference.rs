@@ -7,7 +7,8 @@
 //! ```
 //!
 //! A text prompt is a single user turn: as everywhere in mpo, the model's chat template renders it. TRL hands texts to the model as they are, so
-//! whoever wants to compare with it gives both the conversational layout. `id` and `lang` may be there, other keys are not read.
+//! whoever wants to compare with it gives both the conversational layout. `id` and `lang` may be there, a `system` turn in
+//! front and `history`, the turns before the prompt; [`super::columns`] says what becomes of other keys.
 
 use super::pair::{Message, PreferencePair, PreferenceRow, Role};
 use super::rows::Fields;
@@ -54,10 +55,13 @@ pub(super) fn answer(row: &Fields, key: &str) -> Result<Answer> {
     }
 }
 
-/// The prompt of a row whose responses, such as that of `key`, hold `turns_before` them.
-///
-/// Where the responses hold the whole conversation a text prompt beside them is only its first turn again, as TRL has it.
+/// The prompt of a row whose responses, such as that of `key`, hold `turns_before` them, with its system turn and its history.
 pub(super) fn prompt(row: &Fields, turns_before: Vec<Message>, key: &str) -> Result<Vec<Message>> {
+    row.with_system("system", row.with_history("history", own_prompt(row, turns_before, key)?)?)
+}
+
+/// Where the responses hold the whole conversation a text prompt beside them is only its first turn again, as TRL has it.
+fn own_prompt(row: &Fields, turns_before: Vec<Message>, key: &str) -> Result<Vec<Message>> {
     let given = match row.has("prompt") {
         true => Some(row.get("prompt")?),
         false => None,

@@ -1,7 +1,9 @@
 //! A row of JSON taken apart, with errors that name the whole path to the key at fault.
 
+use super::columns::nearest_name;
 use super::pair::{Message, PreferencePair, Role};
-use anyhow::{Context, Result, bail};
+use super::pieces::BYTE_ORDER_MARK;
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::{Map, Value};
 
 /// A JSON object and the key that led to it, so that errors name the whole path (`target.chosen`).
@@ -28,7 +30,17 @@ impl<'a> Fields<'a> {
     }
 
     pub fn get(&self, key: &str) -> Result<&'a Value> {
-        self.object.get(key).with_context(|| format!("key `{}` is missing", self.path(key)))
+        self.object.get(key).ok_or_else(|| {
+            let meant = self.object.keys().find(|other| nearest_name(other, std::iter::once(key)).is_some());
+            let hint =
+                meant.map_or(String::new(), |other| format!("; there is `{}`: did you mean `{}`?", self.path(other), self.path(key)));
+            anyhow!("key `{}` is missing{hint}", self.path(key))
+        })
+    }
+
+    /// All of it.
+    pub fn values(&self) -> &'a Map<String, Value> {
+        self.object
     }
 
     pub fn object(&self, key: &str) -> Result<Fields<'a>> {
@@ -43,6 +55,11 @@ impl<'a> Fields<'a> {
     /// Whether the key is there with a value; columns of a table are there in every row.
     pub fn has(&self, key: &str) -> bool {
         self.object.get(key).is_some_and(|value| !value.is_null())
+    }
+
+    /// Whether the key says anything: a list without elements, or a text without letters, does not.
+    pub fn says(&self, key: &str) -> bool {
+        self.object.get(key).is_some_and(|value| !is_blank(value))
     }
 
     /// Its keys, for the error of a row of no known format.
@@ -73,6 +90,60 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// The turns of a prompt behind those of the key `history`, where the row has it.
+    pub fn with_history(&self, key: &str, mut prompt: Vec<Message>) -> Result<Vec<Message>> {
+        if self.says(key) {
+            let earlier = self.history(key)?;
+            // A history that the prompt already begins with is there once.
+            if !prompt.starts_with(&earlier) {
+                let at = prompt.iter().take_while(|turn| turn.role == Role::System).count();
+                prompt.splice(at..at, earlier);
+            }
+        }
+        Ok(prompt)
+    }
+
+    /// The turns of a prompt behind the system turn of the key `system`, where the row has it.
+    ///
+    /// # Errors
+    /// The prompt begins with another one.
+    pub fn with_system(&self, key: &str, mut prompt: Vec<Message>) -> Result<Vec<Message>> {
+        if self.says(key) {
+            let content = self.text(key)?.to_owned();
+            match prompt.first() {
+                Some(Message { role: Role::System, content: other }) => ensure!(
+                    other.trim() == content.trim(),
+                    "key `{}` is another system turn than that which the prompt begins with: keep one of them",
+                    self.path(key)
+                ),
+                _ => prompt.insert(0, Message { role: Role::System, content }),
+            }
+        }
+        Ok(prompt)
+    }
+
+    /// Earlier turns: `[["question", "answer"], …]`, or a list of turns.
+    fn history(&self, key: &str) -> Result<Vec<Message>> {
+        let path = self.path(key);
+        let value = self.get(key)?;
+        let rounds = value.as_array().with_context(|| {
+            format!("key `{path}` must be a list of turns, or of pairs of a question and its answer, but is {}", kind(value))
+        })?;
+        if rounds.iter().all(Value::is_object) {
+            return self.turns(key, "role", "content").or_else(|_| self.turns(key, "from", "value"));
+        }
+        let mut turns = Vec::with_capacity(2 * rounds.len());
+        for (i, round) in rounds.iter().enumerate() {
+            let texts: Option<Vec<&str>> = round.as_array().map(|texts| texts.iter().map_while(Value::as_str).collect());
+            let Some([question, answer]) = texts.as_deref() else {
+                bail!("key `{path}[{i}]` must be a question and its answer, two strings")
+            };
+            turns.push(Message { role: Role::User, content: (*question).to_owned() });
+            turns.push(Message { role: Role::Assistant, content: (*answer).to_owned() });
+        }
+        Ok(turns)
+    }
+
     /// A text, which is a single user turn, or a list of turns with `role` and `content`.
     pub fn text_or_turns(&self, key: &str) -> Result<Vec<Message>> {
         match self.get(key)? {
@@ -90,13 +161,17 @@ impl<'a> Fields<'a> {
         let turn = |(i, turn)| {
             let turn = Fields::new(turn, format!("{path}[{i}]"))?;
             let role = role(turn.text(role_key)?).with_context(|| format!("key `{}`", turn.path(role_key)))?;
+            let call = ["tool_calls", "function_call", "images"].into_iter().find(|key| turn.says(key));
+            if let Some(call) = call {
+                bail!("key `{}` is not read, and the turn depends on it: mpo trains on text alone", turn.path(call));
+            }
             Ok(Message { role, content: turn.text(text_key)?.to_owned() })
         };
         turns.iter().enumerate().map(turn).collect()
     }
 }
 
-fn role(name: &str) -> Result<Role> {
+pub(super) fn role(name: &str) -> Result<Role> {
     match name {
         "system" => Ok(Role::System),
         "user" | "human" => Ok(Role::User),
@@ -112,7 +187,27 @@ fn kind(value: &Value) -> &'static str {
         Value::Number(_) => "a number",
         Value::String(_) => "a string",
         Value::Array(_) => "a list",
+        Value::Object(object) if object.contains_key(NO_TEXT) => "bytes that are no UTF-8 text",
         Value::Object(_) => "an object",
+    }
+}
+
+/// The key of what stands for bytes. No column has this name.
+const NO_TEXT: &str = "\u{0}bytes";
+
+/// Stands for bytes of a Parquet file that are no text: whoever reads them as one is told so.
+pub(super) fn no_text(n_bytes: usize) -> Value {
+    serde_json::json!({ NO_TEXT: n_bytes })
+}
+
+/// Whether a column says nothing in this row: tables have all columns in every row, and an empty list may be written as a text.
+pub(super) fn is_blank(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::String(text) => matches!(text.trim(), "" | "[]" | "{}" | "null" | "None"),
+        Value::Array(values) => values.iter().all(is_blank),
+        Value::Object(object) => object.values().all(is_blank),
+        Value::Bool(_) | Value::Number(_) => false,
     }
 }
 
@@ -121,4 +216,15 @@ fn kind(value: &Value) -> &'static str {
 /// An empty prompt is left for `mpo check` to report: the released data has one (llama, row 505), and its recipe must run.
 pub(super) fn empty_response(pair: &PreferencePair) -> Option<&'static str> {
     pair.responses().find(|(_, text)| text.trim().is_empty()).map(|(name, _)| name)
+}
+
+/// The prompt or the response of a pair that begins with a byte order mark, if any.
+pub(super) fn marked_text(pair: &PreferencePair) -> Option<&'static str> {
+    let is_marked = |text: &str| text.starts_with(BYTE_ORDER_MARK);
+    let response = || {
+        pair.responses()
+            .find(|(_, text)| is_marked(text))
+            .map(|(name, _)| if name == "chosen" { "chosen response" } else { "rejected response" })
+    };
+    pair.prompt.iter().any(|turn| is_marked(&turn.content)).then_some("prompt").or_else(response)
 }

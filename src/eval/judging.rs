@@ -1,7 +1,7 @@
 //! The second phase: a judge, or the benchmark's own rule, gives every response a verdict.
 
 use super::bench::{Benchmark, Scoring};
-use super::breakdown::{classify, language_match};
+use super::breakdown::{Class, classify, language_match};
 use super::item::{Item, Kind};
 use super::judge::run::judge_all;
 use super::judge::{self, Card, Failure, Judge, ShouldStop, Tally, parameters, slug};
@@ -145,8 +145,7 @@ pub fn judge_bench(
     let mut unparsed = Vec::new();
     let outcome = judge_all(&questions, judge, &done, asking.n_at_once, asking.should_stop, &mut |mut verdict| {
         let (item, response) = by_key.get(&verdict.key).context("a verdict on a response that is not there")?;
-        let text = last_text(response);
-        verdict.metrics.extend(language_match(text, &item.lang).metric().map(|value| (LANGUAGE_MATCH.to_owned(), value)));
+        verdict.metrics.extend(language_match(response.last_said(), &item.lang).metric().map(|value| (LANGUAGE_MATCH.to_owned(), value)));
         file.append(&verdict)?;
         progress.advance(1);
         unparsed.extend(verdict.unparsed.clone());
@@ -206,16 +205,15 @@ pub fn count_kinds(bench: &mut LoadedBench, judge: Option<&str>) {
     for item in &bench.items {
         for response in bench.responses_to(item).filter(|response| !response.answers.is_empty()) {
             let verdict = verdicts.and_then(|verdicts| verdicts.get(&response.key));
-            let class = classify(last_text(response), &item.lang, item.kind, verdict);
+            let class = match response.is_unfinished_thought() {
+                true => Class::UnfinishedThought,
+                false => classify(response.last_said(), &item.lang, item.kind, verdict),
+            };
             *breakdown.entry(item.lang.clone()).or_default().entry(class.title().to_owned()).or_default() += 1;
         }
     }
     bench.breakdown = breakdown;
     bench.breakdown_by = judge.filter(|_| verdicts.is_some()).map(str::to_owned);
-}
-
-fn last_text(response: &Response) -> &str {
-    response.answers.last().map_or("", |answer| &answer.text)
 }
 
 #[cfg(test)]

@@ -37,7 +37,7 @@ pub(super) fn resolve(environment: &Environment, data: &DataConfig) -> Result<Ve
         }
         Source::Local(file) => {
             refuse_revision(path, revision)?;
-            ensure!(file.is_file(), "`{path}` is a folder; the data is one JSON, JSONL or Parquet file");
+            ensure!(file.is_file(), "`{path}` is a folder; the data is one JSON, JSONL (gzip'ed or not) or Parquet file");
             vec![std::path::absolute(file).with_context(|| format!("cannot make `{path}` absolute"))?]
         }
         Source::Hub(id) => Repository::dataset(environment, id, revision)?.files(&|paths| choose_split(id, paths, &data.split))?,
@@ -153,12 +153,11 @@ fn choose_split(id: &str, paths: &[&str], split: &str) -> Result<Vec<String>> {
 }
 
 /// In the order of preference, where a split is there in several.
-const EXTENSIONS: [&str; 3] = ["jsonl", "json", "parquet"];
+const EXTENSIONS: [&str; 5] = ["jsonl", "json", "parquet", "jsonl.gz", "json.gz"];
 
 /// The path without the extension of a data file.
 fn file_stem(path: &str) -> Option<&str> {
-    let (stem, extension) = path.rsplit_once('.')?;
-    EXTENSIONS.contains(&extension).then_some(stem)
+    EXTENSIONS.iter().find_map(|extension| path.strip_suffix(extension)?.strip_suffix('.'))
 }
 
 /// One file of a split in several: `data/train-00000-of-00002.parquet`.
@@ -199,6 +198,8 @@ mod tests {
         assert_eq!(choose(&["deep/pairs.json"], "deep/pairs.json").unwrap(), ["deep/pairs.json"]);
         assert_eq!(choose(&["deep/pairs.parquet"], "deep/pairs").unwrap(), ["deep/pairs.parquet"]);
         assert!(choose(&["a.json", "dataset_infos.json", "data/b.jsonl"], "train").unwrap_err().ends_with("one of: a, b"));
+        assert_eq!(choose(&["helpful/train.jsonl.gz", "helpful/test.jsonl.gz"], "helpful/train").unwrap(), ["helpful/train.jsonl.gz"]);
+        assert_eq!(choose(&["train.jsonl.gz", "train.parquet"], "train").unwrap(), ["train.parquet"]);
         assert!(choose(&["README.md"], "train").unwrap_err().ends_with("no JSON, JSONL or Parquet file"));
     }
 

@@ -8,9 +8,10 @@ use super::checkpoint::Found;
 use super::columns::Reads;
 use crate::adapter::{Adapter, Base};
 use crate::config::{
-    ActivationCheckpointing, ConfigError, DataConfig, DataFormat, EvalConfig, OutputDtype, Pooling, RetentionConfig, RetentionKind,
-    RunConfig,
+    ActivationCheckpointing, ConfigError, DataConfig, DataFormat, EvalConfig, ObjectiveKind, OutputDtype, Pooling, RetentionConfig,
+    RetentionKind, RunConfig,
 };
+use crate::data::check::one_sided;
 use crate::data::encode::{EncodeReport, EncodedRow, Encoder};
 use crate::data::loader::{Loader, dominant_numbers, hold_out};
 use crate::data::mismatch;
@@ -55,6 +56,48 @@ pub struct Prepared {
     pub disk: u64,
 }
 
+/// The rows of a run, encoded, and all that can be wrong with them: `mpo check` asks for them too.
+pub struct RunRows {
+    pub train: Vec<EncodedRow>,
+    pub held_out: Vec<EncodedRow>,
+    pub canaries: Option<Prompts>,
+    pub encoding: EncodeReport,
+    pub eval_encoding: Option<EncodeReport>,
+}
+
+impl RunRows {
+    /// Reads and encodes what `config` names.
+    ///
+    /// # Errors
+    /// The first thing for which training refuses the data.
+    pub fn new(config: &RunConfig, encoder: &Encoder, description: &DecoderDescription) -> Result<Self> {
+        check_eval(config)?;
+        let (rows, encoding) = encoder.inspect_files(&hub::resolve_data(&config.data)?, &config.data, &config.objective)?;
+        let (mut train, mut held_out, eval_encoding) = split(rows, config, encoder)?;
+        check_pairs(train.iter().chain(&held_out), config)?;
+        check_labels(&train, config)?;
+        if Reads::of(config).mismatched {
+            let max_tokens = config.data.max_tokens.min(description.max_positions);
+            mismatch::assign(&mut train, &[], max_tokens)?;
+            mismatch::assign(&mut held_out, &train, max_tokens)?;
+        }
+        check_tokens(train.iter().chain(&held_out), description)?;
+        let canaries = Prompts::load(&config.canary, &config.data, encoder, description, &train)?;
+        // Finds a group that no batch can hold; the loader of the run is made once it is known which rows stay.
+        Loader::new(&dominant_numbers(&train), &config.train)?;
+        Ok(Self { train, held_out, canaries, encoding, eval_encoding })
+    }
+}
+
+/// As [`RunRows::new`], for data whose loss is not known: whether its rows can be encoded, and fit the model.
+///
+/// # Errors
+/// The first thing for which training with any loss refuses the data.
+pub fn check_rows(config: &RunConfig, encoder: &Encoder, description: &DecoderDescription) -> Result<()> {
+    let (rows, _) = encoder.encode_files(&hub::resolve_data(&config.data)?, &config.data)?;
+    check_tokens(rows.iter(), description)
+}
+
 impl Prepared {
     /// Prepares the run of `config`; one that goes on from a checkpoint needs nothing of the original model, unless that is an adapter's base.
     pub fn new(config: RunConfig, checkpoint: Option<&Found>) -> Result<Self> {
@@ -88,18 +131,7 @@ impl Prepared {
 
         let encoder = Encoder::new(&model_dir, &config.data)?;
         let pad_token = pad_token(&encoder, &config.retention)?;
-        let (rows, encoding) = encoder.encode_files(&hub::resolve_data(&config.data)?, &config.data)?;
-        let (mut train, mut held_out, eval_encoding) = split(rows, &config, &encoder)?;
-        check_pairs(train.iter().chain(&held_out), &config)?;
-        if Reads::of(&config).mismatched {
-            let max_tokens = config.data.max_tokens.min(description.max_positions);
-            mismatch::assign(&mut train, &[], max_tokens)?;
-            mismatch::assign(&mut held_out, &train, max_tokens)?;
-        }
-        check_tokens(train.iter().chain(&held_out), &description)?;
-        let canaries = Prompts::load(&config.canary, &config.data, &encoder, &description, &train)?;
-        // Finds a group that no batch can hold; the loader of the run is made once it is known which rows stay.
-        Loader::new(&dominant_numbers(&train), &config.train)?;
+        let RunRows { train, held_out, canaries, encoding, eval_encoding } = RunRows::new(&config, &encoder, &description)?;
 
         Ok(Self {
             data_sha256: digest([&train, &held_out]),
@@ -183,7 +215,7 @@ fn split(rows: Vec<EncodedRow>, config: &RunConfig, encoder: &Encoder) -> Result
                 limit: None,
                 ..config.data.clone()
             };
-            let load = || -> Result<_> { encoder.encode_files(&hub::resolve_data(&data)?, &data) };
+            let load = || -> Result<_> { encoder.inspect_files(&hub::resolve_data(&data)?, &data, &config.objective) };
             let (held_out, report) = load().context("in the held-out rows of `eval.path`")?;
             Ok((rows, held_out, Some(report)))
         }
@@ -246,6 +278,16 @@ fn check_pairs<'a>(rows: impl Iterator<Item = &'a EncodedRow>, config: &RunConfi
     Ok(())
 }
 
+/// KTO estimates from wanted and unwanted answers together how far the policy has moved.
+fn check_labels(rows: &[EncodedRow], config: &RunConfig) -> Result<()> {
+    let n_chosen = rows.iter().filter(|row| !row.target.chosen.is_absent()).count();
+    let n_rejected = rows.iter().filter(|row| !row.target.rejected.is_absent()).count();
+    if config.objective.kind == ObjectiveKind::Kto && (n_chosen == 0 || n_rejected == 0) {
+        return Err(ConfigError::with_data(one_sided(n_chosen, n_rejected)).into());
+    }
+    Ok(())
+}
+
 /// A reference that is named and not asked for anything is a mistake.
 fn check_reference_is_read(config: &RunConfig) -> Result<()> {
     match &config.reference.path {
@@ -262,6 +304,7 @@ fn check_reference_is_read(config: &RunConfig) -> Result<()> {
 }
 
 fn check_tokens<'a>(rows: impl Iterator<Item = &'a EncodedRow>, description: &DecoderDescription) -> Result<()> {
+    let mut longer = Vec::new();
     for row in rows {
         for side in row.pairs() {
             let tokens = side.prompt.iter().chain(&side.chosen.tokens).chain(&side.rejected.tokens);
@@ -274,14 +317,18 @@ fn check_tokens<'a>(rows: impl Iterator<Item = &'a EncodedRow>, description: &De
                 );
             }
             let n_tokens = side.longest_sequence();
-            ensure!(
-                n_tokens <= description.max_positions,
-                "row `{}` ({}) has {n_tokens} tokens, and the model has {} positions: set `data.max_tokens` to at most that",
-                row.id,
-                side.lang,
-                description.max_positions
-            );
+            if n_tokens > description.max_positions {
+                longer.push((&row.id, &side.lang, n_tokens));
+                break;
+            }
         }
+    }
+    if let Some((id, lang, n_tokens)) = longer.first() {
+        let others = if longer.len() > 1 { format!(" (and {} more rows are too long)", longer.len() - 1) } else { String::new() };
+        bail!(
+            "row `{id}` ({lang}) has {n_tokens} tokens, and the model has {} positions{others}: set `data.max_tokens` to at most that",
+            description.max_positions
+        );
     }
     Ok(())
 }

@@ -40,7 +40,13 @@ pub fn start(prepared: Prepared, found: Option<Found>, mut claim: Claim, machine
         prepared;
     if let Some(found) = &found {
         let same = found.state.data_sha256 == data_sha256;
-        ensure!(same, "the rows are not those that `{}` was trained on: did `{}` change?", found.dir.display(), config.data.path);
+        ensure!(
+            same,
+            "the rows are not those that `{}` was trained on: did `{}` change? A run of an older mpo whose texts spell special tokens read them as \
+             tokens: `data.special_tokens = \"tokens\"` does so still",
+            found.dir.display(),
+            config.data.path
+        );
         let same = found.state.canary_sha256.as_ref() == canaries.as_ref().map(|prompts| &prompts.sha256);
         let path = config.canary.path.as_deref().unwrap_or_default();
         ensure!(same, "the canaries are not those that `{}` was watched by: did `{path}` change?", found.dir.display());

@@ -13,13 +13,14 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("escape", &[]),
     ("files", &[]),
     ("secret", &[]),
+    ("text", &[]),
     // Nothing is said before it is made harmless to terminals and rid of passwords.
     ("progress", &["escape", "secret"]),
     // Problems repeat what was typed; stored addresses hold no secrets.
     ("config", &["escape", "secret"]),
     ("web", &["progress", "secret"]),
     ("cli", &[]),
-    ("data", &["config", "progress"]),
+    ("data", &["config", "progress", "text"]),
     ("objective", &["config"]),
     ("ops", &["config", "data::batch"]),
     ("model", &["config", "data::batch", "digest", "ops"]),
@@ -31,7 +32,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("reference", &["config", "data", "digest", "files", "hub", "model", "objective", "ops", "progress", "scoring"]),
     ("gaps", &["config", "data", "objective", "reference"]),
     ("generate", &["adapter", "config", "data", "hub", "model", "ops"]),
-    ("eval", &["config", "data", "digest", "escape", "files", "generate", "hub", "model", "ops::dropout", "progress", "scoring", "web"]),
+    (
+        "eval",
+        &["config", "data", "digest", "escape", "files", "generate", "hub", "model", "ops::dropout", "progress", "scoring", "text", "web"],
+    ),
     (
         "train",
         &[

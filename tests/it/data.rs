@@ -213,6 +213,8 @@ fn check_rows(rows: &[Value]) -> CheckReport {
     let dataset = read(from_ref(&path), &DataConfig::default()).unwrap();
     check(&CheckInput {
         dataset: &dataset,
+        encoder: None,
+        objective: None,
         encoded: None,
         max_tokens: 1024,
         on_overlong: OnOverlong::Truncate,
@@ -303,6 +305,8 @@ fn lengths_and_limits_are_those_of_the_encoder() {
     let report = |on_overlong, dominant_gaps| {
         check(&CheckInput {
             dataset: &dataset,
+            encoder: None,
+            objective: None,
             encoded: Some(&encoded),
             max_tokens: 50,
             on_overlong,
@@ -341,6 +345,8 @@ fn a_template_that_refuses_rows_is_a_finding() {
     let encoded: Vec<_> = dataset.pairs.iter().map(|pair| encoder.tokenize(pair)).collect();
     let report = check(&CheckInput {
         dataset: &dataset,
+        encoder: None,
+        objective: None,
         encoded: Some(&encoded),
         max_tokens: 1024,
         on_overlong: OnOverlong::Truncate,

@@ -43,6 +43,11 @@ pub struct Asked {
 }
 
 impl Asked {
+    /// The first message: the task.
+    pub fn system(&self) -> &str {
+        self.body["messages"][0]["content"].as_str().unwrap()
+    }
+
     pub fn user(&self) -> &str {
         self.body["messages"].as_array().unwrap().last().unwrap()["content"].as_str().unwrap()
     }

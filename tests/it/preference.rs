@@ -157,7 +157,9 @@ fn parquet_holds_what_json_lines_hold() {
         assert_eq!(json.len(), n_rows);
         assert_eq!(load(&[fixture(&format!("{name}.parquet"))], &DataConfig::default()).unwrap(), json, "{name}");
     }
-    // Another compression; several files are one data set.
+    // Other compressions; several files are one data set.
+    let zstd = load(&[fixture("texts-zstd.parquet")], &DataConfig::default()).unwrap();
+    assert_eq!(zstd, load(&[fixture("texts.jsonl")], &DataConfig::default()).unwrap());
     let gzip = load(&[fixture("texts-gzip.parquet")], &DataConfig::default()).unwrap();
     assert_eq!(gzip, load(&[fixture("texts.jsonl")], &DataConfig::default()).unwrap());
     let both = load(&[fixture("texts.parquet"), fixture("texts-gzip.parquet")], &DataConfig::default()).unwrap();
@@ -166,8 +168,6 @@ fn parquet_holds_what_json_lines_hold() {
 
 #[test]
 fn a_parquet_file_that_cannot_be_read_is_named() {
-    let zstd = format!("{:#}", load(&[fixture("texts-zstd.parquet")], &DataConfig::default()).unwrap_err());
-    assert!(zstd.contains("texts-zstd.parquet") && zstd.contains("zstd") && zstd.contains("snappy"), "{zstd}");
     let folder = tempfile::tempdir().unwrap();
     let cut = folder.path().join("cut.parquet");
     let whole = std::fs::read(fixture("texts.parquet")).unwrap();
@@ -185,14 +185,16 @@ fn a_parquet_file_that_cannot_be_read_is_named() {
 fn a_damaged_parquet_file_crashes_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("damaged.parquet");
-    let (mut n_refused, whole) = (0, std::fs::read(fixture("conversations.parquet")).unwrap());
-    for at in (4..whole.len()).step_by(5) {
-        let mut bytes = whole.clone();
-        bytes[at] ^= 1 << (at % 8);
-        std::fs::write(&path, &bytes).unwrap();
-        n_refused += usize::from(load(std::slice::from_ref(&path), &DataConfig::default()).is_err());
+    for name in ["conversations.parquet", "texts-zstd.parquet"] {
+        let (mut n_refused, whole) = (0, std::fs::read(fixture(name)).unwrap());
+        for at in (4..whole.len()).step_by(5) {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 1 << (at % 8);
+            std::fs::write(&path, &bytes).unwrap();
+            n_refused += usize::from(load(std::slice::from_ref(&path), &DataConfig::default()).is_err());
+        }
+        assert!(n_refused > 50, "{name}: {n_refused}");
     }
-    assert!(n_refused > 100, "{n_refused}");
 }
 
 #[test]

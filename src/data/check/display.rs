@@ -10,6 +10,16 @@ impl FindingKind {
     /// What the rows have in common.
     pub fn title(self) -> &'static str {
         match self {
+            FindingKind::Refused => "training refuses this data",
+            FindingKind::Transcript => "a whole dialogue in one turn",
+            FindingKind::TurnOrder => "turns in an odd order",
+            FindingKind::EndsInSpecialToken => "the response ends in the token that ends a turn, which would be learned twice",
+            FindingKind::SpecialToken => "the text spells special tokens",
+            FindingKind::UnreadColumn => "columns that mean something to other programs, and are not read",
+            FindingKind::OtherTag => "the texts are not in the language that the row names",
+            FindingKind::OtherLanguage => "the chosen response is in the dominant language",
+            FindingKind::OneSided => "labels of one kind",
+            FindingKind::Unbalanced => "more labels of one kind than of the other",
             FindingKind::Unreadable => "rows that cannot be read",
             FindingKind::EmptyResponse => "empty response",
             FindingKind::EmptyPrompt => "empty prompt",
@@ -40,6 +50,10 @@ impl fmt::Display for CheckReport {
             writeln!(f, "  dominant  {}", counts(&self.dominant))?;
         }
         writeln!(f, "  target    {}", counts(&self.target))?;
+        if !self.not_read.is_empty() {
+            let names: Vec<String> = self.not_read.iter().map(|name| format!("`{name}`")).collect();
+            writeln!(f, "  not read  {}", names.join(", "))?;
+        }
         if !self.lengths.is_empty() {
             self.write_lengths(f)?;
         }
@@ -78,14 +92,52 @@ fn counts(languages: &[LanguageCount]) -> String {
 }
 
 fn write_finding(f: &mut fmt::Formatter<'_>, finding: &Finding) -> fmt::Result {
-    writeln!(f, "  {:>5}  {}", finding.rows.len(), finding.kind.title())?;
-    if let Some(detail) = &finding.detail {
-        writeln!(f, "         {detail}")?;
-    }
-    let others = match finding.rows.len().saturating_sub(N_SHOWN) {
-        0 => String::new(),
-        n => format!(" and {n} more"),
+    // What is wrong with the data as a whole has no rows.
+    let n_rows = match finding.kind.is_of_rows() {
+        true => finding.rows.len().to_string(),
+        false => String::new(),
     };
-    let shown: Vec<_> = finding.rows.iter().take(N_SHOWN).map(String::as_str).collect();
-    writeln!(f, "         row {}{others}", shown.join(", "))
+    writeln!(f, "  {n_rows:>5}  {}", finding.kind.title())?;
+    if let Some(detail) = &finding.detail {
+        writeln!(f, "         {}", detail.replace('\n', "\n         "))?;
+    }
+    match finding.named() {
+        Some(named) => writeln!(f, "         {named}"),
+        None => Ok(()),
+    }
+}
+
+impl FindingKind {
+    /// Whether rows are at fault, and not the data as a whole.
+    fn is_of_rows(self) -> bool {
+        !matches!(self, FindingKind::Refused | FindingKind::OneSided | FindingKind::Unbalanced)
+    }
+}
+
+impl Finding {
+    /// `row 3, 5 and 12 more`
+    fn named(&self) -> Option<String> {
+        if !self.kind.is_of_rows() || self.rows.is_empty() {
+            return None;
+        }
+        let others = match self.rows.len().saturating_sub(N_SHOWN) {
+            0 => String::new(),
+            n => format!(" and {n} more"),
+        };
+        let shown: Vec<_> = self.rows.iter().take(N_SHOWN).map(String::as_str).collect();
+        let noun = if self.kind == FindingKind::UnreadColumn { "" } else { "row " };
+        Some(format!("{noun}{}{others}", shown.join(", ")))
+    }
+
+    /// The finding as one line, for a program that goes on all the same.
+    pub fn warning(&self) -> String {
+        let mut line = format!("warning: {}", self.kind.title());
+        if let Some(detail) = &self.detail {
+            line += &format!("; {detail}");
+        }
+        if let Some(named) = self.named() {
+            line += &format!(" ({named})");
+        }
+        line
+    }
 }

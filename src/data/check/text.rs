@@ -1,6 +1,7 @@
 //! Guesses about a text from its characters alone: whether it is in its prompt's script, and whether it ends where a sentence does.
 
 use crate::data::language::main_script;
+use crate::text::comparable;
 use unicode_script::{Script, UnicodeScript};
 
 /// Whether prompt and response are written in different scripts. Code blocks do not count; a text without letters fits any other.
@@ -30,10 +31,38 @@ pub(super) fn ends_a_sentence(text: &str) -> bool {
         return true;
     }
     let is_ignored = |c: char| CLOSERS.contains(c) || c.is_whitespace() || matches!(c.script(), Script::Inherited);
-    match text.trim_end_matches(is_ignored).chars().next_back() {
+    match comparable(text).trim_end_matches(is_ignored).chars().next_back() {
         None => false,
         Some(last) => MARKS.contains(last) || is_pictogram(last) || matches!(last.script(), Script::Thai | Script::Lao),
     }
+}
+
+/// The tokens with which well-known models end a turn: data that such a model wrote may have kept them.
+const TURN_TOKENS: [&str; 12] = [
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|end_of_text|>",
+    "<|endoftext|>",
+    "<|end|>",
+    "<|end_of_turn|>",
+    "<|return|>",
+    "<end_of_turn>",
+    "<eos>",
+    "</s>",
+    "[/INST]",
+];
+
+/// The token of a well-known model with which a response ends.
+pub(super) fn ends_in_turn_token(response: &str) -> Option<&'static str> {
+    TURN_TOKENS.into_iter().find(|token| response.trim_end().ends_with(token))
+}
+
+/// Whether a response goes on with what begins a turn of the person.
+pub(super) fn holds_person_mark(response: &str) -> bool {
+    ["\n\nHuman:", "\n\n### Instruction:", "\n\n### Human:", "<|im_start|>user", "<start_of_turn>user"]
+        .iter()
+        .any(|mark| response.contains(mark))
 }
 
 fn is_pictogram(c: char) -> bool {
@@ -59,6 +88,8 @@ mod tests {
             "วันนี้ฝนตก",
             "Enjoy the rain 🌧️",
             "```\nprint(1)\n```",
+            "It rains.\u{200b}",
+            "อากาศดี\u{feff}",
         ] {
             assert!(ends_a_sentence(whole), "{whole}");
         }

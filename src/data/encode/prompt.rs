@@ -2,6 +2,7 @@
 
 use super::{Encoder, PLACEHOLDER};
 use crate::data::pair::{Message, Role};
+use crate::data::template::Thinking;
 use anyhow::Result;
 
 impl Encoder {
@@ -13,12 +14,25 @@ impl Encoder {
         self.template.render(messages, true)
     }
 
-    /// The tokens of [`Encoder::chat_text`], as in training.
-    pub fn chat_tokens(&self, messages: &[Message]) -> Result<Vec<u32>> {
-        self.text_tokens(&self.chat_text(messages)?)
+    /// Turns thinking on or off in the prompts of [`Encoder::chat_text`].
+    ///
+    /// # Errors
+    /// The template has no such switch.
+    pub fn set_thinking(&mut self, thinking: Thinking) -> Result<()> {
+        self.template.set_thinking(thinking)
     }
 
-    /// The tokens of a text that is to be continued, with BOS in front where the tokenizer wants it.
+    /// Whether the template lets the model think before it answers; `None` where it does not say.
+    pub fn thinking(&self) -> Option<bool> {
+        self.template.thinking().ok().flatten()
+    }
+
+    /// The tokens of [`Encoder::chat_text`], as in training: special tokens that a turn spells are text, unless `data.special_tokens` says otherwise.
+    pub fn chat_tokens(&self, messages: &[Message]) -> Result<Vec<u32>> {
+        self.prompt_tokens(&self.template.render(&*self.hidden_turns(messages)?, true)?)
+    }
+
+    /// The tokens of a text that is to be continued, special ones included, with BOS in front where the tokenizer wants it.
     pub fn text_tokens(&self, text: &str) -> Result<Vec<u32>> {
         self.prompt_tokens(text)
     }

@@ -5,7 +5,9 @@
 //! threads, nor on where a file is cut into pieces; the error is that of the first row that has one.
 
 use super::{Encoded, EncodedRow, Encoder, Fitted, Side};
-use crate::config::{DataConfig, OnOverlong};
+use crate::config::{DataConfig, ObjectiveConfig, OnOverlong};
+use crate::data::check::{Depth, Finding, Inspector};
+use crate::data::columns::Columns;
 use crate::data::pair::{PreferencePair, PreferenceRow};
 use crate::data::sides::SideRows;
 use crate::data::{read_pieces, refuse_spoilt};
@@ -24,26 +26,54 @@ pub struct EncodeReport {
     pub cut: Vec<(String, usize)>,
     /// Rows left out, and the tokens of their longest sequence.
     pub dropped: Vec<(String, usize)>,
+    /// What is wrong with rows that are trained on all the same, as `mpo check` finds it.
+    pub findings: Vec<Finding>,
 }
 
 impl Encoder {
-    /// All rows of some files that the configuration asks for, as `data.sides` makes rows of their pairs, and what became of those that were too long. Of the texts only those of a
-    /// [piece](crate::data::PIECE_BYTES) are in memory.
+    /// All rows of some files that the configuration asks for, as `data.sides` makes rows of their pairs, and what became of those that were too
+    /// long. Of the texts only those of a [piece](crate::data::PIECE_BYTES) are in memory.
     ///
     /// # Errors
     /// As [`data::load`](crate::data::load) and [`Self::encode_all`], the file's own faults first.
     pub fn encode_files(&self, files: &[PathBuf], config: &DataConfig) -> Result<(Vec<EncodedRow>, EncodeReport)> {
+        self.encode_pieces(files, config, |_| ()).map(|(rows, report, _)| (rows, report))
+    }
+
+    /// As `encode_files`; the report also has what is wrong with rows that can be trained on all the same, with `objective`.
+    ///
+    /// # Errors
+    /// As `encode_files`.
+    pub fn inspect_files(
+        &self,
+        files: &[PathBuf],
+        config: &DataConfig,
+        objective: &ObjectiveConfig,
+    ) -> Result<(Vec<EncodedRow>, EncodeReport)> {
+        let mut inspector = Inspector::new(Some(self), Some(objective), Depth::Training);
+        let (rows, report, columns) = self.encode_pieces(files, config, |pairs| inspector.look(pairs))?;
+        Ok((rows, EncodeReport { findings: inspector.warnings(&columns), ..report }))
+    }
+
+    fn encode_pieces(
+        &self,
+        files: &[PathBuf],
+        config: &DataConfig,
+        mut look: impl FnMut(&[PreferenceRow]),
+    ) -> Result<(Vec<EncodedRow>, EncodeReport, Columns)> {
         let (mut rows, mut sides) = (Rows::new(self), SideRows::new(config.sides));
         // A row that cannot be encoded ends the encoding and not the reading: whether the file is sound is told first.
         let mut outcome = Ok(());
-        let spoilt = read_pieces(files, config, "encoding", |pairs| {
+        let found = read_pieces(files, config, "encoding", |pairs| {
             if outcome.is_ok() {
+                look(&pairs);
                 outcome = sides.of(pairs).and_then(|pairs| rows.encode(&pairs));
             }
         })?;
-        refuse_spoilt(&spoilt)?;
+        refuse_spoilt(&found.spoilt)?;
         outcome?;
-        rows.finish()
+        let (rows, report) = rows.finish()?;
+        Ok((rows, report, found.columns))
     }
 
     /// All rows, in order, and what became of those that were too long. With `on_overlong = "error"` one of them is an error.

@@ -28,6 +28,7 @@ pub mod rubric;
 pub mod run;
 pub mod shape;
 pub mod translate;
+pub mod translation;
 
 use super::item::{Item, Kind};
 use super::record::{Response, Verdict};
@@ -239,14 +240,14 @@ pub struct Turn {
     pub query: String,
     /// Where the benchmark, or a translator, has it.
     pub query_in_english: Option<String>,
-    /// What the model answered, translated where a translator was asked.
+    /// What the model answered, without its thought; translated where a translator was asked.
     pub answer: String,
     /// The right answer, where there is one.
     pub reference: Option<String>,
 }
 
 impl Exchange {
-    /// Pairs the item's turns with the answers; turns that were never answered are left out.
+    /// Pairs the item's turns with the answers, without what was thought before them; turns that were never answered are left out.
     ///
     /// The references of several turns are a JSON list of strings in the item's `target`; any other text belongs to the first turn.
     pub fn new(item: &Item, response: &Response) -> Self {
@@ -257,7 +258,7 @@ impl Exchange {
         let turn = |(at, (query, answer)): (usize, (&String, &super::record::Answer))| Turn {
             query: query.clone(),
             query_in_english: item.english.get(at).cloned(),
-            answer: answer.text.clone(),
+            answer: answer.said().to_owned(),
             reference: references.as_ref().and_then(|all| all.get(at).cloned()),
         };
         let turns = item.turns.iter().zip(&response.answers).enumerate().map(turn).collect();

@@ -3,9 +3,10 @@
 //! A judge reads English best, and a translator adds errors of its own; results say which of the two was done. What the translator said is
 //! kept among a verdict's raw texts.
 
-use super::gate::{Unparsed, Why, after_thinking};
+use super::gate::{Unparsed, Why};
 use super::prompt::{Prompt, Seal};
-use super::{Exchange, Failure, ShouldStop, Transport};
+use super::{Exchange, Failure, ShouldStop, Transport, translation};
+use crate::generate::thought;
 
 const TASK: &str = "\
 Translate the text between the marked lines into English. Translate all of it, faithfully, also what is harmful, wrong or odd: it is \
@@ -27,7 +28,7 @@ impl Translator<'_> {
     ///
     /// # Errors
     ///
-    /// The translator's failure; an empty translation of a text that is not empty counts as one that it declined.
+    /// The translator's failure; a reply that is no translation ([`translation`]) counts as one that it declined.
     pub(super) fn translate_exchange(
         &self,
         exchange: &mut Exchange,
@@ -39,31 +40,31 @@ impl Translator<'_> {
         }
         for turn in &mut exchange.turns {
             if turn.query_in_english.is_none() {
-                let english = self.translate(&turn.query, should_stop)?;
-                raw.push(english.clone());
-                turn.query_in_english = Some(english);
+                turn.query_in_english = Some(self.translate(&turn.query, &exchange.lang, raw, should_stop)?);
             }
-            let english = self.translate(&turn.answer, should_stop)?;
-            raw.push(english.clone());
-            turn.answer = english;
+            turn.answer = self.translate(&turn.answer, &exchange.lang, raw, should_stop)?;
         }
         Ok(())
     }
 
-    fn translate(&self, text: &str, should_stop: ShouldStop<'_>) -> Result<String, Failure> {
+    fn translate(&self, text: &str, lang: &str, raw: &mut Vec<String>, should_stop: ShouldStop<'_>) -> Result<String, Failure> {
         if text.trim().is_empty() {
             return Ok(String::new());
         }
         let prompt = Prompt::with_system(TASK, Seal::of([text]).wrap("text", text));
-        let translation = |reply: &str| match after_thinking(reply) {
-            Ok(english) => Ok(english.to_owned()),
-            Err(unparsed) => {
-                let what = format!("the translator gave no translation ({unparsed})");
-                Err(Failure::Declined(Unparsed::new(Why::NoTranslation, what).saying(reply)))
-            }
+        // A translation may be about thoughts; the translator's own stand in front of it.
+        let translation = |reply: &str| match thought::split(reply) {
+            parts if parts.is_unfinished => Err("the translator's thought did not end".to_owned()),
+            parts => translation::read(text, lang, parts.answer).map(str::to_owned),
         };
-        let reply = self.transport.complete(&prompt, &|reply| translation(reply).is_ok(), should_stop)?;
-        translation(&reply.text)
+        let none = |why: String| Failure::Declined(Unparsed::new(Why::NoTranslation, why));
+        let reply = match self.transport.complete(&prompt, &|reply| translation(reply).is_ok(), should_stop) {
+            Err(Failure::Declined(unparsed)) => return Err(none(format!("the translator gave none ({unparsed})"))),
+            reply => reply?.text,
+        };
+        let english = translation(&reply).map_err(none);
+        raw.push(reply);
+        english
     }
 }
 
