@@ -37,7 +37,9 @@ Exit status:
 Environment:
   NO_COLOR         no colours
   MPO_CACHE        where reference scores and downloaded data are kept
-  HF_TOKEN, HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE   as the Hugging Face hub's own tools take them";
+  HF_TOKEN, HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE, HF_HUB_DISABLE_IMPLICIT_TOKEN   as the Hugging Face hub's own tools take them
+  HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY     for everybody but this machine itself
+  OPENAI_API_KEY   of a judge; sent encrypted, or within this machine";
 
 /// `mpo`
 #[derive(Debug, Parser)]

@@ -1,4 +1,4 @@
-//! sha256 of what is written or read, in passing.
+//! sha256 of what is written or read, in passing; and git's own names of contents.
 
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
@@ -53,6 +53,17 @@ pub fn contents_of(path: &Path) -> Result<Contents> {
     let mut read = || io::copy(&mut BufReader::with_capacity(BUFFER_BYTES, File::open(path)?), &mut writer);
     read().with_context(|| format!("cannot read `{}`", path.display()))?;
     Ok(writer.finish().1)
+}
+
+/// The name that git gives to a content of `bytes` bytes, which are to be hashed behind this beginning. It is what a hub tells of small files; two
+/// contents of one name can be made on purpose, but not one for the name of a content that somebody else made.
+pub fn begin_git_blob(bytes: u64) -> sha1::Sha1 {
+    sha1::Sha1::new_with_prefix(format!("blob {bytes}\0"))
+}
+
+/// [`begin_git_blob`] of a content in memory, in hexadecimal.
+pub fn git_blob_id(content: &[u8]) -> String {
+    hex(&begin_git_blob(content.len() as u64).chain_update(content).finalize())
 }
 
 /// Lower-case hexadecimal.

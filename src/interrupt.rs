@@ -3,6 +3,7 @@
 
 use crate::progress::say;
 use anyhow::{Context, Result};
+use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The exit status of a process that was interrupted, as shells have it.
@@ -17,7 +18,7 @@ pub fn listen() -> Result<()> {
             // Everything that was written is whole: folders and files appear by renaming, lines in one piece.
             std::process::exit(EXIT_CODE.into());
         }
-        say("\nStopping when what was begun is done (a step, or a batch of scores); Ctrl-C again stops at once.");
+        say("\nStopping when what was begun is done (a step, or a batch of rows); Ctrl-C again stops at once.");
     };
     match ctrlc::set_handler(on_interrupt) {
         // A second run in one process shares the first one's handler.
@@ -25,6 +26,18 @@ pub fn listen() -> Result<()> {
         Err(error) => Err(error).context("cannot listen to Ctrl-C"),
     }
 }
+
+/// Work that was given up half-way because Ctrl-C was pressed. Nothing of it counts.
+#[derive(Debug)]
+pub struct Stopped;
+
+impl fmt::Display for Stopped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("stopped by Ctrl-C")
+    }
+}
+
+impl std::error::Error for Stopped {}
 
 /// Whether Ctrl-C was pressed.
 pub fn requested() -> bool {

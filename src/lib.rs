@@ -88,7 +88,10 @@
 //! - No default value stands in two places.
 //! - A file that a reader may meet is whole: it is written under another name, synced, and renamed. Nothing is unpickled; weights are
 //!   safetensors.
-//! - Only [`command`] writes to stdout, and only data; talk goes to stderr.
+//! - Only [`command`] writes to stdout, and only data; talk goes to stderr. Whatever is said is made harmless to terminals, and rid of passwords in
+//!   addresses, by the function that says it.
+//! - Only [`web`] connects to another machine. A key reaches the scheme, host and port that it is meant for, this machine is asked past every proxy, and
+//!   no answer is taken beyond its limit.
 //!
 //! `tests/it/architecture.rs` reads which module uses which off the code.
 //!
@@ -121,5 +124,7 @@ pub mod plan;
 pub mod progress;
 pub mod reference;
 pub mod scoring;
+pub mod secret;
 pub mod text;
 pub mod train;
+pub mod web;

@@ -1,5 +1,7 @@
 //! What a person sees of work under way, on stderr: a line now and then, and a bar that is gone when the work is done.
 
+use crate::escape::{escape_for_terminal, one_line};
+use crate::secret::shown;
 use indicatif::{BinaryBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
@@ -9,9 +11,14 @@ const HIDDEN_FOR: Duration = Duration::from_secs(1);
 /// A download of more bytes is announced where there is no terminal to show a bar.
 const WORTH_A_LINE: u64 = 16 << 20;
 
+/// Characters of a name that stand before a bar.
+const LABEL_CHARS: usize = 80;
+
 /// Writes a line to stderr. Where nobody reads any more, there is nobody to tell: `eprintln!` would panic.
+///
+/// Whatever the text is made of, a terminal obeys nothing of it, and no password of an address is in it.
 pub fn say(text: &str) {
-    let _ = writeln!(std::io::stderr(), "{text}");
+    let _ = writeln!(std::io::stderr(), "{}", escape_for_terminal(&shown(text)));
 }
 
 /// Advances by units of work; gone from the terminal when dropped. Nothing is drawn where stderr is not a terminal.
@@ -32,6 +39,7 @@ impl Progress {
             let size = n_bytes.map_or_else(|| "unknown size".to_owned(), |n_bytes| BinaryBytes(n_bytes).to_string());
             say(&format!("downloading {label} ({size})"));
         }
+        let label = &one_line(label, LABEL_CHARS);
         let template = "{msg} {wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}";
         let progress = Self::hidden(label, n_bytes, template);
         progress.bar.set_position(start);

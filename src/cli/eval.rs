@@ -230,6 +230,7 @@ number of tokens; `--fresh` asks anew. What an endpoint refuses of temperature a
         judge: Option<String>,
     },
     /// How well a judge agrees with people: sensitivity, specificity and kappa by language
+    #[command(mut_arg("judge", |judge| judge.help("`openai:MODEL` or `guard:DIR` (a local guard model)")))]
     JudgeCheck {
         /// JSONL with `lang`, `query`, `response` and the right `label` (`safe`, `unsafe`, `invalid`)
         #[arg(long, value_name = "FILE")]

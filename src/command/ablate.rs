@@ -18,6 +18,9 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+/// The table's numbers, in the folder of an ablation; an empty list until all runs are measured.
+pub(super) const ABLATION: &str = "ablation.json";
+
 /// One trained model, or, without a run, the model that all runs began with.
 #[derive(Debug, Serialize)]
 struct Cell {
@@ -65,6 +68,11 @@ pub fn run(args: &AblateArgs) -> Result<ExitCode> {
         }
     }
     let n_cells = cells.len();
+    let path = args.out.join(ABLATION);
+    // Whoever looks for the newest run knows from the first one on that these are to be compared.
+    if !path.exists() {
+        write_atomically(&path, b"[]\n")?;
+    }
     for (number, (config, overrides)) in cells.iter().enumerate() {
         let dir = &config.output.dir;
         let resumed = dir.join("config.toml").is_file().then_some(dir.as_path());
@@ -89,7 +97,6 @@ pub fn run(args: &AblateArgs) -> Result<ExitCode> {
         let run = Trained { objective, retention, dir: dir.clone(), loss_before, loss_after };
         table.push(Cell { run: Some(run), numbers: measure(config, Some(&dir.join("final")))? });
     }
-    let path = args.out.join("ablation.json");
     write_atomically(&path, format!("{}\n", serde_json::to_string_pretty(&table)?).as_bytes())?;
     say(&format!(
         "\nMeans over {}; the runs are in `{}`, the numbers in `{}`.\n",

@@ -1,6 +1,6 @@
 //! `mpo generate`: one answer as it grows, or many as lines of JSON.
 
-use super::print;
+use super::print_data;
 use super::speak::{cut_off, hardware, load, max_new_tokens, opening, request, stream};
 use crate::cli::GenerateArgs;
 use crate::data::pair::{Message, Role};
@@ -115,7 +115,7 @@ fn answer_many(args: &GenerateArgs, generator: &Generator<'_>, asked: &[Asked], 
             let line = line(next, &asked[next], &completion)?;
             match &mut out {
                 Some((file, path)) => append(file, &line).with_context(|| cannot_write(path, next))?,
-                None => print(&line)?,
+                None => print_data(&line)?,
             }
             next += 1;
         }

@@ -17,8 +17,11 @@ mod train;
 use crate::allocator;
 use crate::cli::{Cli, Command};
 use crate::config::ConfigError;
+use crate::escape::escape_for_terminal;
+use crate::secret::shown;
 use anyhow::{Context, Result};
 use clap::Parser;
+use std::borrow::Cow;
 use std::io::{ErrorKind, IsTerminal, Write};
 use std::process::ExitCode;
 
@@ -32,7 +35,12 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version also arrive here, with status 0. Nobody is left to tell where printing fails.
-            let _ = error.print();
+            // What was typed is repeated, and a script may have typed what a terminal would obey.
+            let typed: String = std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
+            let _ = match escape_for_terminal(&typed) == typed {
+                true => error.print(),
+                false => std::io::stderr().write_all(escape_for_terminal(&error.render().to_string()).as_bytes()),
+            };
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(USAGE));
         }
     };
@@ -42,7 +50,8 @@ pub fn main() -> ExitCode {
         Err(error) => {
             let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
             let _ = write!(std::io::stderr(), "{}", render(&error, colours));
-            if error.chain().any(|cause| cause.is::<ConfigError>()) { ExitCode::from(USAGE) } else { ExitCode::FAILURE }
+            let is_usage = error.chain().any(|cause| cause.is::<ConfigError>() || cause.is::<Usage>());
+            if is_usage { ExitCode::from(USAGE) } else { ExitCode::FAILURE }
         }
     }
 }
@@ -75,12 +84,39 @@ impl std::fmt::Display for StdoutClosed {
 
 impl std::error::Error for StdoutClosed {}
 
-/// Writes data to stdout; `println!` would panic where the reader has gone.
+/// Wrong usage that the parser of the command line cannot see; status 2.
+#[derive(Debug)]
+struct Usage(String);
+
+impl std::fmt::Display for Usage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Usage {}
+
+/// # Errors
+/// With the text, where it does not hold.
+fn ensure_usage(holds: bool, text: impl FnOnce() -> String) -> Result<()> {
+    if holds { Ok(()) } else { Err(Usage(text()).into()) }
+}
+
+/// Writes a text for people to stdout: nothing of it is obeyed by a terminal, whatever it was made of.
+///
+/// # Errors
+/// As of [`print_data`].
+pub(crate) fn print(text: &str) -> Result<()> {
+    print_data(&escape_for_terminal(&shown(text)))
+}
+
+/// Writes data to stdout as it is, but escaped where that is a terminal; `println!` would panic where the reader has gone.
 ///
 /// # Errors
 /// The reader has gone, which ends the command quietly with status 0 if passed on; or the write failed, as on a full disk.
-pub(crate) fn print(text: &str) -> Result<()> {
+pub(crate) fn print_data(text: &str) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
+    let text = if stdout.is_terminal() { Cow::Owned(escape_for_terminal(text)) } else { Cow::Borrowed(text) };
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Err(StdoutClosed.into()),
         other => other.context("cannot write to stdout"),
@@ -94,7 +130,7 @@ fn render(error: &anyhow::Error, colours: bool) -> String {
     let mut hints = String::new();
     let mut said: Vec<String> = Vec::new();
     for (depth, cause) in error.chain().enumerate() {
-        let message = cause.to_string();
+        let message = escape_for_terminal(&shown(&cause.to_string()));
         // Some libraries repeat their source's message in their own.
         if said.last().is_some_and(|above| above.contains(&message)) {
             continue;
@@ -126,6 +162,16 @@ mod tests {
     fn colours_only_paint_the_labels() {
         let error = anyhow!("wrong\nhint: right");
         assert_eq!(render(&error, true).replace("\x1b[1;31m", "").replace("\x1b[1;36m", "").replace("\x1b[0m", ""), render(&error, false));
+    }
+
+    #[test]
+    fn an_error_holds_nothing_that_a_terminal_obeys_and_no_password() {
+        let error = anyhow!("`\u{1b}[31mred\u{202e}`\nhint: \u{7}bell").context("`https://u:secret@host/x?sig=secret` is\r none");
+        let text = render(&error, false);
+        assert_eq!(
+            text,
+            "error: `https://hidden@host/x?sig=hidden` is\\u{d} none\n  caused by: `\\u{1b}[31mred\\u{202e}`\nhint: \\u{7}bell\n"
+        );
     }
 
     #[test]

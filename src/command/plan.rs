@@ -1,6 +1,6 @@
 //! `mpo plan`: what a run will need, and what each switch would change.
 
-use super::print;
+use super::{print, print_data};
 use crate::cli::PlanArgs;
 use crate::config::{self, ActivationCheckpointing, ComputeDtype, MasterWeights, RunConfig};
 use crate::data::loader::dominant_numbers;
@@ -78,7 +78,7 @@ pub fn run(args: &PlanArgs) -> Result<ExitCode> {
     let config = config::load(&args.config, &args.set)?;
     let report = device::thread_pool(&config.hardware)?.install(|| report(config))?;
     match args.json {
-        true => print(&format!("{}\n", serde_json::to_string_pretty(&report)?))?,
+        true => print_data(&format!("{}\n", serde_json::to_string_pretty(&report)?))?,
         false => print(&text(&report)?)?,
     }
     Ok(ExitCode::SUCCESS)

@@ -1,6 +1,6 @@
 //! `mpo recipes`: the configurations inside the binary; and what `mpo train` says when it is given none.
 
-use super::{USAGE, print};
+use super::{USAGE, print, print_data};
 use crate::cli::{RecipesAction, RecipesArgs};
 use crate::config::recipes::{RECIPES, find};
 use anyhow::Result;
@@ -13,7 +13,7 @@ use std::process::ExitCode;
 /// No recipe of that name; stdout cannot be written.
 pub fn run(args: &RecipesArgs) -> Result<ExitCode> {
     match &args.action {
-        Some(RecipesAction::Show { name }) => print(find(name)?.text)?,
+        Some(RecipesAction::Show { name }) => print_data(find(name)?.text)?,
         None => print(&format!("{}\nShow one: mpo recipes show NAME\nRun one:  mpo train --config NAME\n", table()))?,
     }
     Ok(ExitCode::SUCCESS)

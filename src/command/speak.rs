@@ -1,15 +1,13 @@
 //! What `mpo generate` and `mpo chat` share: the model that speaks, how it draws, and its text on a terminal.
 
-use super::print;
+use super::print_data;
 use crate::cli::SpeakerArgs;
 use crate::config::{ComputeDtype, DataConfig, HardwareConfig};
 use crate::data::pair::{Message, Role};
 use crate::data::template::Thinking;
-use crate::escape::escape_for_terminal;
 use crate::generate::{Completion, Event, FinishReason, Generator, Loaded, Prompt, Request, Sampling, thought};
 use crate::hub;
 use anyhow::{Context, Result};
-use std::io::IsTerminal;
 use std::ops::ControlFlow;
 
 /// Longest answer where nobody says otherwise, in tokens.
@@ -64,16 +62,14 @@ pub(super) fn cut_off(completion: &Completion) -> Option<String> {
 
 /// One answer, on stdout as it grows.
 pub(super) fn stream(generator: &Generator<'_>, request: Request) -> Result<Completion> {
-    let is_terminal = std::io::stdout().is_terminal();
     let mut finished = None;
     generator.run([request], |event| {
         match event {
-            Event::Text { piece, .. } if is_terminal => print(&escape_for_terminal(piece))?,
-            Event::Text { piece, .. } => print(piece)?,
+            Event::Text { piece, .. } => print_data(piece)?,
             Event::Finished { completion, .. } => finished = Some(completion),
         }
         Ok(ControlFlow::Continue(()))
     })?;
-    print("\n")?;
+    print_data("\n")?;
     finished.context("one request has one completion")
 }

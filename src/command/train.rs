@@ -119,7 +119,7 @@ fn say_warnings(prepared: &Prepared) {
     }
 }
 
-/// `None` where Ctrl-C was pressed before the first step.
+/// `None` where Ctrl-C was pressed before a step was taken.
 fn train(prepared: Prepared, found: Option<Found>, profile: Option<&Path>) -> Result<Option<Ending>> {
     let forecast = Forecast::new(&prepared, &prepared.config, n_taken(found.as_ref()), device::rss_bytes())?;
     let available = forecast.available();
@@ -152,7 +152,10 @@ fn train(prepared: Prepared, found: Option<Found>, profile: Option<&Path>) -> Re
 fn ended(trained: Option<Ending>, out: &Path) -> Result<ExitCode> {
     match trained {
         None => {
-            say(&format!("Stopped while the reference was being scored.\nGo on with: mpo train --resume {}", out.display()));
+            say(&format!(
+                "Stopped before a step was taken; the reference's scores are kept.\nGo on with: mpo train --resume {}",
+                out.display()
+            ));
             Ok(ExitCode::from(interrupt::EXIT_CODE))
         }
         Some(Ending::Finished(summary)) => {

@@ -2,9 +2,15 @@
 //! that no key name stands in a second place.
 
 use super::RunConfig;
+use crate::escape::one_line;
 use serde::de::value::{Error, MapDeserializer};
 use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error as _, IntoDeserializer, MapAccess, Visitor};
 use std::sync::LazyLock;
+
+/// Longer words are no misspelt keys.
+const LONGEST_WORD: usize = 100;
+/// Of an unknown key, in a message.
+const SHOWN_CHARS: usize = 100;
 
 /// A TOML section and the keys that it may hold.
 pub(crate) struct Section {
@@ -22,7 +28,8 @@ pub(crate) static SECTIONS: LazyLock<Vec<Section>> = LazyLock::new(|| {
 
 /// Whether `section.key` exists.
 pub(crate) fn is_known(key: &str) -> bool {
-    all().any(|known| known == key)
+    let Some((section, leaf)) = key.split_once('.') else { return false };
+    SECTIONS.iter().any(|known| known.name == section && known.keys.contains(&leaf))
 }
 
 /// What to say about a key that does not exist, and the key that was probably meant.
@@ -37,6 +44,7 @@ pub(crate) fn unknown(key: &str) -> (String, Option<String>) {
     let meant = in_section.map(|leaf| format!("{section}.{leaf}")).or_else(same_name);
     // The section's name would make every key of it look alike.
     let meant = meant.or_else(|| if known_section.is_none() { nearest(key, all()) } else { None });
+    let key = &one_line(key, SHOWN_CHARS);
     let message = match (&meant, known_section) {
         (Some(meant), _) => format!("unknown key `{key}`; did you mean `{meant}`?"),
         (None, Some(known)) => format!("unknown key `{key}`; `[{section}]` has {}", list(known.keys)),
@@ -54,6 +62,10 @@ pub(crate) fn nearest(word: &str, candidates: impl IntoIterator<Item = String>) 
 }
 
 fn most_alike(word: &str, candidates: impl IntoIterator<Item = String>) -> Option<(f64, String)> {
+    // Nothing is like a word of that length, and comparing takes its square.
+    if word.len() > LONGEST_WORD {
+        return None;
+    }
     let scored = candidates.into_iter().map(|candidate| (strsim::normalized_damerau_levenshtein(word, &candidate), candidate));
     scored.max_by(|a, b| a.0.total_cmp(&b.0))
 }

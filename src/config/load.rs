@@ -6,9 +6,11 @@
 
 use super::document::{Assignment, read_override, read_text};
 use super::keys;
-use super::problems::{ConfigError, Place, Problem};
+use super::problems::{ConfigError, MOST_SHOWN, Place, Problem};
 use super::rules::{self, DESCRIBED_BY, EXCLUSIVE, Purpose, without_effect};
 use super::{ObjectiveConfig, ObjectiveKind, RunConfig, paths, recipes};
+use crate::escape::one_line;
+use crate::secret::shown;
 use anyhow::{Context, Result};
 use toml::{Table, Value};
 
@@ -73,7 +75,7 @@ impl RunConfig {
         for (section, keys) in &table {
             text += &format!("\n[{section}]\n");
             for (key, value) in keys.as_table().into_iter().flatten() {
-                text += &format!("{key} = {}\n", show(value));
+                text += &format!("{key} = {}\n", show(&without_secrets(value)));
             }
         }
         Ok(text)
@@ -82,6 +84,14 @@ impl RunConfig {
     /// Section by section, absent options left out.
     pub(crate) fn to_table(&self) -> Result<Table> {
         Table::try_from(self).context("the configuration cannot be written as TOML")
+    }
+}
+
+/// Addresses without what lets somebody in.
+fn without_secrets(value: &Value) -> Value {
+    match value {
+        Value::String(text) => Value::String(shown(text)),
+        other => other.clone(),
     }
 }
 
@@ -130,7 +140,9 @@ impl Draft<'_> {
     fn admit(&mut self, assignment: Assignment, then: fn(&mut Self, Assignment)) {
         let Assignment { key, value, place } = &assignment;
         if !keys::is_known(key) {
-            let (message, meant) = keys::unknown(key);
+            // A file with hundreds of them is no configuration: what each of them may have meant is not looked for.
+            let is_looked_for = self.problems.len() < MOST_SHOWN;
+            let (message, meant) = if is_looked_for { keys::unknown(key) } else { (format!("unknown key `{}`", one_line(key, 100)), None) };
             self.in_doubt.extend(meant);
             self.problems.push(Problem { place: place.clone(), message });
         } else if let Some(message) = keys::mismatch(key, value) {

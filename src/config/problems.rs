@@ -2,6 +2,9 @@
 
 use std::fmt;
 
+/// As many fit on a screen.
+pub(crate) const MOST_SHOWN: usize = 40;
+
 /// Where a value was set.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Place {
@@ -80,7 +83,9 @@ impl fmt::Display for ConfigError {
             [problem] => write!(f, "{problem}"),
             problems => {
                 write!(f, "{} problems in the configuration", problems.len())?;
-                problems.iter().try_for_each(|problem| write!(f, "\n  {problem}"))
+                problems.iter().take(MOST_SHOWN).try_for_each(|problem| write!(f, "\n  {problem}"))?;
+                let n_more = problems.len().saturating_sub(MOST_SHOWN);
+                if n_more > 0 { write!(f, "\n  and {n_more} more") } else { Ok(()) }
             }
         }
     }

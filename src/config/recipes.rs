@@ -69,8 +69,19 @@ pub(crate) fn read(source: &str) -> Result<Text> {
         let text = std::fs::read_to_string(path).with_context(|| format!("`{source}` cannot be read as UTF-8 text"))?;
         return Ok(Text { text, origin: source.into() });
     }
+    if path.is_dir() {
+        return Err(not_a_file(source).into());
+    }
     let recipe = find(source).map_err(|_| not_found(source, "no such file, and no built-in recipe of that name"))?;
     Ok(Text { text: recipe.text.into(), origin: format!("{} (built in)", recipe.name) })
+}
+
+/// A run's folder is what is given most often.
+fn not_a_file(name: &str) -> ConfigError {
+    let inner = Path::new(name).join("config.toml");
+    let meant = if inner.is_file() { format!("; did you mean `{}`?", inner.display()) } else { String::new() };
+    let message = format!("it is a folder, and a configuration is a TOML file{meant}");
+    ConfigError::new(vec![Problem { place: Place::Nowhere { origin: name.into() }, message }])
 }
 
 fn not_found(name: &str, what: &str) -> ConfigError {

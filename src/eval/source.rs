@@ -91,7 +91,8 @@ impl Source<'_> {
                     _ => bail!("several files may be meant: {}; `--data FILE` names one", some_of(&found)),
                 }
             }
-            bail!("there is no file of `{bench}` ({}) among {}; `--data FILE` names it", names.join(", "), some_of(paths))
+            let among = if paths.is_empty() { ", nor any other".to_owned() } else { format!(" among {}", some_of(paths)) };
+            bail!("there is no file of `{bench}` ({}){among}; `--data FILE` names it", names.join(", "))
         };
         self.files(bench, hub, &choose)?.pop().context("no file was chosen")
     }

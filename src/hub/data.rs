@@ -2,11 +2,12 @@
 
 use super::environment::Environment;
 use super::repository::Repository;
-use super::transfer::{Client, Failure, Request};
+use super::transfer::{Client, Failure, MOST_FILE_BYTES, Request};
 use super::{Source, builtin, refuse_revision};
 use crate::config::DataConfig;
 use crate::digest::{contents_of, hex};
 use crate::progress::say;
+use crate::secret::{is_hidden, shown};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
@@ -88,11 +89,16 @@ fn download(environment: &Environment, url: &str, sha256: Option<&str>) -> Resul
     if file.is_file() && sha256.is_none_or(|sha256| contents_of(&file).is_ok_and(|actual| actual.sha256.eq_ignore_ascii_case(sha256))) {
         return Ok(file);
     }
+    ensure!(
+        !is_hidden(url),
+        "`{url}` is an address without its secret part, which is stored nowhere\n\
+         hint: give the whole address anew, as in `--set data.path='https://…'`, or download the file and give its path"
+    );
     ensure!(!environment.offline, "HF_HUB_OFFLINE is set, and `{shown}` is not in the cache `{}`", environment.mpo_cache.display());
     if file.exists() {
         std::fs::remove_file(&file).with_context(|| format!("`{}` is damaged and cannot be removed", file.display()))?;
     }
-    let request = Request { url, token: None, label: &shown, n_bytes: None, sha256 };
+    let request = Request { url, token: None, label: &shown, n_bytes: None, most: MOST_FILE_BYTES, sha256, git_blob: None };
     let digest = Client::new(environment).download(&request, &file).map_err(|failure| match failure {
         Failure::Refused { status: 404, .. } => anyhow!("there is nothing at `{shown}` (status 404); check the address"),
         Failure::Refused { status: 401 | 403, .. } => anyhow!("`{shown}` is not public; download it by hand and give the file's path"),
@@ -107,14 +113,13 @@ fn download(environment: &Environment, url: &str, sha256: Option<&str>) -> Resul
     Ok(file)
 }
 
-/// The address without credentials or query, to show, and its last part, a file name.
+/// The address as it may be shown, and the last part of its path, a file name.
 fn shown_url(url: &str) -> (String, &str) {
     let bare = url.split(['?', '#']).next().unwrap_or(url);
-    let (scheme, rest) = bare.split_once("://").unwrap_or(("https", bare));
-    let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
-    let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
-    let name = path.rsplit('/').next().filter(|name| !name.is_empty() && !name.starts_with('.')).unwrap_or("data");
-    (format!("{scheme}://{host}/{path}"), name)
+    let path = bare.split_once("://").and_then(|(_, rest)| rest.split_once('/')).map_or("", |(_, path)| path);
+    let is_plain =
+        |name: &&str| !name.is_empty() && !name.starts_with('.') && name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
+    (shown(url), path.rsplit('/').next().filter(is_plain).unwrap_or("data"))
 }
 
 /// The files that `split` names: a whole path; or `train.jsonl`, `data/train.parquet` …, or all parts of a split in parts
@@ -216,7 +221,7 @@ mod tests {
     #[test]
     fn an_address_is_shown_without_its_secrets() {
         let (shown, name) = shown_url("https://user:secret@host/a/b.json?token=secret");
-        assert_eq!((shown.as_str(), name), ("https://host/a/b.json", "b.json"));
+        assert_eq!((shown.as_str(), name), ("https://hidden@host/a/b.json?token=hidden", "b.json"));
         assert_eq!(shown_url("https://host").1, "data");
         assert_eq!(shown_url("https://host/..").1, "data");
     }

@@ -1,8 +1,11 @@
 //! Where the caches are and how the hub is reached: the environment variables of `huggingface_hub`, and `MPO_CACHE`.
 
-use anyhow::{Context, Result};
+use crate::progress::say;
+use crate::web::Routes;
+use anyhow::{Context, Result, ensure};
 use std::ffi::OsString;
 use std::fmt;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -21,6 +24,8 @@ pub struct Environment {
     pub token: Option<Token>,
     /// `HF_HUB_OFFLINE`: nothing is requested from anywhere.
     pub offline: bool,
+    /// The proxies of `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`.
+    pub routes: Routes,
     /// Pause before the first of several attempts to go on with an interrupted transfer; doubled each time.
     pub retry_delay: Duration,
 }
@@ -72,22 +77,39 @@ impl Environment {
         // Without a home folder, as services often are, everything lies in our own cache.
         let hub_cache = path("HF_HUB_CACHE").or_else(in_home).unwrap_or_else(|| mpo_cache.join("huggingface/hub"));
         let token_file = path("HF_TOKEN_PATH").or_else(|| hub_home.map(|home| home.join("token")));
-        let token = text("HF_TOKEN").as_deref().and_then(Token::new).or_else(|| token_file.and_then(|file| read_token(&file)));
+        let token = match text("HF_TOKEN").as_deref().and_then(Token::new) {
+            // As of the hub's own tools: a token is sent to whom it is meant for only, and then to nobody.
+            _ if is_on("HF_HUB_DISABLE_IMPLICIT_TOKEN") => None,
+            Some(token) => Some((token, "HF_TOKEN".to_owned())),
+            None => token_file.and_then(|file| Some((read_token(&file)?, format!("`{}`", file.display())))),
+        };
+        let is_whole = |token: &Token| token.0.chars().all(|c| c.is_ascii_graphic());
+        if let Some((token, place)) = &token {
+            ensure!(is_whole(token), "{place} holds a space, a line break or a letter that no token has; is all of it the token?");
+        }
         let endpoint = text("HF_ENDPOINT").unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned());
         Ok(Self {
             hub_cache,
             mpo_cache,
             endpoint: endpoint.trim_end_matches('/').to_owned(),
-            token,
+            token: token.map(|(token, _)| token),
+            routes: Routes::from_variables(&|name| text(name)),
             offline: is_on("HF_HUB_OFFLINE"),
             retry_delay: Duration::from_secs(1),
         })
     }
 }
 
-/// A file that cannot be read is no token: whoever is not logged in has none.
+/// A file that is not there is no token: whoever is not logged in has none. One that is there and may not be read is said.
 fn read_token(file: &Path) -> Option<Token> {
-    Token::new(&std::fs::read_to_string(file).ok()?)
+    match std::fs::read_to_string(file) {
+        Ok(text) => Token::new(&text),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => None,
+        Err(error) => {
+            say(&format!("note: the hub's token in `{}` cannot be read ({error}); going on without one", file.display()));
+            None
+        }
+    }
 }
 
 fn home(path: &dyn Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
@@ -137,6 +159,11 @@ mod tests {
         assert_eq!(from_variable.token.as_ref().unwrap().authorization(), "Bearer hf_variable");
         assert!(!format!("{from_variable:?}{from_file:?}").contains("hf_"));
         assert!(environment(&[("HOME", "/nowhere"), ("HF_TOKEN", " ")]).token.is_none());
+        let disabled = [("HOME", "/nowhere"), ("HF_TOKEN", "hf_x"), ("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")];
+        assert!(environment(&disabled).token.is_none());
+        let torn = Environment::from_variables(&|name| ["HOME", "HF_TOKEN"].contains(&name).then(|| "hf_a\nhf_b".into()));
+        let error = torn.unwrap_err().to_string();
+        assert!(error.contains("HF_TOKEN holds") && !error.contains("hf_a"), "{error}");
     }
 
     #[test]

@@ -5,8 +5,10 @@
 //! is complete, and is used without a request.
 
 use super::environment::Environment;
-use super::transfer::{Client, Failure, Request};
+use super::transfer::{Client, Failure, MOST_FILE_BYTES, MOST_SMALL_BYTES, Request};
+use crate::escape::escape_for_terminal;
 use crate::model::weights::{INDEX_FILE, SINGLE_FILE, shard_files};
+use crate::secret::shown;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 use serde::Deserialize;
@@ -33,6 +35,27 @@ struct Listing {
     /// The commit that the revision stands for.
     sha: String,
     siblings: Vec<Entry>,
+}
+
+impl Listing {
+    /// # Errors
+    /// No hub of git repositories lists this: hashes that are none, names that lead out of their folder or that a terminal would obey.
+    fn check(&self) -> Result<()> {
+        ensure!(is_hash(&self.sha), "it names a commit that is none, which has 40 hexadecimal digits: `{}`", self.sha);
+        for Entry { path, blob_id, lfs, .. } in &self.siblings {
+            ensure!(
+                !leads_out(path),
+                "it has a file whose name leads out of its folder or holds a control character: `{path}`; nothing was fetched"
+            );
+            if let Some(id) = blob_id.as_ref().filter(|id| !is_hash(id)) {
+                bail!("it names the content of `{path}` by what is no git blob id, which has 40 hexadecimal digits: `{id}`");
+            }
+            if let Some(Lfs { sha256, .. }) = lfs.as_ref().filter(|lfs| !is_hex(&lfs.sha256, 64)) {
+                bail!("it names the content of `{path}` by what is no sha256, which has 64 hexadecimal digits: `{sha256}`");
+            }
+        }
+        Ok(())
+    }
 }
 
 #[derive(Deserialize)]
@@ -141,7 +164,8 @@ impl<'a> Repository<'a> {
         let url = format!("{}/api/{}?blobs=true", self.environment.endpoint, self.repo().api_url());
         let listing: Listing =
             Client::new(self.environment).json(&url, self.environment.token.as_ref()).map_err(|failure| self.explain(failure))?;
-        ensure!(is_hash(&listing.sha), "`{url}` answered with a commit that is none: `{}`", listing.sha);
+        let whose = || format!("the listing of `{}` at {}", self.id, shown(&self.environment.endpoint));
+        listing.check().with_context(whose)?;
         Ok(listing)
     }
 
@@ -168,7 +192,7 @@ impl<'a> Repository<'a> {
 
     /// Brings one file into the snapshot of `commit`, unless it is there.
     fn fetch(&self, commit: &str, entry: &Entry) -> Result<()> {
-        ensure!(is_safe_path(&entry.path), "`{}` has a file with a path that is not relative: `{}`", self.id, entry.path);
+        ensure!(is_safe_path(&entry.path), "`{}` has a file of a name that is not taken: `{}`", self.id, entry.path);
         let repo = self.cache();
         let pointer = repo.pointer_path(commit).join(&entry.path);
         if pointer.exists() {
@@ -177,15 +201,18 @@ impl<'a> Repository<'a> {
         let at_commit = Repo::with_revision(self.id.to_owned(), self.kind, commit.to_owned());
         let url = format!("{}/{}/resolve/{commit}/{}", self.environment.endpoint, at_commit.url(), entry.path);
         let label = format!("{}/{}", self.id, entry.path);
+        let is_weights = entry.path.ends_with(".safetensors");
         let request = Request {
             url: &url,
             token: self.environment.token.as_ref(),
             label: &label,
             n_bytes: entry.lfs.as_ref().map(|lfs| lfs.size).or(entry.size),
+            most: if matches!(self.kind, RepoType::Model) && !is_weights { MOST_SMALL_BYTES } else { MOST_FILE_BYTES },
             sha256: entry.lfs.as_ref().map(|lfs| lfs.sha256.as_str()),
+            git_blob: entry.blob_id.as_deref().filter(|_| entry.lfs.is_none()),
         };
         // The cache names content by its hash, so that commits share unchanged files. A mirror may not tell hashes: the file then stands for itself.
-        let content = entry.lfs.as_ref().map(|lfs| &lfs.sha256).or(entry.blob_id.as_ref()).filter(|hash| is_hash(hash));
+        let content = entry.lfs.as_ref().map(|lfs| &lfs.sha256).or(entry.blob_id.as_ref());
         let destination = content.map_or_else(|| pointer.clone(), |hash| repo.blob_path(hash));
         if !destination.exists() {
             let fetched = Client::new(self.environment).download(&request, &destination);
@@ -224,7 +251,8 @@ impl<'a> Repository<'a> {
 
     /// What a failed request means for someone who wants this repository.
     fn explain(&self, failure: Failure) -> anyhow::Error {
-        let Environment { endpoint, token, .. } = self.environment;
+        let token = &self.environment.token;
+        let endpoint = shown(&self.environment.endpoint);
         let (id, revision) = (self.id, self.revision);
         let page = format!("{endpoint}/{}", self.repo().url());
         let noun = if matches!(self.kind, RepoType::Dataset) { "data set" } else { "model" };
@@ -259,7 +287,8 @@ impl<'a> Repository<'a> {
             }
             Failure::Refused { status, .. } => anyhow!("{endpoint} answered with status {status}; try again later"),
             Failure::Unreachable(reason) => anyhow!(
-                "cannot reach {endpoint} ({reason}): is there a network? A {noun} that lies in a local folder needs none: give its path instead"
+                "cannot reach {endpoint} for the {noun} `{id}` ({reason}): is there a network?\n\
+                 hint: a {noun} that lies in a local folder needs none: give its path instead; with HF_HUB_OFFLINE=1 only the cache is used"
             ),
             Failure::Broken(reason) => {
                 anyhow!("{endpoint}: {reason}, after several attempts. Run the same command again; large files go on where they stopped")
@@ -285,14 +314,31 @@ fn is_plain_file(path: &str) -> bool {
     is_safe_path(path) && !path.contains('/')
 }
 
-/// A relative path that stays below its folder.
+/// A relative path that stays below its folder, here and on every system that shares the cache; hidden files are nobody's.
 fn is_safe_path(path: &str) -> bool {
-    !path.contains(['\\', ':', '?', '#', '%']) && path.split('/').all(|part| !part.is_empty() && !part.starts_with('.'))
+    let is_plain = |part: &str| !part.is_empty() && !part.starts_with('.') && !part.ends_with(['.', ' ']) && !is_device(part);
+    !leads_out(path) && !path.contains(['\\', ':', '?', '#', '%', '*', '"', '<', '>', '|']) && path.split('/').all(is_plain)
+}
+
+/// A path that no git repository can have.
+fn leads_out(path: &str) -> bool {
+    path.split('/').any(|part| matches!(part, "" | "." | "..")) || escape_for_terminal(path) != path || path.contains(['\n', '\t'])
+}
+
+/// What Windows takes for a device, whatever the extension.
+fn is_device(part: &str) -> bool {
+    let stem = part.split('.').next().unwrap_or_default().to_ascii_lowercase();
+    let numbered = |name: &str| stem.strip_prefix(name).is_some_and(|number| matches!(number.as_bytes(), [b'1'..=b'9']));
+    matches!(stem.as_str(), "con" | "prn" | "aux" | "nul") || numbered("com") || numbered("lpt")
 }
 
 /// Hexadecimal, as commits and contents are named: nothing else becomes a path in the cache.
 fn is_hash(text: &str) -> bool {
-    matches!(text.len(), 40 | 64) && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+    is_hex(text, 40) || is_hex(text, 64)
+}
+
+fn is_hex(text: &str, n_digits: usize) -> bool {
+    text.len() == n_digits && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 /// Paths of all files below `dir`, relative to it, sorted.

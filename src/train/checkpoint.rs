@@ -182,14 +182,15 @@ fn open(dir: &Path) -> Result<Found> {
 
 /// Puts a checkpoint's weights and moments into place.
 pub fn restore(found: &Found, parameters: &[Parameter], optimizer: &mut AdamW) -> Result<()> {
+    let in_file = |name: &str| format!("`{}` does not fit this run", found.dir.join(name).display());
     let master = weights::Checkpoint::open(&found.dir.join(MASTER))?;
     for (parameter, (name, exact)) in parameters.iter().zip(optimizer.exact_values(parameters)) {
-        read_tensor(&master, &name, exact)?;
-        read_tensor(&master, &name, &parameter.value)?;
+        read_tensor(&master, &name, exact).with_context(|| in_file(MASTER))?;
+        read_tensor(&master, &name, &parameter.value).with_context(|| in_file(MASTER))?;
     }
     let saved = weights::Checkpoint::open(&found.dir.join(MOMENTS))?;
     for (name, tensor) in optimizer.tensors(parameters) {
-        read_tensor(&saved, &name, tensor)?;
+        read_tensor(&saved, &name, tensor).with_context(|| in_file(MOMENTS))?;
     }
     optimizer.n_updates = found.state.n_updates;
     Ok(())

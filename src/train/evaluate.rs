@@ -9,6 +9,7 @@ use super::step::{
 use crate::config::{Pooling, RetentionKind};
 use crate::data::encode::{EncodedPreference, EncodedRow};
 use crate::data::loader::dominant_numbers;
+use crate::interrupt::Stopped;
 use crate::model::decoder::Decoder;
 use crate::objective::PairScores;
 use crate::ops::host::Later;
@@ -87,14 +88,27 @@ pub fn term_norms(policy: &Decoder, rows: &[&EncodedRow], reference: &Columns, s
     Ok([norm(Gradients::ObjectiveOnly)?, norm(Gradients::RetentionOnly)?])
 }
 
+/// Asked between two parts of a measurement.
+pub type ShouldStop<'a> = &'a dyn Fn() -> bool;
+
 /// Measures the policy on `rows`, as one batch: losses do not depend on how it is cut.
-pub fn measure(policy: &Decoder, rows: &[&EncodedRow], mut is: PolicyIs<'_>, settings: &StepSettings) -> Result<Measurement> {
+///
+/// # Errors
+/// [`Stopped`] as soon as `should_stop` says so.
+pub fn measure(
+    policy: &Decoder,
+    rows: &[&EncodedRow],
+    mut is: PolicyIs<'_>,
+    settings: &StepSettings,
+    should_stop: ShouldStop<'_>,
+) -> Result<Measurement> {
     let settings = measuring(settings);
     let mut measures = Vec::with_capacity(rows.len());
     let mut losses = Losses { loss: 0.0, objective: 0.0, retention: 0.0 };
     let progress = Progress::new("measuring", rows.len());
     let totals = batch_totals(policy, rows, is.reference(), &settings)?.totals;
     for rows in rows.chunks(settings.micro_batch_size) {
+        go_on(should_stop)?;
         let part = match is.again() {
             PolicyIs::Trained(reference) => evaluate_part(policy, rows, &totals, reference, &settings, Gradients::None)?,
             PolicyIs::TheReference(reference) => evaluate_first_part(policy, rows, &totals, reference, &settings, Gradients::None)?.outcome,
@@ -109,6 +123,10 @@ pub fn measure(policy: &Decoder, rows: &[&EncodedRow], mut is: PolicyIs<'_>, set
     Ok(Measurement::new(losses, &measures))
 }
 
+fn go_on(should_stop: ShouldStop<'_>) -> Result<()> {
+    if should_stop() { Err(Stopped.into()) } else { Ok(()) }
+}
+
 /// The settings of [`measure`]: rows that share a dominant pair need its pass once, unless the value depends on what is padded together.
 pub fn measuring(settings: &StepSettings) -> StepSettings {
     let padded = settings.retention.kind == RetentionKind::Hidden && settings.retention.pooling == Pooling::MeanPadded;
@@ -117,9 +135,18 @@ pub fn measuring(settings: &StepSettings) -> StepSettings {
 }
 
 /// The policy's own reward gaps on the distinct dominant pairs of `rows`, by dominant language: what retention is there to keep.
-pub fn dominant_gaps(policy: &Decoder, rows: &[&EncodedRow], settings: &StepSettings) -> Result<BTreeMap<String, DominantGap>> {
+///
+/// # Errors
+/// As of [`measure`].
+pub fn dominant_gaps(
+    policy: &Decoder,
+    rows: &[&EncodedRow],
+    settings: &StepSettings,
+    should_stop: ShouldStop<'_>,
+) -> Result<BTreeMap<String, DominantGap>> {
     let mut by_language: BTreeMap<String, DominantGap> = BTreeMap::new();
     for pair in distinct_dominant(rows) {
+        go_on(should_stop)?;
         for ScoredPair { chosen, rejected } in scoring::score(policy, &[pair], KeptStates::Nothing, settings.pad_token)? {
             let reward_gap = PairScores { chosen: chosen.score, rejected: rejected.score }.reward_gap(settings.gap);
             let mean = by_language.entry(pair.lang.clone()).or_insert(DominantGap { n_pairs: 0, reward_gap: 0.0 });

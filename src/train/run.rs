@@ -20,7 +20,7 @@ use crate::config::{RetentionKind, RunConfig};
 use crate::data::encode::EncodedRow;
 use crate::data::loader::Loader;
 use crate::device::peak_rss_bytes;
-use crate::interrupt;
+use crate::interrupt::{self, Stopped};
 use crate::model::decoder::Decoder;
 use crate::ops::gpu;
 use crate::plan::StepMemory;
@@ -94,9 +94,16 @@ pub enum Ending {
 }
 
 impl Run {
-    /// Trains from wherever the run stands to its end, or to Ctrl-C.
+    /// Trains from wherever the run stands to its end, or to Ctrl-C: no step is begun and no measurement ended after that.
     pub fn train(mut self) -> Result<Ending> {
         let _span = info_span!("run").entered();
+        match self.to_its_end() {
+            Err(error) if error.is::<Stopped>() => self.interrupted(),
+            ending => ending,
+        }
+    }
+
+    fn to_its_end(&mut self) -> Result<Ending> {
         while self.state.step < self.n_steps && !interrupt::requested() {
             // Where Ctrl-C came between, the run goes on with the same question.
             if !self.ask_canaries()? {
@@ -115,12 +122,20 @@ impl Run {
             self.stop_if_stuck()?;
         }
         self.claim.keep();
-        let checkpoint = self.saved.clone().map_or_else(|| self.save(), Ok)?;
+        if self.saved.is_none() {
+            self.save()?;
+        }
         if self.state.step < self.n_steps || !self.ask_canaries()? {
-            self.console.finish();
-            return Ok(Ending::Interrupted(checkpoint));
+            return self.interrupted();
         }
         self.finish().map(|summary| Ending::Finished(Box::new(summary)))
+    }
+
+    /// With the checkpoint to go on from.
+    fn interrupted(&mut self) -> Result<Ending> {
+        self.console.finish();
+        self.claim.keep();
+        self.saved.clone().map_or_else(|| self.save(), Ok).map(Ending::Interrupted)
     }
 
     /// Asks the canaries where it is time for that; whether all have answered, which they have not where Ctrl-C came between.
@@ -297,7 +312,7 @@ impl Run {
     }
 
     /// The last measurements, the model folder, the summary.
-    fn finish(mut self) -> Result<Summary> {
+    fn finish(&mut self) -> Result<Summary> {
         self.console.finish();
         let held_out = self.measure_held_out()?;
         if let Some(held_out) = &held_out {
@@ -309,11 +324,11 @@ impl Run {
         let train = self.measure_probe()?;
         self.judge_languages(&train);
         self.announce_signs();
-        let dominant = dominant_gaps(&self.policy, &self.probe_rows(), &self.settings)?;
+        let dominant = dominant_gaps(&self.policy, &self.probe_rows(), &self.settings, &interrupt::requested)?;
         let after = Measured { train, held_out, dominant };
         let model = checkpoint::save_final(&self.dir, &self.files, self.policy.trained_parameters())?;
         let best = self.publish_best()?;
-        let summary = Summary::new(&self, after, model, best)?;
+        let summary = Summary::new(self, after, model, best)?;
         summary.write()?;
         Ok(summary)
     }
@@ -357,7 +372,7 @@ impl Run {
     fn measure(&self, rows: &[&EncodedRow]) -> Result<Measurement> {
         let _span = info_span!("measure").entered();
         let is = PolicyIs::Trained(&self.reference);
-        self.console.aside(|| measure(&self.policy, rows, is, &self.settings))
+        self.console.aside(|| measure(&self.policy, rows, is, &self.settings, &interrupt::requested))
     }
 }
 

@@ -23,6 +23,7 @@ use crate::device;
 use crate::files::write_atomically;
 use crate::generate::Codec;
 use crate::hub;
+use crate::interrupt::{self, Stopped};
 use crate::model::decoder::Purpose;
 use crate::objective::Objective;
 use crate::progress::say;
@@ -32,7 +33,7 @@ use tracing::info_span;
 
 /// Makes everything that a run is made of, in the folder of `claim`, and measures where it begins. A new folder is gone again on an error.
 ///
-/// `None` where Ctrl-C was pressed while the reference was being scored: the run can go on from the scores that it has.
+/// `None` where Ctrl-C was pressed meanwhile: the run can go on from the scores that it has.
 pub fn start(prepared: Prepared, found: Option<Found>, mut claim: Claim, machine: Machine) -> Result<Option<Run>> {
     let _span = info_span!("start").entered();
     let Prepared { config, model_dir, adapter, base, reference_dir, encoder, pad_token, train, held_out, canaries, data_sha256, .. } =
@@ -89,7 +90,13 @@ pub fn start(prepared: Prepared, found: Option<Found>, mut claim: Claim, machine
     let canary_sha256 = canaries.as_ref().map(|prompts| prompts.sha256.clone());
     let n_taken = found.as_ref().map_or(0, |found| found.state.step);
     let canaries = canaries.map(|prompts| Canaries::new(prompts, Codec::new(&model_dir, encoder)?, &dir, n_taken)).transpose()?;
-    let canaries = canaries.map(|canaries| known_start(canaries, &config, n_taken)).transpose()?;
+    let canaries = match canaries.map(|canaries| known_start(canaries, &config, n_taken)).transpose() {
+        Err(error) if error.is::<Stopped>() => {
+            claim.keep();
+            return Ok(None);
+        }
+        known => known?,
+    };
     let state = match found {
         Some(found) => {
             checkpoint::restore(&found, policy.trained_parameters(), &mut optimizer)?;
@@ -101,12 +108,20 @@ pub fn start(prepared: Prepared, found: Option<Found>, mut claim: Claim, machine
             let held_out: Vec<&EncodedRow> = held_out.iter().collect();
             let mut measure = |rows: &[&EncodedRow]| {
                 let is = if starts_as_reference { PolicyIs::TheReference(&mut reference) } else { PolicyIs::Trained(&reference) };
-                measure(&policy, rows, is, &settings)
+                measure(&policy, rows, is, &settings, &interrupt::requested)
             };
-            let on_train = measure(&rows)?;
-            let on_held_out = if held_out.is_empty() { None } else { Some(measure(&held_out)?) };
-            let dominant = dominant_gaps(&policy, &rows, &settings)?;
-            let start = Measured { train: on_train, held_out: on_held_out, dominant };
+            let mut measure_all = || -> Result<Measured> {
+                let train = measure(&rows)?;
+                let held_out = if held_out.is_empty() { None } else { Some(measure(&held_out)?) };
+                Ok(Measured { train, held_out, dominant: dominant_gaps(&policy, &rows, &settings, &interrupt::requested)? })
+            };
+            let start = match measure_all() {
+                Err(error) if error.is::<Stopped>() => {
+                    claim.keep();
+                    return Ok(None);
+                }
+                start => start?,
+            };
             TrainerState { canary_sha256, ..first_state(start, loader.state(), data_sha256, &config, &supervision) }
         }
     };
@@ -148,7 +163,9 @@ fn known_start(mut canaries: Canaries, config: &RunConfig, n_taken: usize) -> Re
         say(&format!("asking the canaries of step 0 again: {error:#}"));
         let folder = hub::resolve_model(&config.model.path, config.model.revision.as_deref())?.dir;
         let is_complete = canaries.begin(&adapter::load_at_the_start(config, &folder)?)?;
-        ensure!(is_complete, "stopped while the canaries of step 0 were being asked again; nothing has changed");
+        if !is_complete {
+            return Err(Stopped.into());
+        }
     }
     Ok(canaries)
 }

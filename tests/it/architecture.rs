@@ -12,9 +12,13 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("digest", &[]),
     ("escape", &[]),
     ("files", &[]),
-    ("progress", &[]),
+    ("secret", &[]),
     ("text", &[]),
-    ("config", &[]),
+    // Nothing is said before it is made harmless to terminals and rid of passwords.
+    ("progress", &["escape", "secret"]),
+    // Problems repeat what was typed; stored addresses hold no secrets.
+    ("config", &["escape", "secret"]),
+    ("web", &["progress", "secret"]),
     ("cli", &[]),
     ("data", &["config", "progress", "text"]),
     ("objective", &["config"]),
@@ -23,12 +27,15 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("adapter", &["config", "hub", "model", "ops", "reference"]),
     ("device", &["config", "ops"]),
     ("plan", &["config", "data::batch", "model", "ops"]),
-    ("hub", &["config", "digest", "model::weights", "progress"]),
+    ("hub", &["config", "digest", "escape", "model::weights", "progress", "secret", "web"]),
     ("scoring", &["config", "data", "model", "objective", "ops"]),
     ("reference", &["config", "data", "digest", "files", "hub", "model", "objective", "ops", "progress", "scoring"]),
     ("gaps", &["config", "data", "objective", "reference"]),
     ("generate", &["adapter", "config", "data", "hub", "model", "ops"]),
-    ("eval", &["config", "data", "digest", "escape", "files", "generate", "hub", "model", "ops::dropout", "progress", "scoring", "text"]),
+    (
+        "eval",
+        &["config", "data", "digest", "escape", "files", "generate", "hub", "model", "ops::dropout", "progress", "scoring", "text", "web"],
+    ),
     (
         "train",
         &[
@@ -82,6 +89,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "progress",
             "reference",
             "scoring",
+            "secret",
             "train",
         ],
     ),
@@ -170,6 +178,16 @@ fn nothing_prints_by_macro_and_only_the_command_line_writes_to_stdout() {
         let prints = ["println!", "print!", "dbg!"].iter().any(|print| code.contains(print));
         assert!(!prints, "{} prints", path.display());
         assert!(module(&path) == "command" || !code.contains("stdout()"), "{} writes to stdout", path.display());
+    }
+}
+
+/// Proxies, keys, redirects and limits are decided at one place.
+#[test]
+fn nothing_but_web_connects_to_another_machine() {
+    for (path, code) in sources() {
+        for word in ["ureq::Agent", "Agent::", "ureq::get", "ureq::post", "TcpStream", "hf_hub::api"] {
+            assert!(module(&path) == "web" || !code.contains(word), "{} has `{word}`", path.display());
+        }
     }
 }
 

@@ -1,8 +1,10 @@
 //! Files from a hub that a local server plays: what is fetched, kept, resumed and refused, and what the errors say.
 
 use mpo::config::DataConfig;
+use mpo::digest::git_blob_id;
 use mpo::hub::{Environment, ModelFiles, Token, resolve_data_in, resolve_model_in};
 use mpo::model::weights::{Checkpoint, SavedDtype, TensorToSave, save};
+use mpo::web::Routes;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -13,27 +15,27 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-const COMMIT: &str = "1111111111111111111111111111111111111111";
+pub const COMMIT: &str = "1111111111111111111111111111111111111111";
 const OLDER_COMMIT: &str = "2222222222222222222222222222222222222222";
-const SECRET: &str = "hf_SECRETSECRET";
+pub const SECRET: &str = "hf_SECRETSECRET";
 
 #[derive(Debug, Clone)]
-struct Request {
-    path: String,
-    headers: BTreeMap<String, String>,
+pub struct Request {
+    pub path: String,
+    pub headers: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Clone, Default)]
-struct Response {
-    status: u16,
-    headers: Vec<(&'static str, String)>,
-    body: Vec<u8>,
+pub struct Response {
+    pub status: u16,
+    pub headers: Vec<(&'static str, String)>,
+    pub body: Vec<u8>,
     /// Closes the connection after this many bytes of the body.
-    cut_after: Option<usize>,
+    pub cut_after: Option<usize>,
 }
 
 impl Response {
-    fn ok(body: Vec<u8>) -> Self {
+    pub fn ok(body: Vec<u8>) -> Self {
         Self { status: 200, body, ..Self::default() }
     }
 
@@ -43,13 +45,13 @@ impl Response {
 }
 
 /// An HTTP server on a loopback port, one request a connection.
-struct Server {
-    port: u16,
+pub struct Server {
+    pub port: u16,
     requests: Arc<Mutex<Vec<Request>>>,
 }
 
 impl Server {
-    fn new(answer: impl Fn(&Request) -> Response + Send + 'static) -> Self {
+    pub fn new(answer: impl Fn(&Request) -> Response + Send + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let requests = Arc::new(Mutex::new(Vec::new()));
@@ -65,7 +67,7 @@ impl Server {
         Self { port, requests }
     }
 
-    fn requests(&self) -> Vec<Request> {
+    pub fn requests(&self) -> Vec<Request> {
         self.requests.lock().unwrap().clone()
     }
 
@@ -132,12 +134,12 @@ fn play_hub(request: &Request, files: &Files, cdn: &str) -> Response {
     content(request, &files[file])
 }
 
-fn listing(files: &Files, commit: &str) -> Value {
+pub fn listing(files: &Files, commit: &str) -> Value {
     let entry = |(path, bytes): (&String, &Vec<u8>)| {
         if path.ends_with(".safetensors") {
             json!({"rfilename": path, "size": 134, "blobId": "a".repeat(40), "lfs": {"sha256": sha256(bytes), "size": bytes.len()}})
         } else {
-            json!({"rfilename": path, "size": bytes.len(), "blobId": &sha256(bytes)[..40]})
+            json!({"rfilename": path, "size": bytes.len(), "blobId": git_blob_id(bytes)})
         }
     };
     json!({"sha": commit, "siblings": files.iter().map(entry).collect::<Vec<_>>()})
@@ -145,9 +147,9 @@ fn listing(files: &Files, commit: &str) -> Value {
 
 /// A hub, the host that serves its large files, and empty caches.
 pub struct World {
-    hub: Server,
-    cdn: Server,
-    caches: tempfile::TempDir,
+    pub hub: Server,
+    pub cdn: Server,
+    pub caches: tempfile::TempDir,
 }
 
 impl World {
@@ -165,7 +167,7 @@ impl World {
     }
 
     /// `instead` may answer in the hub's and the large files' place.
-    fn with(files: Files, instead: impl Fn(&Request) -> Option<Response> + Send + Clone + 'static) -> Self {
+    pub fn with(files: Files, instead: impl Fn(&Request) -> Option<Response> + Send + Clone + 'static) -> Self {
         let (cdn_files, cdn_instead) = (files.clone(), instead.clone());
         let cdn = Server::new(move |request| cdn_instead(request).unwrap_or_else(|| content(request, &cdn_files[&request.path[1..]])));
         let address = format!("http://127.0.0.1:{}", cdn.port);
@@ -181,6 +183,7 @@ impl World {
             endpoint: format!("http://localhost:{}", self.hub.port),
             token: token.and_then(Token::new),
             offline: false,
+            routes: Routes::default(),
             retry_delay: Duration::ZERO,
         }
     }
@@ -189,7 +192,7 @@ impl World {
         Environment { offline: true, ..self.environment(None) }
     }
 
-    fn resolve(&self, revision: Option<&str>) -> anyhow::Result<ModelFiles> {
+    pub fn resolve(&self, revision: Option<&str>) -> anyhow::Result<ModelFiles> {
         resolve_model_in(&self.environment(None), "org/name", revision)
     }
 
@@ -198,14 +201,14 @@ impl World {
     }
 }
 
-fn error_text<T: std::fmt::Debug>(result: anyhow::Result<T>) -> String {
+pub fn error_text<T: std::fmt::Debug>(result: anyhow::Result<T>) -> String {
     let text = format!("{:#}", result.unwrap_err());
     assert!(!text.contains(SECRET), "{text}");
     text
 }
 
 /// Two shards with an index, what belongs to a model, and what is never fetched.
-fn sharded_model() -> Files {
+pub fn sharded_model() -> Files {
     let dir = tempfile::tempdir().unwrap();
     let values = [0.5; 64];
     let tensor = |name| TensorToSave { name, shape: &[8, 8], values: &values, dtype: SavedDtype::F32 };
@@ -244,7 +247,7 @@ const FETCHED: [&str; 8] = [
     "tokenizer_config.json",
 ];
 
-fn file_names(dir: &Path) -> Vec<String> {
+pub fn file_names(dir: &Path) -> Vec<String> {
     let mut names: Vec<String> = fs::read_dir(dir).unwrap().flatten().map(|file| file.file_name().into_string().unwrap()).collect();
     names.sort();
     names
@@ -448,8 +451,19 @@ fn content_that_does_not_match_its_hash_is_not_kept() {
 
 #[test]
 fn a_listing_cannot_place_files_outside_the_cache() {
+    for path in
+        ["../escaped.json", "/tmp/escaped.json", "a/../../escaped.json", "a//b.json", "\u{1b}[31mred.json", "a\u{202e}b.json", "a\nb.json"]
+    {
+        let mut files = sharded_model();
+        files.insert(path.to_owned(), b"{\"c\":1}".to_vec());
+        let world = World::new(files);
+        let text = error_text(world.resolve(None));
+        assert!(text.contains("name leads out of its folder") && text.contains(path) && text.contains("nothing was fetched"), "{text}");
+        assert_eq!(world.n_requests(), 1, "the listing alone");
+    }
+    // What a repository may have, and this cache may not: left alone, unless it is what was asked for.
     let mut files = sharded_model();
-    for path in ["../escaped.json", "/tmp/escaped.json", "a\\..\\escaped.json", ".hidden.json"] {
+    for path in ["a\\..\\escaped.json", ".hidden.json", "aux.json", "C:x.json", "trailing. "] {
         files.insert(path.to_owned(), b"{\"c\":1}".to_vec());
     }
     let world = World::new(files);

@@ -2,7 +2,7 @@
 
 use super::facts::asked_judge;
 use super::judge::{Chosen, Manner};
-use super::print;
+use super::{ensure_usage, print};
 use crate::cli::JudgeArgs;
 use crate::eval::bench;
 use crate::eval::item::{Item, Kind};
@@ -28,7 +28,11 @@ const ASKED_AS: &str = "multijail";
 
 /// Judges labelled responses and prints a row for each language.
 pub fn run(gold: &Path, args: &JudgeArgs, correct: Option<&Path>) -> Result<ExitCode> {
-    ensure!(args.judge.as_deref().is_some_and(|judge| judge != "keyword"), "which judge? `--judge openai:MODEL` or `--judge guard:DIR`");
+    ensure_usage(args.judge.as_deref() != Some("keyword"), || {
+        "which judge? `keyword` tells refusals and gives no verdict on harm, so it has no errors to count: `--judge openai:MODEL` or `--judge guard:DIR`"
+            .to_owned()
+    })?;
+    ensure_usage(args.judge.is_some(), || "which judge? `--judge openai:MODEL` or `--judge guard:DIR`".to_owned())?;
     let gold = read_gold(gold)?;
     let mut judge = Chosen::new(&asked_judge(args), Manner::of(args), &RunFacts::default())?;
     judge.check(bench::find(ASKED_AS)?, gold.iter().map(|gold| &gold.item))?;

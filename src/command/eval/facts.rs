@@ -1,5 +1,6 @@
 //! `run.json` of a new run, and whether a run that goes on is still the same.
 
+use super::super::{Usage, ensure_usage};
 use super::tested::Tested;
 use crate::cli::{EvalArgs, JudgeArgs};
 use crate::data::template::Thinking;
@@ -8,6 +9,7 @@ use crate::eval::bench::{self, Benchmark, Loaded, Scoring};
 use crate::eval::item::Item;
 use crate::eval::results::facts::{BenchFacts, ModelFacts, RunFacts};
 use crate::generate::thought;
+use crate::secret::shown;
 use anyhow::{Result, ensure};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -22,15 +24,7 @@ const BENCH_VERSION: &str = "1";
 /// # Errors
 /// No benchmark; a combination that means nothing.
 pub fn asked(args: &EvalArgs, tested: &Tested) -> Result<Asked> {
-    let n_samples = args.samples.get() as u32;
-    let is_sampled = args.temperature.is_some_and(|temperature| temperature > 0.0);
-    ensure!(n_samples == 1 || is_sampled, "--samples {n_samples} would give the same answer {n_samples} times: set --temperature above 0");
-    let benches = chosen(&args.bench)?;
-    let measures_gaps = benches.iter().any(|bench| bench.card().scoring == Scoring::RewardGap);
-    ensure!(
-        args.reference.is_none() || measures_gaps,
-        "--reference is the checkpoint whose reward gaps stand beside the model's: it goes with `--bench reward-gap`"
-    );
+    let benches = benches(args)?;
     Ok(Asked {
         benches: benches.iter().map(|bench| bench.card().name.to_owned()).collect(),
         model: tested.model.clone(),
@@ -45,18 +39,36 @@ pub fn asked(args: &EvalArgs, tested: &Tested) -> Result<Asked> {
         temperature: args.temperature,
         top_p: args.top_p,
         thinking: args.thinking.as_deref().map(Thinking::by_name).transpose()?,
-        n_samples,
+        n_samples: args.samples.get() as u32,
         config: args.settings.config.clone(),
-        set: args.settings.set.clone(),
+        set: args.settings.set.iter().map(|set| shown(set)).collect(),
         judge: asked_judge(&args.judge),
     })
+}
+
+/// The benchmarks that are asked for: what the command line alone decides.
+///
+/// # Errors
+/// As of [`asked`].
+pub fn benches(args: &EvalArgs) -> Result<Vec<&'static dyn Benchmark>> {
+    let n_samples = args.samples.get() as u32;
+    let is_sampled = args.temperature.is_some_and(|temperature| temperature > 0.0);
+    ensure_usage(n_samples == 1 || is_sampled, || {
+        format!("--samples {n_samples} would give the same answer {n_samples} times: set --temperature above 0")
+    })?;
+    let benches = chosen(&args.bench)?;
+    let measures_gaps = benches.iter().any(|bench| bench.card().scoring == Scoring::RewardGap);
+    ensure_usage(args.reference.is_none() || measures_gaps, || {
+        "--reference is the checkpoint whose reward gaps stand beside the model's: it goes with `--bench reward-gap`".to_owned()
+    })?;
+    Ok(benches)
 }
 
 /// The benchmarks that are named, each once.
 fn chosen(names: &[String]) -> Result<Vec<&'static dyn Benchmark>> {
     let mut benches: Vec<&dyn Benchmark> = Vec::new();
     for name in names {
-        let bench = bench::find(name)?;
+        let bench = bench::find(name).map_err(|error| Usage(error.to_string()))?;
         if benches.iter().all(|known| known.card().name != bench.card().name) {
             benches.push(bench);
         }

@@ -1,7 +1,7 @@
 //! `mpo eval judge`, and the judging that `mpo eval --bench` ends with: the judge that the options name, and its verdicts on a run.
 
 use super::facts::asked_judge;
-use super::{report, show_verdict};
+use super::{ensure_usage, report, show_verdict};
 use crate::cli::JudgeArgs;
 use crate::config::{ComputeDtype, DataConfig};
 use crate::eval::asked::AskedJudge;
@@ -44,7 +44,9 @@ pub fn run(folder: &Path, args: &JudgeArgs, retry_unparsed: bool, show_responses
     let run = LoadedRun::read(folder)?;
     let has_responses = run.benches.values().any(|bench| !bench.responses.is_empty());
     ensure!(has_responses, "`{0}` has no responses yet: `mpo eval --resume {0}` gets them", folder.display());
-    ensure!(args.judge.is_some(), "which judge? `--judge openai:MODEL`, `--judge guard:DIR`, `--judge keyword` or `--judge nearest`");
+    ensure_usage(args.judge.is_some(), || {
+        "which judge? `--judge openai:MODEL`, `--judge guard:DIR`, `--judge keyword` or `--judge nearest`".to_owned()
+    })?;
     let mut judge = Chosen::new(&asked_judge(args), Manner::of(args).retrying(retry_unparsed), &run.facts)?;
     for (name, loaded) in &run.benches {
         judge.check(bench::find(name)?, &loaded.items)?;

@@ -7,7 +7,7 @@ mod report;
 mod run;
 mod tested;
 
-use super::print;
+use super::{ensure_usage, print, print_data};
 use crate::cli::{EvalAction, EvalArgs};
 use crate::escape::{escape_for_terminal, one_line};
 use crate::eval::bench;
@@ -26,7 +26,7 @@ pub fn run(args: &EvalArgs) -> Result<ExitCode> {
         }
         Some(EvalAction::JudgeCheck { gold, judge, correct }) => check::run(gold, judge, correct.as_deref()),
         None if args.list && args.json => {
-            print(&format!("{:#}\n", bench::list_json()))?;
+            print_data(&format!("{:#}\n", bench::list_json()))?;
             Ok(ExitCode::SUCCESS)
         }
         None if args.list => {

@@ -2,7 +2,7 @@
 
 use super::judge::{self, Chosen, Manner};
 use super::tested::Tested;
-use super::{facts, report, show_response};
+use super::{ensure_usage, facts, report, show_response};
 use crate::cli::{EvalArgs, JudgeArgs};
 use crate::config::{self, Argument, RunConfig};
 use crate::eval::answering::{Answering, Outcome};
@@ -69,10 +69,14 @@ pub fn run(args: &EvalArgs) -> Result<ExitCode> {
 
 impl Run {
     fn new(args: &EvalArgs) -> Result<Self> {
-        ensure!(
-            !args.bench.is_empty(),
-            "which benchmark? `--bench multijail`, for example; `mpo eval --list` shows all, `--resume DIR` goes on with a run"
-        );
+        ensure_usage(!args.bench.is_empty(), || {
+            format!(
+                "which benchmark? `--bench multijail`, for example; there are {}\n\
+                 hint: `mpo eval --list` says what each is and needs; `--resume DIR` goes on with a run",
+                bench::all_names()
+            )
+        })?;
+        facts::benches(args)?;
         let tested = Tested::choose(args.model.as_deref(), args.adapter.as_deref())?;
         let asked = facts::asked(args, &tested)?;
         let folder = args.out.clone().unwrap_or_else(|| tested.default_out(&asked.benches));

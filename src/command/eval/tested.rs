@@ -1,5 +1,6 @@
 //! Which checkpoint is tested: the one that was named, or the newest run of the working folder; and how it was trained, where that is known.
 
+use crate::command::ablate::ABLATION;
 use crate::config;
 use crate::eval::contamination::TrainingPrompt;
 use crate::eval::results::facts::TrainingFacts;
@@ -125,11 +126,17 @@ fn name_of(checkpoint: &Path) -> String {
     }
 }
 
-/// The folder of the run below `root` that finished last.
+/// The folder of the run below `root` that finished last, an ablation's runs aside.
 fn newest_run(root: &Path) -> Result<PathBuf> {
     let mut newest: Option<(SystemTime, PathBuf)> = None;
     let mut folders = vec![(root.to_owned(), 0)];
+    let mut compared = None;
     while let Some((folder, depth)) = folders.pop() {
+        // Of an ablation no run is meant more than another.
+        if folder.join(ABLATION).is_file() {
+            compared = Some(folder);
+            continue;
+        }
         let finished = fs::metadata(folder.join("summary.json")).and_then(|summary| summary.modified());
         if let (true, true, Ok(finished)) = (is_run(&folder), folder.join("final").is_dir(), finished) {
             if newest.as_ref().is_none_or(|(time, _)| *time < finished) {
@@ -144,10 +151,15 @@ fn newest_run(root: &Path) -> Result<PathBuf> {
                 .extend(below.filter(|entry| !entry.file_name().to_string_lossy().starts_with('.')).map(|entry| (entry.path(), depth + 1)));
         }
     }
-    newest.map(|(_, folder)| folder).context(
-        "no --model was given, and no finished run of `mpo train` lies below this folder\n\
-         hint: name a model (`--model org/name`, a folder, or `builtin:tiny` to try it)",
-    )
+    newest.map(|(_, folder)| folder).with_context(|| {
+        let ablation = compared.map_or(String::new(), |folder| {
+            format!("; those of the ablation in `{}` are named one by one", folder.strip_prefix(root).unwrap_or(&folder).display())
+        });
+        format!(
+            "no --model was given, and no finished run of `mpo train` lies below this folder{ablation}\n\
+             hint: name a model (`--model org/name`, a folder, or `builtin:tiny` to try it)"
+        )
+    })
 }
 
 #[cfg(test)]
@@ -173,6 +185,10 @@ mod tests {
         let summary = fs::File::open(late.join("summary.json")).unwrap();
         summary.set_modified(SystemTime::now() + hour).unwrap();
         fs::create_dir_all(root.path().join("runs/unfinished/final")).unwrap();
+        let compared = run(root.path(), "runs/ablation/mpo-hidden");
+        fs::File::open(compared.join("summary.json")).unwrap().set_modified(SystemTime::now() + 2 * hour).unwrap();
+        assert_eq!(newest_run(root.path()).unwrap(), Path::new("runs/ablation/mpo-hidden"), "a run of that name is one");
+        fs::write(root.path().join("runs/ablation").join(ABLATION), "[]").unwrap();
         assert_eq!(newest_run(root.path()).unwrap(), Path::new("runs/late"));
     }
 

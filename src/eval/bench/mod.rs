@@ -112,8 +112,12 @@ pub fn find(name: &str) -> Result<&'static dyn Benchmark> {
     }
     let distance = |bench: &&dyn Benchmark| names(*bench).map(|name| strsim::osa_distance(&plain(name), &wanted)).min();
     let nearest = all().into_iter().min_by_key(distance).map_or("", |bench| bench.card().name);
-    let list: Vec<_> = all().iter().map(|bench| bench.card().name).collect();
-    bail!("there is no benchmark `{name}`; did you mean `{nearest}`? There are {}", list.join(", "))
+    bail!("there is no benchmark `{name}`; did you mean `{nearest}`? There are {}", all_names())
+}
+
+/// Of all, with commas.
+pub fn all_names() -> String {
+    all().iter().map(|bench| bench.card().name).collect::<Vec<_>>().join(", ")
 }
 
 /// Loads the items of the languages that are asked for (all, where none is) and checks them.
@@ -139,7 +143,8 @@ pub fn load(bench: &dyn Benchmark, source: &Source<'_>, asked: &[String]) -> Res
         present.extend(counts.keys().map(|lang| (*lang).to_owned()));
         present.sort();
         present.dedup();
-        bail!("the data of `{}` has no prompts in {}; it has {}", card.name, absent.join(", "), present.join(" "));
+        let present = if present.is_empty() { "none at all".to_owned() } else { present.join(" ") };
+        bail!("the data of `{}` has no prompts in {}; it has {present}", card.name, absent.join(", "));
     }
     ensure!(!loaded.items.is_empty(), "the data of `{}` has no prompts", card.name);
     let odd = |n: usize| card.rows.is_some_and(|rows| rows != n);

@@ -78,6 +78,9 @@ impl Row {
     }
 
     fn columns(&self) -> String {
+        if self.fields.is_empty() {
+            return "none".to_owned();
+        }
         self.fields.keys().map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ")
     }
 }

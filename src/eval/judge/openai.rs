@@ -12,19 +12,17 @@ use super::shape::{self, NoMessage};
 use super::{Blame, Failure, IsReadable, Reply, ShouldStop, Suspect, Transport};
 use crate::escape::one_line;
 use crate::progress::say;
+use crate::web::{Failed, Origin, Routes, Untaken, Waits, Web, read_limited};
 use anyhow::{Result, anyhow, ensure};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io::Read;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use ureq::{Agent, Body, http};
 
 pub const DEFAULT_URL: &str = "https://api.openai.com/v1";
 pub const KEY_VARIABLE: &str = "OPENAI_API_KEY";
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 /// Of a reply's body, as it is once it is unpacked. A verdict with its reasons takes some KiB.
 const MOST_BYTES: u64 = 4 << 20;
 /// Of a server's error, in characters.
@@ -72,6 +70,8 @@ pub struct Settings {
     /// For one whole request. Judges that think first are slow.
     pub timeout: Duration,
     pub retries: Policy,
+    /// The proxies of `HTTPS_PROXY` and the like; none is used for this machine.
+    pub routes: Routes,
     /// A reply that needs more is cut off, and no verdict.
     pub max_tokens: usize,
 }
@@ -79,7 +79,14 @@ pub struct Settings {
 impl Settings {
     pub fn new(url: Option<&str>, key: Option<ApiKey>) -> Self {
         let url = url.unwrap_or(DEFAULT_URL).to_owned();
-        Self { url, key, timeout: Duration::from_secs(300), retries: Policy::default(), max_tokens: MAX_TOKENS }
+        Self {
+            url,
+            key,
+            timeout: Duration::from_secs(300),
+            retries: Policy::default(),
+            routes: Routes::from_process(),
+            max_tokens: MAX_TOKENS,
+        }
     }
 }
 
@@ -88,7 +95,7 @@ pub struct OpenAi {
     model: String,
     url: String,
     key: Option<ApiKey>,
-    agent: Agent,
+    web: Web,
     retries: Retries,
     wished: Parameters,
     /// What is left of them once the endpoint has refused some.
@@ -127,7 +134,7 @@ impl OpenAi {
             "{DEFAULT_URL} wants a key: set {KEY_VARIABLE}, or name a server of your own with `--judge-url http://localhost:8000/v1`"
         );
         ensure!(
-            settings.key.is_none() || url.starts_with("https://") || is_this_machine(authority),
+            settings.key.is_none() || Origin::of(&url).is_ok_and(|origin| origin.is_encrypted() || origin.is_this_machine()),
             "`{url}` is not encrypted, and {KEY_VARIABLE} would be sent to it in the open: use https://, or unset the variable if the \
              server wants no key"
         );
@@ -136,7 +143,7 @@ impl OpenAi {
             model: model.trim().to_owned(),
             url,
             key: settings.key.clone(),
-            agent: agent(settings),
+            web: Web::new(settings.routes.clone(), Waits { whole: Some(settings.timeout), ..Waits::default() }),
             retries: Retries::new(settings.retries),
             wished,
             parameters: Mutex::new(wished),
@@ -170,28 +177,27 @@ impl OpenAi {
     fn attempt(&self, prompt: &Prompt, parameters: &Parameters) -> Result<Answer, Refused> {
         let mut body = Map::from_iter([("model".to_owned(), json!(self.model)), ("messages".to_owned(), json!(prompt.messages))]);
         parameters.write(&mut body);
-        let mut request = self.agent.post(format!("{}/chat/completions", self.url));
-        if let Some(key) = &self.key {
-            request = request.header("Authorization", format!("Bearer {}", key.0));
-        }
-        let mut response = match request.send_json(&body) {
+        let authorization = self.key.as_ref().map(|key| format!("Bearer {}", key.0));
+        // The key goes to the address that the user named, and nowhere else.
+        let asked = self.web.post(&format!("{}/chat/completions", self.url), authorization.as_deref(), &Value::Object(body));
+        let mut response = match asked {
             Ok(response) => response,
-            Err(error) => return Ok(Err(self.of_connection(&error))),
+            Err(failed) => return Ok(Err(self.of_connection(failed))),
         };
         let after = retry_after(|name| Some(response.headers().get(name)?.to_str().ok()?.to_owned()));
         let status = response.status();
-        let text = read(&mut response);
+        let text = read_limited(&mut response, MOST_BYTES).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
         if !status.is_success() {
-            let text = self.without_key(&text.ok().flatten().unwrap_or_default());
+            let text = self.without_key(&text.unwrap_or_default());
             return Err(Refused { error: ApiError::of_body(status.as_u16(), &text), after });
         }
         let text = match text {
-            Ok(Some(text)) => self.without_key(&text),
-            Ok(None) => {
+            Ok(text) => self.without_key(&text),
+            Err(Untaken::TooLong(_)) => {
                 let what = format!("the server answered with more than {} MiB", MOST_BYTES >> 20);
                 return Ok(Err(declined(Why::Malformed, what)));
             }
-            Err(error) => return Ok(Err(self.of_connection(&error))),
+            Err(broken) => return Ok(Err(self.of_connection(Failed::Broken(broken.to_string())))),
         };
         match shape::read(&text) {
             Ok(message) => Ok(message.into_text().map_err(|unparsed| Setback::Final(Failure::Declined(unparsed)))),
@@ -243,15 +249,24 @@ impl OpenAi {
         })
     }
 
-    fn of_connection(&self, error: &ureq::Error) -> Setback {
-        let text = one_line(&self.without_key(&error.to_string()), SHOWN);
-        match error {
-            ureq::Error::Timeout(_) => Setback::Again { reason: format!("it did not answer in time ({text})"), after: None },
-            ureq::Error::HostNotFound | ureq::Error::ConnectionFailed => Setback::Unreachable(format!("no answer came through ({text})")),
-            ureq::Error::Io(io) if io.kind() == std::io::ErrorKind::ConnectionRefused => {
-                Setback::Unreachable(format!("no answer came through ({text})"))
+    /// Who was never reached is not waited for: most likely nobody is there.
+    fn of_connection(&self, failed: Failed) -> Setback {
+        let shown = |text: &str| one_line(&self.without_key(text), SHOWN);
+        match failed {
+            Failed::Unreachable(reason) if self.web.was_reached() => {
+                Setback::Unreachable(format!("no answer came through ({})", shown(&reason)))
             }
-            _ => Setback::Again { reason: format!("no answer came through ({text})"), after: None },
+            Failed::Unreachable(reason) => Setback::Final(Failure::Fatal(anyhow!(
+                "{} cannot be reached, no answer came through ({}): is the server running, and is there a network?\n\
+                 hint: what is judged so far is kept; `--judge-url` names the server",
+                self.whom(),
+                shown(&reason)
+            ))),
+            Failed::Broken(reason) if reason.starts_with("timeout") => {
+                Setback::Again { reason: format!("it did not answer in time ({})", shown(&reason)), after: None }
+            }
+            Failed::Broken(reason) => Setback::Again { reason: format!("no answer came through ({})", shown(&reason)), after: None },
+            Failed::Refused(error) => Setback::Final(Failure::Fatal(error)),
         }
     }
 
@@ -304,37 +319,8 @@ impl Transport for OpenAi {
     }
 }
 
-/// What requests go through.
-fn agent(settings: &Settings) -> Agent {
-    Agent::config_builder()
-        .user_agent(concat!("mpo/", env!("CARGO_PKG_VERSION")))
-        .http_status_as_error(false)
-        // The key goes to the address that the user named, and nowhere else.
-        .max_redirects(0)
-        .timeout_connect(Some(CONNECT_TIMEOUT))
-        .timeout_global(Some(settings.timeout))
-        .build()
-        .into()
-}
-
-/// The body, unpacked; `None` where it is too large. No more of it is read than that shows.
-fn read(response: &mut http::Response<Body>) -> Result<Option<String>, ureq::Error> {
-    let mut bytes = Vec::new();
-    response.body_mut().as_reader().take(MOST_BYTES + 1).read_to_end(&mut bytes)?;
-    Ok((bytes.len() as u64 <= MOST_BYTES).then(|| String::from_utf8_lossy(&bytes).into_owned()))
-}
-
 fn declined(why: Why, what: String) -> Setback {
     Setback::Final(Failure::Declined(Unparsed::new(why, what)))
-}
-
-/// What is said to it does not leave the machine.
-fn is_this_machine(authority: &str) -> bool {
-    let host = match authority.strip_prefix('[') {
-        Some(v6) => v6.split(']').next().unwrap_or_default(),
-        None => authority.split(':').next().unwrap_or_default(),
-    };
-    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 #[cfg(test)]

@@ -151,7 +151,8 @@ fn sources<'a>(runs: &'a [LoadedRun], judge: Option<&str>) -> Result<Vec<Source<
     {
         let benches = runs.iter().flat_map(|run| run.benches.values());
         let known: BTreeSet<&str> = benches.flat_map(|bench| bench.verdicts.keys()).map(String::as_str).collect();
-        bail!("no run was judged by `{judge}`; there are verdicts of {}", known.into_iter().collect::<Vec<_>>().join(", "));
+        let known = if known.is_empty() { "nobody" } else { &known.into_iter().collect::<Vec<_>>().join(", ") };
+        bail!("no run was judged by `{judge}`; there are verdicts of {known}");
     }
     Ok(sources)
 }

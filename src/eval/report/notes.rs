@@ -207,6 +207,9 @@ fn averages(tables: &[Table], training: Option<&TrainingFacts>) -> Vec<String> {
 fn tests(conditions: &Conditions) -> Option<String> {
     let baseline = conditions.options.baseline.as_ref()?;
     let n_tests = conditions.n_tests;
+    if n_tests == 0 {
+        return Some(format!("No run has numbers on the same prompts as {baseline}: nothing is compared, and nothing is marked."));
+    }
     Some(format!(
         "* better, † worse than {baseline}: p < 0.05 on the same prompts, by McNemar's exact test (scores: the sign-flip test), after Holm's correction \
          over {n_tests} test{} (languages x benchmarks x checkpoints). No mark does not mean no difference.",
@@ -279,8 +282,12 @@ fn contamination(run: &LoadedRun, source: &Source) -> Vec<String> {
                     .scores
                     .languages
                     .iter()
-                    .filter_map(|lang| Some(format!("{lang} {:.2} to {:.2}", of(&judged.scores, lang)?, of(clean, lang)?)));
-                note += &format!("; without them {} changes from {}", metric.title, each.collect::<Vec<_>>().join(", "));
+                    .filter_map(|lang| Some(format!("{lang} {:.2} to {:.2}", of(&judged.scores, lang)?, of(clean, lang)?)))
+                    .collect::<Vec<_>>();
+                note += &match each.is_empty() {
+                    true => format!("; without them nothing is left to count {} of", metric.title),
+                    false => format!("; without them {} changes from {}", metric.title, each.join(", ")),
+                };
             }
         }
         notes.push(note + ".");

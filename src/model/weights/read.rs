@@ -146,7 +146,8 @@ impl Checkpoint {
             match self.tensors.get(name) {
                 None => missing.push(name.clone()),
                 Some(tensor) if tensor.shape != *shape => {
-                    misshapen.push(format!("{name}: is {:?}, should be {shape:?}", tensor.shape));
+                    let file = self.shards[tensor.shard].path.file_name().unwrap_or_default().display();
+                    misshapen.push(format!("{name} (`{file}`): is {:?}, should be {shape:?}", tensor.shape));
                 }
                 Some(_) => {}
             }
@@ -155,7 +156,7 @@ impl Checkpoint {
         if missing.is_empty() && misshapen.is_empty() && unexpected.is_empty() {
             return Ok(());
         }
-        let mut message = "the tensors are not those that the model needs:".to_owned();
+        let mut message = format!("the tensors in `{}` are not those that the model needs:", self.dir.display());
         for (what, list) in [("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen)] {
             append_list(&mut message, what, &list);
         }
@@ -168,7 +169,8 @@ impl Checkpoint {
         let n_bytes = tensor.dtype.n_bytes();
         ensure!(
             tensor.bytes.len() == out.len() * n_bytes,
-            "tensor `{name}` has {} elements (shape {:?}), the buffer to fill has {}",
+            "`{}`: the tensor `{name}` has {} elements (shape {:?}), and {} are needed",
+            self.shards[tensor.shard].path.display(),
             tensor.bytes.len() / n_bytes,
             tensor.shape,
             out.len()

@@ -13,6 +13,7 @@
 use super::prompts::Prompts;
 use super::start::Start;
 use crate::data::batch::{PackedBatch, PromptSharing};
+use crate::interrupt::{self, Stopped};
 use crate::model::decoder::{Decoder, Keep};
 use crate::ops::divergence::LOGITS_PER_CHUNK;
 use crate::ops::{self, logits::log_sum_exp};
@@ -176,6 +177,9 @@ fn read<R: Send>(
     let rows_per_chunk = (LOGITS_PER_CHUNK / vocab_size).max(1);
     let mut seen = Vec::new();
     for group in groups(prompts, |number| texts[number].len()) {
+        if interrupt::requested() {
+            return Err(Stopped.into());
+        }
         let mut batch = PackedBatch::default();
         let mut states = Vec::new();
         let mut tokens = Vec::new();
