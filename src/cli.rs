@@ -170,8 +170,8 @@ Examples:
   mpo check builtin:tiny --model builtin:tiny --gaps
   mpo check --config my.toml
 
-With --config the report says whatever `mpo train` would refuse the data for; without it the loss is open, and only what every loss needs is asked for.
-Columns that are not read are named. Files: JSON lines or a JSON array, gzip'ed or not, and Parquet.
+With --config the report says whatever `mpo train` would refuse the data for; without it the loss is open, and only what every loss needs
+is asked for. Columns that are not read are named. Files: JSON lines or a JSON array, gzip'ed or not, and Parquet.
 
 Exit status: 0 nothing wrong, 1 something is wrong with the data or the check failed, 2 wrong usage or configuration.")]
 pub struct CheckArgs {

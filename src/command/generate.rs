@@ -26,6 +26,12 @@ struct PromptLine {
     prompt: Option<Words>,
     #[serde(default)]
     messages: Option<Vec<Message>>,
+    /// A system turn in front.
+    #[serde(default)]
+    system: Option<String>,
+    /// What else the line has.
+    #[serde(flatten)]
+    others: BTreeMap<String, Value>,
 }
 
 /// What the user says, or a whole conversation.
@@ -179,18 +185,45 @@ fn read_prompts(path: &Path, raw: bool) -> Result<Vec<Asked>> {
 fn read_line(line: &str, raw: bool) -> Result<Asked> {
     let expected =
         "a prompt is a line of JSON such as {\"prompt\": \"What is rain?\"} or {\"messages\": [{\"role\": \"user\", \"content\": \"…\"}]}";
-    let PromptLine { id, prompt, messages } = serde_json::from_str(line).context(expected)?;
+    let PromptLine { id, prompt, messages, system, others } = serde_json::from_str(line).context(expected)?;
+    // What the model would have to see, and cannot.
+    if let Some(key) = ["tools", "functions", "images", "history", "context"].into_iter().find(|key| others.get(*key).is_some_and(says)) {
+        bail!("`{key}` is not read, and the answer depends on it: write what it says into `messages`, or remove it");
+    }
     let words = match (prompt, messages) {
         (Some(words), None) => words,
         (None, Some(messages)) => Words::Messages(messages),
         (Some(_), Some(_)) => bail!("`prompt` and `messages` are both there; {expected}"),
         (None, None) => bail!("neither `prompt` nor `messages` is there; {expected}"),
     };
+    let words = match (words, system.filter(|system| !system.trim().is_empty())) {
+        (words, None) => words,
+        (_, Some(_)) if raw => bail!("`system` is laid out by the chat template; with `--raw` a prompt is a text"),
+        (Words::Text(text), Some(system)) => Words::Messages(vec![turn(Role::System, system), turn(Role::User, text)]),
+        (Words::Messages(mut messages), Some(system)) => {
+            let has_own = messages.first().is_some_and(|first| first.role == Role::System && first.content != system);
+            ensure!(!has_own, "`system` is another system turn than that which `messages` begins with: keep one of them");
+            if messages.first().is_none_or(|first| first.role != Role::System) {
+                messages.insert(0, turn(Role::System, system));
+            }
+            Words::Messages(messages)
+        }
+    };
     if let Words::Messages(messages) = &words {
         ensure!(!messages.is_empty(), "the conversation has no messages");
         ensure!(!raw, "a list of messages is laid out by the chat template; with `--raw` a prompt is a text");
     }
     Ok(Asked { id, words })
+}
+
+fn turn(role: Role, content: String) -> Message {
+    Message { role, content }
+}
+
+fn says(value: &Value) -> bool {
+    !matches!(value, Value::Null)
+        && !value.as_str().is_some_and(|text| text.trim().is_empty())
+        && !value.as_array().is_some_and(Vec::is_empty)
 }
 
 /// A line, or nothing of it: what a full disk took in of the line is cut off again.
@@ -225,6 +258,20 @@ mod tests {
     }
 
     #[test]
+    fn a_system_key_is_a_turn_in_front() {
+        let prompt = r#"{"system": "Be brief.", "prompt": "rain?"}"#;
+        let messages =
+            r#"{"system": "Be brief.", "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "rain?"}]}"#;
+        for line in [prompt, messages] {
+            let asked = read_line(line, false).unwrap();
+            let Words::Messages(messages) = asked.words else { panic!("{line}") };
+            assert_eq!(messages, [turn(Role::System, "Be brief.".into()), turn(Role::User, "rain?".into())]);
+            assert!(read_line(line, true).is_err());
+        }
+        assert!(read_line(&messages.replacen("Be brief.", "Be rude.", 1), false).unwrap_err().to_string().contains("another system turn"));
+    }
+
+    #[test]
     fn what_is_no_prompt_is_said_with_its_line() {
         let file = tempfile::NamedTempFile::new().unwrap();
         for (text, number, what) in [
@@ -233,6 +280,7 @@ mod tests {
             ("{\"id\": 1}\n", 1, "neither `prompt` nor `messages`"),
             ("{\"prompt\": \"a\", \"messages\": []}", 1, "both there"),
             ("{\"messages\": []}", 1, "no messages"),
+            ("{\"prompt\": \"a\", \"tools\": [\"umbrella\"]}", 1, "`tools` is not read"),
         ] {
             std::fs::write(file.path(), text).unwrap();
             let error = format!("{:#}", read_prompts(file.path(), false).err().unwrap());

@@ -51,10 +51,10 @@ pub fn diff(old: &RunConfig, new: &RunConfig) -> Result<Vec<Change>> {
     Ok(changes.filter(|change| change.old != change.new).collect())
 }
 
-/// Whether the key may differ from the stored run's: where things lie and how they are read (the rows are checked by hash), how often something
-/// is saved, evaluated or reported, how many threads compute, what is kept in memory rather than computed again, and how long the run is. A
-/// longer run under a decaying schedule takes the longer schedule from the next step on, so that its result is not that of a run which was this
-/// long from the start.
+/// Whether the key may differ from the stored run's: where things lie and how they are read (the rows are checked by hash), how often
+/// something is saved, evaluated or reported, how many threads compute, what is kept in memory rather than computed again, and how long the
+/// run is. A longer run under a decaying schedule takes the longer schedule from the next step on, so that its result is not that of a run
+/// which was this long from the start.
 pub fn may_change_on_resume(key: &str) -> bool {
     let location = ["model.path", "model.revision", "adapter.path", "reference.path", "reference.revision"];
     let reading = ["data.format", "data.split", "data.special_tokens", "data.transcript"];

@@ -98,7 +98,8 @@ pub enum OnOverlong {
     Error,
 }
 
-/// `data.special_tokens`: what a special token that is spelled within a row's text is read as. Those of the chat template are tokens either way.
+/// `data.special_tokens`: what a special token that is spelled within a row's text is read as. Those of the chat template are tokens either
+/// way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SpecialTokens {
@@ -243,8 +244,8 @@ pub enum OptimizerKind {
     Adamw,
 }
 
-/// `optimizer.master`: where an update keeps what a bf16 weight cannot hold. Only with `model.dtype` = `"bf16"` do the latter two make sense: weights
-/// are then stored in bf16.
+/// `optimizer.master`: where an update keeps what a bf16 weight cannot hold. Only with `model.dtype` = `"bf16"` do the latter two make
+/// sense: weights are then stored in bf16.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MasterWeights {

@@ -2,8 +2,8 @@
 //!
 //! A finding is *wrong* where its rows teach something that nobody can want: no prompt, two equal answers, an answer in another script. It
 //! is *worth knowing* where the guess may be mistaken or the run copes: an answer that ends mid-sentence, a row that `max_tokens` cuts.
-//! Pure functions of rows: no file, no model. `inspect` looks at rows one by one, `tags` at their languages. The report names rows and never quotes them,
-//! since the texts are often harmful.
+//! Pure functions of rows: no file, no model. `inspect` looks at rows one by one, `tags` at their languages. The report names rows and
+//! never quotes them, since the texts are often harmful.
 
 mod display;
 mod inspect;

@@ -1,8 +1,8 @@
 //! What a row says beyond the keys of its format: columns that other programs read, names that are nearly right, and the rest.
 //!
-//! A `system` column is a turn in front of the prompt, and `history` the turns before it: `rows` reads both. What would change the answer and cannot
-//! be given to the model (tools, images) spoils its row. What may be part of the prompt (`context`, `messages`) is reported where its text is
-//! not in the row anyway, and so are weights of rows. All other columns are named once, by `mpo check`.
+//! A `system` column is a turn in front of the prompt, and `history` the turns before it: `rows` reads both. What would change the answer
+//! and cannot be given to the model (tools, images) spoils its row. What may be part of the prompt (`context`, `messages`) is reported
+//! where its text is not in the row anyway, and so are weights of rows. All other columns are named once, by `mpo check`.
 
 use super::pair::PreferenceRow;
 use super::rows::{Fields, is_blank};
@@ -185,7 +185,8 @@ fn is_in(value: &Value, row: &PreferenceRow) -> bool {
     }
 }
 
-/// The known name that `name` was probably meant to be: the same but for its case, a mark in front or blanks; or one letter away, two in a long one.
+/// The known name that `name` was probably meant to be: the same but for its case, a mark in front or blanks; or one letter away, two in a
+/// long one.
 pub(super) fn nearest_name<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let plain = |name: &str| name.trim_matches(|c: char| c == '\u{feff}' || c.is_whitespace()).to_lowercase();
     let name = plain(name);

@@ -2,8 +2,8 @@
 //!
 //! Prompt and response are tokenised apart and then joined, as at generation time, when the response does not exist yet. The response
 //! is all that the template renders after the prompt's text (`end_of_response = "template"`), or its bare content and the
-//! tokenizer's end-of-sequence token (`"eos_token"`, what the code released with the paper does). This file encodes a row, `rows` many, `prompt`
-//! what has no answer yet, and `special` keeps texts from spelling special tokens.
+//! tokenizer's end-of-sequence token (`"eos_token"`, what the code released with the paper does). This file encodes a row, `rows` many,
+//! `prompt` what has no answer yet, and `special` keeps texts from spelling special tokens.
 
 mod prompt;
 mod rows;

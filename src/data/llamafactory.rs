@@ -2,8 +2,8 @@
 //! `source_…`, the target pair under `target_…`.
 //!
 //! `{"source_conversations": [{"from": "human", "value"}…], "source_chosen": {"from": "gpt", "value"}, "source_rejected", "target_…"}`.
-//! The released rows name no language; where `lang` is present it is the target's. `system` is a system turn of both sides, `source_system` and
-//! `target_system` one of their own; `source_history` and `target_history` are the turns before, pairs of a question and its answer.
+//! The released rows name no language; where `lang` is present it is the target's. `system` is a system turn of both sides, `source_system`
+//! and `target_system` one of their own; `source_history` and `target_history` are the turns before, pairs of a question and its answer.
 
 use super::pair::{PreferencePair, PreferenceRow, Role};
 use super::rows::{Fields, role};

@@ -1,14 +1,15 @@
 //! Preference pairs, parallel or plain: reading, checking, rendering, encoding, packing and loading them in a seeded, resumable order.
 //!
-//! `load` turns local files into rows, whatever their format: `source` unpacks, `pieces` and `parquet` read a file bit by bit, `rows` takes a row apart,
-//! `parallel`, `llamafactory`, `preference` and `label` know one format each, `transcript` splits dialogues, `columns` knows what else a row may say,
-//! `language` names the languages that the rows do not. `sides` says
-//! which pairs of a row become rows to train on. `template` and `encode` turn rows into tokens, `truncate` keeps them within `max_tokens`;
-//! `encode::Encoder::encode_files` goes from files to tokens without ever holding all texts. `check` reports what is wrong with the rows.
+//! `load` turns local files into rows, whatever their format: `source` unpacks, `pieces` and `parquet` read a file bit by bit, `rows` takes
+//! a row apart, `parallel`, `llamafactory`, `preference` and `label` know one format each, `transcript` splits dialogues, `columns` knows
+//! what else a row may say, `language` names the languages that the rows do not. `sides` says which pairs of a row become rows to train on.
+//! `template` and `encode` turn rows into tokens, `truncate` keeps them within `max_tokens`; `encode::Encoder::encode_files` goes from
+//! files to tokens without ever holding all texts. `check` reports what is wrong with the rows.
 
 pub mod batch;
 pub mod check;
 pub mod columns;
+mod distinct;
 pub mod encode;
 mod label;
 pub mod language;
@@ -91,8 +92,8 @@ pub fn read(files: &[PathBuf], config: &DataConfig) -> Result<Dataset> {
     Ok(Dataset { pairs, spoilt, columns })
 }
 
-/// The rows of a JSON, JSONL or Parquet file as they stand there: the line on which each starts (of Parquet the row), from 1, and its value or what
-/// is wrong with its JSON. For files that hold no preferences.
+/// The rows of a JSON, JSONL or Parquet file as they stand there: the line on which each starts (of Parquet the row), from 1, and its value
+/// or what is wrong with its JSON. For files that hold no preferences.
 pub fn raw_rows(file: &Path) -> Result<Vec<(usize, std::result::Result<serde_json::Value, String>)>> {
     let mut reader = RowReader::open(file)?;
     let mut rows = Vec::new();

@@ -1,8 +1,8 @@
 //! Our own format, one object a line:
 //! `{"id", "dominant": {"lang", "prompt": [{"role", "content"}…], "chosen", "rejected"}, "target": {…same…}}`.
 //!
-//! A string prompt is a single user turn. `id` and `lang` may be absent. A side may have a `system` turn and a `history` of its own; a `system` of the row is
-//! that of the sides without one. [`super::columns`] says what becomes of other keys.
+//! A string prompt is a single user turn. `id` and `lang` may be absent. A side may have a `system` turn and a `history` of its own; a
+//! `system` of the row is that of the sides without one. [`super::columns`] says what becomes of other keys.
 
 use super::pair::{PreferencePair, PreferenceRow, Role};
 use super::rows::Fields;

@@ -1,8 +1,8 @@
 //! A Parquet file as rows of JSON values: then every format reads it as it reads JSON.
 //!
-//! A column of texts becomes strings, one of lists of structs the turns of a conversation. Bytes are text too where they are UTF-8: Hive, Impala and
-//! older Spark do not say which of their columns are texts. Rows are decoded some at a time, so that the file is never in memory as a whole. Snappy
-//! (what Hugging Face writes), gzip, zstd, lz4 and no compression are understood.
+//! A column of texts becomes strings, one of lists of structs the turns of a conversation. Bytes are text too where they are UTF-8: Hive,
+//! Impala and older Spark do not say which of their columns are texts. Rows are decoded some at a time, so that the file is never in memory
+//! as a whole. Snappy (what Hugging Face writes), gzip, zstd, lz4 and no compression are understood.
 
 mod zstd;
 
@@ -117,8 +117,8 @@ fn value(field: &Field) -> Value {
     }
 }
 
-/// What `read` returns. The reader asserts some of what a sound file keeps to; where a damaged one breaks that, the file is to blame and not the
-/// program. Nothing is used of a reader that has panicked, so no half-made state is seen.
+/// What `read` returns. The reader asserts some of what a sound file keeps to; where a damaged one breaks that, the file is to blame and
+/// not the program. Nothing is used of a reader that has panicked, so no half-made state is seen.
 fn or_damaged<T>(path: &Path, read: impl FnOnce() -> T) -> Result<T> {
     catch_unwind(AssertUnwindSafe(read))
         .map_err(|_| anyhow!("`{}` is damaged: it breaks the rules of Parquet files; fetch it again", path.display()))

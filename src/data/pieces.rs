@@ -1,9 +1,10 @@
 //! A file as rows, whichever way they are laid out: Parquet, one JSON array, or one JSON object a line (JSONL).
 //!
-//! JSON may be gzip'ed. The file is read piece by piece, so that neither its text nor its values are ever in memory as a whole, and the rows of a piece are parsed
-//! on all cores. Each row keeps the line it starts on, so that every later complaint can say `file:line`. A line of JSONL that is not JSON
-//! spoils only itself; in an array nothing after the fault can be trusted, so reading stops there.
+//! JSON may be gzip'ed. The file is read piece by piece, so that neither its text nor its values are ever in memory as a whole, and the
+//! rows of a piece are parsed on all cores. Each row keeps the line it starts on, so that every later complaint can say `file:line`. A line
+//! of JSONL that is not JSON spoils only itself; in an array nothing after the fault can be trusted, so reading stops there.
 
+use super::distinct::Distinct;
 use super::parquet::{self, ParquetReader};
 use super::source::Source;
 use anyhow::{Context, Result, bail, ensure};
@@ -207,7 +208,8 @@ impl JsonReader {
         let end = if self.is_read { self.text.len() } else { self.text.rfind('\n').map_or(0, |newline| newline + 1) };
         let lines = self.text[..end].lines().zip(self.line..).filter(|(text, _)| !text.trim().is_empty());
         let places: Vec<_> = lines.map(|(text, line)| Place { text, line, column: 0 }).collect();
-        let rows = places.par_iter().map(|place| place.parse(serde_json::from_str(place.text))).collect();
+        let rows =
+            places.par_iter().map(|place| place.parse(serde_json::from_str::<Distinct>(place.text).map(|Distinct(value)| value))).collect();
         self.skip(end);
         rows
     }
@@ -286,7 +288,8 @@ fn element_bytes(text: &str) -> serde_json::Result<usize> {
 
 /// The value that the text begins with. The end of the text before `]` is not the end of the array, but of a file that was cut short.
 fn first_value(text: &str) -> serde_json::Result<Value> {
-    Deserializer::from_str(text).into_iter::<Value>().next().unwrap_or_else(|| serde_json::from_str(""))
+    let first = Deserializer::from_str(text).into_iter::<Distinct>().next();
+    first.unwrap_or_else(|| serde_json::from_str("")).map(|Distinct(value)| value)
 }
 
 /// `serde_json` counts from where the row starts: `line`, after `column` bytes.

@@ -6,13 +6,16 @@
 //! {"chosen": [{"role": "user", "content"}…, {"role": "assistant", "content"}], "rejected": […]}       the prompt is what both begin with
 //! ```
 //!
-//! A text prompt is a single user turn: as everywhere in mpo, the model's chat template renders it. TRL hands texts to the model as they are, so
-//! whoever wants to compare with it gives both the conversational layout. `id` and `lang` may be there, a `system` turn in
-//! front and `history`, the turns before the prompt; [`super::columns`] says what becomes of other keys.
+//! A text prompt is a single user turn: as everywhere in mpo, the model's chat template renders it. TRL hands texts to the model as they
+//! are, so whoever wants to compare with it gives both the conversational layout. `id` and `lang` may be there, a `system` turn in front
+//! and `history`, the turns before the prompt; [`super::columns`] says what becomes of other keys.
 
 use super::pair::{Message, PreferencePair, PreferenceRow, Role};
 use super::rows::Fields;
+use super::transcript::marks_of;
+use crate::text::comparable;
 use anyhow::{Result, bail, ensure};
+use serde_json::Value;
 
 /// Whether a row's keys are this format's.
 pub(super) fn recognises(row: &Fields) -> bool {
@@ -67,12 +70,22 @@ fn own_prompt(row: &Fields, turns_before: Vec<Message>, key: &str) -> Result<Vec
         false => None,
     };
     match given {
+        None if turns_before.is_empty() && row.nearly("prompt").is_some() => row.get("prompt").map(|_| turns_before),
+        None if turns_before.is_empty() && row.get(key)?.as_str().is_some_and(|text| marks_of(text).is_some()) => bail!(
+            "key `prompt` is missing, and `{key}` is a whole dialogue: `data.transcript = true` splits those that are written as \
+             `Human: … Assistant: …` into turns"
+        ),
         None if turns_before.is_empty() => bail!(
             "key `prompt` is missing: without it `{key}` must be a conversation that begins with the prompt, a list of turns such as \
              [{{\"role\": \"user\", …}}, {{\"role\": \"assistant\", …}}]"
         ),
         None => Ok(turns_before),
-        Some(given) if given.is_string() && !turns_before.is_empty() => Ok(turns_before),
+        Some(Value::String(text)) if !turns_before.is_empty() => {
+            let text = comparable(text);
+            let is_in = turns_before.iter().any(|turn| comparable(&turn.content).contains(text.as_ref()));
+            ensure!(is_in, "key `prompt` is none of the turns that `{key}` holds before the response: which of them is the prompt?");
+            Ok(turns_before)
+        }
         Some(_) => {
             let given = row.text_or_turns("prompt")?;
             Ok(if turns_before.starts_with(&given) { turns_before } else { [given, turns_before].concat() })

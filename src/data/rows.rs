@@ -31,11 +31,18 @@ impl<'a> Fields<'a> {
 
     pub fn get(&self, key: &str) -> Result<&'a Value> {
         self.object.get(key).ok_or_else(|| {
-            let meant = self.object.keys().find(|other| nearest_name(other, std::iter::once(key)).is_some());
-            let hint =
-                meant.map_or(String::new(), |other| format!("; there is `{}`: did you mean `{}`?", self.path(other), self.path(key)));
+            let hint = self.nearly(key).map_or(String::new(), |other| format!("; there is `{other}`: did you mean `{}`?", self.path(key)));
             anyhow!("key `{}` is missing{hint}", self.path(key))
         })
+    }
+
+    /// The key that is there and was probably meant to be `key`, with its path.
+    pub fn nearly(&self, key: &str) -> Option<String> {
+        // What other data sets call a prompt.
+        let is_alias = |other: &str| key == "prompt" && ["question", "instruction", "query"].contains(&other);
+        let is_meant = |other: &&String| is_alias(other) || nearest_name(other, std::iter::once(key)).is_some();
+        let other = self.object.keys().find(is_meant)?;
+        Some(self.path(other))
     }
 
     /// All of it.

@@ -1,7 +1,7 @@
 //! Whole dialogues in one text: how they are recognised, and how those of `hh-rlhf` are split into turns.
 //!
-//! Anthropic's data writes a conversation as `\n\nHuman: …\n\nAssistant: …`, both answers with the whole dialogue before them; TRL's form of it has the
-//! dialogue up to `\n\nAssistant:` as the prompt, and bare answers. With `data.transcript = true` either becomes turns.
+//! Anthropic's data writes a conversation as `\n\nHuman: …\n\nAssistant: …`, both answers with the whole dialogue before them; TRL's form
+//! of it has the dialogue up to `\n\nAssistant:` as the prompt, and bare answers. With `data.transcript = true` either becomes turns.
 
 use anyhow::{Result, bail, ensure};
 use serde_json::{Map, Value, json};
@@ -53,6 +53,8 @@ pub(super) fn split_row(row: &Value) -> Result<Value> {
 
 fn split_pair(pair: &Map<String, Value>) -> Result<Map<String, Value>> {
     let mut split = pair.clone();
+    let has_text = ["prompt", "chosen", "rejected", "completion"].iter().any(|key| pair.get(*key).is_some_and(Value::is_string));
+    ensure!(has_text, "`data.transcript` is true, and this row has no text to split: its turns are apart already; leave the setting out");
     let prompt = pair.get("prompt").filter(|prompt| !prompt.is_null());
     if let Some(Value::String(text)) = prompt {
         let mut turns = turns("prompt", text)?;
@@ -145,6 +147,7 @@ mod tests {
         for (row, expected) in [
             (json!({"prompt": "Rain?", "chosen": "a", "rejected": "b"}), "key `prompt` cannot be split into turns"),
             (json!({"chosen": "a", "rejected": "b"}), "key `chosen` is no transcript"),
+            (json!({"source_conversations": [], "target_conversations": []}), "this row has no text to split"),
             (json!({"prompt": "\n\nHuman: a\n\nAssistant: b", "chosen": "a", "rejected": "b"}), "key `prompt` ends with an answer"),
         ] {
             let error = split_row(&row).unwrap_err().to_string();

@@ -99,7 +99,8 @@ pub fn check_rows(config: &RunConfig, encoder: &Encoder, description: &DecoderDe
 }
 
 impl Prepared {
-    /// Prepares the run of `config`; one that goes on from a checkpoint needs nothing of the original model, unless that is an adapter's base.
+    /// Prepares the run of `config`; one that goes on from a checkpoint needs nothing of the original model, unless that is an adapter's
+    /// base.
     pub fn new(config: RunConfig, checkpoint: Option<&Found>) -> Result<Self> {
         device::select(&config.hardware)?;
         check_eval(&config)?;

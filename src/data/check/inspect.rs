@@ -223,7 +223,8 @@ impl<'a> Inspector<'a> {
         }
     }
 
-    /// KTO learns from wanted and unwanted responses, best where both weigh about the same: `λ_D n_D : λ_U n_U` from 1 to 4/3 (arXiv 2402.01306).
+    /// KTO learns from wanted and unwanted responses, best where both weigh about the same: `λ_D n_D : λ_U n_U` from 1 to 4/3 (arXiv
+    /// 2402.01306).
     fn judge_labels(&mut self) {
         let Labels { n_both, n_chosen, n_rejected } = self.labels;
         let is_for_kto = self.objective.is_none_or(|objective| objective.kind == ObjectiveKind::Kto);

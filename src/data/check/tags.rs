@@ -1,7 +1,8 @@
 //! Languages as rows name them, against the languages that their texts are in.
 //!
-//! A tag is doubted only where no text of its pair reads as that language: prompts may be untranslated, and answers of weak models drift into the dominant
-//! language, which is counted by itself. Nothing is said of languages that the detector does not know, and of short texts.
+//! A tag is doubted only where no text of its pair reads as that language: prompts may be untranslated, and answers of weak models drift
+//! into the dominant language, which is counted by itself. Nothing is said of languages that the detector does not know, and of short
+//! texts.
 
 use super::{FindingKind, Findings, Severity};
 use crate::data::language::{UNDETERMINED, detect};

@@ -27,7 +27,8 @@ impl Encoder {
         self.template.thinking().ok().flatten()
     }
 
-    /// The tokens of [`Encoder::chat_text`], as in training: special tokens that a turn spells are text, unless `data.special_tokens` says otherwise.
+    /// The tokens of [`Encoder::chat_text`], as in training: special tokens that a turn spells are text, unless `data.special_tokens` says
+    /// otherwise.
     pub fn chat_tokens(&self, messages: &[Message]) -> Result<Vec<u32>> {
         self.prompt_tokens(&self.template.render(&*self.hidden_turns(messages)?, true)?)
     }
@@ -47,8 +48,8 @@ impl Encoder {
         self.eos
     }
 
-    /// The special token with which the template ends the assistant's turn (`<|eot_id|>`, `<|im_end|>`, `<end_of_turn>`). `None` where it ends
-    /// turns with ordinary text, or does not take a conversation of one question and its answer.
+    /// The special token with which the template ends the assistant's turn (`<|eot_id|>`, `<|im_end|>`, `<end_of_turn>`). `None` where it
+    /// ends turns with ordinary text, or does not take a conversation of one question and its answer.
     pub fn end_of_turn(&self) -> Option<u32> {
         let question = [Message { role: Role::User, content: PLACEHOLDER.into() }];
         let prompt = self.chat_text(&question).ok()?;

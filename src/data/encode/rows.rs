@@ -31,8 +31,8 @@ pub struct EncodeReport {
 }
 
 impl Encoder {
-    /// All rows of some files that the configuration asks for, as `data.sides` makes rows of their pairs, and what became of those that were too
-    /// long. Of the texts only those of a [piece](crate::data::PIECE_BYTES) are in memory.
+    /// All rows of some files that the configuration asks for, as `data.sides` makes rows of their pairs, and what became of those that
+    /// were too long. Of the texts only those of a [piece](crate::data::PIECE_BYTES) are in memory.
     ///
     /// # Errors
     /// As [`data::load`](crate::data::load) and [`Self::encode_all`], the file's own faults first.

@@ -1,9 +1,9 @@
 //! Special tokens that a row's text spells (`<|im_end|>` within an answer), kept apart from those of the chat template.
 //!
 //! A tokenizer matches its special tokens wherever their characters stand: a text could end a turn, or open one of the system. Rows that
-//! spell none are tokenised as they always were. In the others each such spelling is hidden before the template sees it, so that every special token of the
-//! rendered text is the template's; these are then written as marks that a second tokenizer knows under their ids, and it reads all the rest as
-//! text. So the pieces between special tokens, and with them the merges, are the same in both.
+//! spell none are tokenised as they always were. In the others each such spelling is hidden before the template sees it, so that every
+//! special token of the rendered text is the template's; these are then written as marks that a second tokenizer knows under their ids, and
+//! it reads all the rest as text. So the pieces between special tokens, and with them the merges, are the same in both.
 
 use super::Encoder;
 use crate::data::pair::Message;

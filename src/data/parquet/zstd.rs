@@ -1,5 +1,5 @@
-//! Zstandard pages. The `parquet` crate decodes them with the C library; here they are handed out as they lie in the file, and `ruzstd`, which is Rust, makes
-//! them the pages that they are. Other columns are read as always.
+//! Zstandard pages. The `parquet` crate decodes them with the C library; here they are handed out as they lie in the file, and `ruzstd`,
+//! which is Rust, makes them the pages that they are. Other columns are read as always.
 
 use parquet::basic::Compression;
 use parquet::bloom_filter::Sbbf;

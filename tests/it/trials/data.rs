@@ -108,9 +108,7 @@ fn a_system_column_is_a_system_turn_in_every_format() {
     ] {
         let rows = files.load(row.to_string()).unwrap();
         assert_eq!(turns(&rows[0]), [(Role::System, system), (Role::User, QUESTION)], "{row}");
-        for dominant in &rows[0].dominant {
-            assert_eq!(dominant.prompt.len(), 2, "{row}");
-        }
+        assert!(rows[0].dominant.as_ref().is_none_or(|dominant| dominant.prompt == rows[0].target.prompt), "{row}");
     }
     // A table has the column in every row.
     assert_eq!(turns(&files.load(with(json!({"system": null})).to_string()).unwrap()[0]), [(Role::User, QUESTION)]);
@@ -225,13 +223,27 @@ fn a_name_that_is_nearly_right_is_understood() {
         row[new] = value;
         row.to_string()
     };
-    for (old, new) in [("chosen", "choosen"), ("prompt", "promt"), ("rejected", "Rejected"), ("prompt", "\u{feff}prompt")] {
+    for (old, new) in
+        [("chosen", "choosen"), ("prompt", "promt"), ("rejected", "Rejected"), ("prompt", "\u{feff}prompt"), ("prompt", "question")]
+    {
         let error = files.refusal(format!("{}\n{}", row(), renamed(old, new)));
         let expected = format!("rows.jsonl:2: row 1: key `{old}` is missing; there is `{new}`: did you mean `{old}`?");
         assert!(error.contains(&expected), "{error}");
     }
     let error = files.refusal(json!({"Prompt": QUESTION, "Chosen": GOOD, "Rejected": BAD}).to_string());
     assert!(error.contains("did you mean `prompt` by `Prompt`, `chosen` by `Chosen`, `rejected` by `Rejected`?"), "{error}");
+}
+
+#[test]
+fn no_value_wins_over_another_in_silence() {
+    let files = Files::new();
+    let error = files.refusal(format!("{}\n{{\"prompt\": \"a\", \"chosen\": \"b\", \"chosen\": \"c\", \"rejected\": \"d\"}}", row()));
+    assert!(error.contains("rows.jsonl:2: row 1") && error.contains("key `chosen` is there twice (line 2"), "{error}");
+    let turns = |answer: &str| json!([{"role": "user", "content": QUESTION}, {"role": "assistant", "content": answer}]);
+    let whole = |prompt: &str| json!({"prompt": prompt, "chosen": turns(GOOD), "rejected": turns(BAD)}).to_string();
+    assert_eq!(files.load(whole(QUESTION)).unwrap().len(), 1);
+    let error = files.refusal(whole("Is it raining?"));
+    assert!(error.contains("key `prompt` is none of the turns that `chosen` holds"), "{error}");
 }
 
 #[test]
@@ -276,7 +288,12 @@ fn special_tokens_in_texts_are_text() {
 #[test]
 fn text_around_a_special_token_is_tokenised_as_ever() {
     let folder = tempfile::tempdir().unwrap();
-    let special = |id: usize, content: &str, rstrip: bool| json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": rstrip, "normalized": false, "special": true});
+    let added = json!({"single_word": false, "lstrip": false, "normalized": false, "special": true});
+    let special = |id: usize, content: &str, rstrip: bool| {
+        let mut token = added.clone();
+        token.as_object_mut().unwrap().extend(json!({"id": id, "content": content, "rstrip": rstrip}).as_object().unwrap().clone());
+        token
+    };
     let letters = "▁abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ<>|/[].,!?\n";
     let vocab: serde_json::Map<_, _> = letters.chars().enumerate().map(|(id, letter)| (letter.to_string(), json!(id))).collect();
     let n = vocab.len();
@@ -343,6 +360,8 @@ fn a_dialogue_in_one_turn_is_named_and_split_when_asked() {
     }
     let labelled = json!({"completion": format!("{before} Please ask first."), "label": true});
     assert_eq!(turns(&files.load_as(labelled.to_string(), &split).unwrap()[0]), expected);
+    let error = files.refusal(json!({"chosen": format!("{before} Ask."), "rejected": format!("{before} Take it.")}).to_string());
+    assert!(error.contains("`chosen` is a whole dialogue: `data.transcript = true`"), "{error}");
     let error = format!("{:#}", files.load_as(row().to_string(), &split).unwrap_err());
     assert!(error.contains("rows.jsonl:1: row 0: key `prompt` cannot be split into turns"), "{error}");
 }
