@@ -88,6 +88,8 @@
 //! - No default value stands in two places.
 //! - A file that a reader may meet is whole: it is written under another name, synced, and renamed. Nothing is unpickled; weights are
 //!   safetensors.
+//! - What a stranger wrote is bounded before it is believed: sizes by the weights on disk, a chat template by steps, output, memory and time
+//!   ([`allocator::allowance`]), JSON by one reading ([`files::json`]).
 //! - Only [`command`] writes to stdout, and only data; talk goes to stderr.
 //!
 //! `tests/it/architecture.rs` reads which module uses which off the code.
@@ -122,3 +124,8 @@ pub mod progress;
 pub mod reference;
 pub mod scoring;
 pub mod train;
+
+/// As in the program: tests count what a thread may take.
+#[cfg(test)]
+#[global_allocator]
+static ALLOCATOR: allocator::LargePages = allocator::LargePages;
