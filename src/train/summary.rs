@@ -138,6 +138,13 @@ impl Summary {
             writeln!(out, "at most {} of the GPU's memory, and {} of the host's", gib(peak), gib(self.totals.peak_rss_bytes))?;
         }
         writeln!(out, "loss of the first and last batch: {} -> {}", loss(first_loss), loss(last_loss))?;
+        if self.totals.lost_steps > 0 {
+            let lost = self.totals.lost_steps;
+            writeln!(
+                out,
+                "the lines of {lost} steps were lost from `metrics.jsonl`: times, tokens and losses here are those of the others"
+            )?;
+        }
         if self.skipped_steps > 0 {
             writeln!(out, "{} steps made no update: loss or gradient was not finite", self.skipped_steps)?;
         }
