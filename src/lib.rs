@@ -123,6 +123,7 @@ pub mod plan;
 pub mod progress;
 pub mod reference;
 pub mod scoring;
+pub mod text;
 pub mod train;
 
 /// As in the program: tests count what a thread may take.

@@ -8,6 +8,9 @@ mod builtin;
 mod confined;
 mod globals;
 mod source;
+mod thinking;
+
+pub use thinking::Thinking;
 
 use super::pair::Message;
 use super::tokenizer_config::TokenizerConfig;
@@ -38,6 +41,8 @@ pub struct Template {
     environments: Mutex<BTreeMap<u64, Arc<Environment<'static>>>>,
     /// Why it is not rendered again: each time would give up another thread.
     given_up: OnceLock<Stopped>,
+    /// What the variable that turns thinking on and off is set to, if it is.
+    thinking: Option<(&'static str, Value)>,
 }
 
 impl fmt::Debug for Template {
@@ -107,6 +112,7 @@ impl Template {
             tokens: tokens.into_iter().filter_map(|(key, token)| Some((key, token.clone()?))).collect(),
             environments: Mutex::default(),
             given_up: OnceLock::new(),
+            thinking: None,
         };
         template.environment(Share::of(1, source.len())).map_err(|failure| match failure {
             Failure::Jinja(error) => anyhow!("the chat template `{name}` is not valid Jinja: {error}"),
@@ -122,16 +128,28 @@ impl Template {
 
     /// The conversation as text; `add_generation_prompt` appends what introduces the assistant's next turn.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+        self.render_with(self.thinking.as_ref(), messages, add_generation_prompt)
+    }
+
+    fn render_with(&self, thinking: Option<&(&'static str, Value)>, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+        let thinking = Value::from_pairs(thinking.cloned());
         let share = Share::of(messages.len(), messages.iter().map(|m| m.content.len()).sum());
         let messages: Vec<Value> = messages.iter().map(|m| context! { role => m.role.name(), content => m.content.as_str() }).collect();
-        let values = context! { messages, add_generation_prompt, tools => (), documents => () };
-        self.render_values(values, share).map_err(|failure| {
-            let why = match failure {
-                Failure::Jinja(why) => why,
-                Failure::Stopped(stopped) => stopped.to_string(),
-            };
-            anyhow!("the chat template `{}` failed on this conversation: {why}", self.name)
-        })
+        let values = context! { messages, add_generation_prompt, tools => (), documents => (), ..thinking };
+        self.render_values(values, share)
+            .map_err(|failure| anyhow!("the chat template `{}` failed on this conversation: {}", self.name, failure.words()))
+    }
+
+    /// Whether the program reads `variable` from outside.
+    fn reads(&self, variable: &'static str) -> Result<bool> {
+        let share = Share::of(1, self.source.len());
+        let environment = self.environment(share);
+        let read = environment.and_then(|environment| {
+            let look =
+                move || environment.get_template(ENTRY).is_ok_and(|template| template.undeclared_variables(false).contains(variable));
+            confined::run(share.limits, look).map_err(Failure::Stopped)
+        });
+        read.map_err(|failure| anyhow!("the chat template `{}` cannot be looked through: {}", self.name, failure.words()))
     }
 
     fn render_values(&self, values: Value, share: Share) -> Result<String, Failure> {
@@ -176,6 +194,15 @@ enum Failure {
     /// The template's own error, fit to be shown.
     Jinja(String),
     Stopped(Stopped),
+}
+
+impl Failure {
+    fn words(&self) -> String {
+        match self {
+            Self::Jinja(why) => why.clone(),
+            Self::Stopped(stopped) => stopped.to_string(),
+        }
+    }
 }
 
 fn environment(source: &str, tokens: Vec<(&'static str, String)>, steps: u64) -> Result<Environment<'static>, Error> {

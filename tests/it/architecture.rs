@@ -13,10 +13,11 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("escape", &[]),
     ("files", &[]),
     ("progress", &[]),
+    ("text", &[]),
     ("config", &[]),
     ("cli", &[]),
     // A template is a stranger's program: its thread has an allowance of memory, and what it says is escaped.
-    ("data", &["allocator", "config", "escape", "files", "progress"]),
+    ("data", &["allocator", "config", "escape", "files", "progress", "text"]),
     ("objective", &["config"]),
     ("ops", &["config", "data::batch"]),
     ("model", &["config", "data::batch", "digest", "files", "ops"]),
@@ -28,7 +29,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("reference", &["config", "data", "digest", "files", "hub", "model", "objective", "ops", "progress", "scoring"]),
     ("gaps", &["config", "data", "objective", "reference"]),
     ("generate", &["adapter", "config", "data", "files", "hub", "model", "ops"]),
-    ("eval", &["config", "data", "digest", "escape", "files", "generate", "hub", "model", "ops::dropout", "progress", "scoring"]),
+    ("eval", &["config", "data", "digest", "escape", "files", "generate", "hub", "model", "ops::dropout", "progress", "scoring", "text"]),
     (
         "train",
         &[

@@ -5,8 +5,8 @@
 //! `strict-match` and `flexible-extract` are those of lm-evaluation-harness' task `mgsm_native_cot_LANG`, whose comparison drops all ASCII
 //! punctuation from both sides: to it `-5` is `5`, and `18.5` is `185`.
 
-use super::digits;
 use super::language::Language;
+use crate::text::{comparable, digits};
 
 /// A way of reading an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,7 +32,7 @@ impl Filter {
         let invalid = || "[invalid]".to_owned();
         match self {
             Filter::SimpleEvals => behind_prefix(text, language.answer),
-            Filter::Normalized => behind_prefix(&digits::to_ascii(text), language.answer),
+            Filter::Normalized => behind_prefix(&digits::to_ascii(&comparable(text)), &comparable(language.answer)),
             Filter::StrictMatch => strict(text, language.sentence).map_or_else(invalid, str::to_owned),
             Filter::FlexibleExtract => flexible(text).map_or_else(invalid, str::to_owned),
         }

@@ -9,14 +9,14 @@ const ZEROS: [u32; 66] = [
 ];
 
 /// Value of a decimal digit of any script. What only looks like a number (`²`, `½`, `四`) is none, as for Python's `\d`.
-pub(super) fn value(c: char) -> Option<u8> {
+pub fn value(c: char) -> Option<u8> {
     let code = u32::from(c);
     let zero = ZEROS[ZEROS.partition_point(|zero| *zero <= code).checked_sub(1)?];
     u8::try_from(code - zero).ok().filter(|value| *value < 10)
 }
 
 /// Digits of all scripts as ASCII digits, and the signs that stand among them as theirs: fullwidth and Arabic points and commas.
-pub(super) fn to_ascii(text: &str) -> String {
+pub fn to_ascii(text: &str) -> String {
     let ascii = |c: char| match value(c) {
         Some(value) => char::from(b'0' + value),
         None => match c {
