@@ -1,4 +1,7 @@
-//! The system's allocator, settled for a trainer: what a step frees goes back, and what is large lies on large pages.
+//! The system's allocator, settled for a trainer: what a step frees goes back, and what is large lies on large pages; and a thread that works for
+//! strangers takes no more than its [`allowance`].
+
+pub mod allowance;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 
@@ -16,23 +19,30 @@ pub struct LargePages;
 // SAFETY: every call is the system allocator's own; advice on the pages of a block changes neither the block nor its content.
 unsafe impl GlobalAlloc for LargePages {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        allowance::charge(layout.size());
         // SAFETY: the caller's promises are the system's conditions.
         advise(unsafe { System.alloc(layout) }, layout.size())
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        allowance::charge(layout.size());
         // SAFETY: as above.
         advise(unsafe { System.alloc_zeroed(layout) }, layout.size())
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         // SAFETY: as above.
-        unsafe { System.dealloc(block, layout) }
+        unsafe { System.dealloc(block, layout) };
+        allowance::refund(layout.size());
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, n_bytes: usize) -> *mut u8 {
+        // Both blocks may be there at a time.
+        allowance::charge(n_bytes);
         // SAFETY: as above.
-        advise(unsafe { System.realloc(block, layout, n_bytes) }, n_bytes)
+        let moved = advise(unsafe { System.realloc(block, layout, n_bytes) }, n_bytes);
+        allowance::refund(layout.size());
+        moved
     }
 }
 

@@ -1,4 +1,9 @@
-//! Writing files so that a reader, or a run that is killed, sees all of a file or nothing of it; and folders that one process writes at a time.
+//! Writing files so that a reader, or a run that is killed, sees all of a file or nothing of it; folders that one process writes at a time; and
+//! [`json`] that others wrote.
+
+pub mod json;
+
+pub use json::{parse_json, read_json, read_json_as};
 
 use anyhow::{Context, Result, bail};
 use std::ffi::OsStr;

@@ -7,7 +7,7 @@ use crate::config::Gap;
 use crate::data::encode::{EncodedPreference, EncodedRow};
 use crate::objective::{PairScores, ResponseScore};
 use crate::reference::FrozenScores;
-use anyhow::Result;
+use anyhow::{Result, bail};
 use serde::Serialize;
 use std::fmt::Write;
 
@@ -58,7 +58,28 @@ pub fn measure(rows: &[EncodedRow], policy: &FrozenScores, reference: &FrozenSco
         let pair = |pair: &EncodedPreference| Ok::<_, anyhow::Error>(PairGap::new(&pair.lang, &scores.pair_scores(pair)?, gap));
         Ok(BothSides { dominant: row.dominant.as_ref().map(pair).transpose()?, target: pair(&row.target)? })
     };
-    rows.iter().map(|row| Ok(RowGaps { id: row.id.clone(), policy: both(row, policy)?, reference: both(row, reference)? })).collect()
+    let measured: Vec<RowGaps> = rows
+        .iter()
+        .map(|row| Ok(RowGaps { id: row.id.clone(), policy: both(row, policy)?, reference: both(row, reference)? }))
+        .collect::<Result<_>>()?;
+    // A mean over one that is no number is none, and a table of such says nothing.
+    let bad: Vec<&str> = measured.iter().filter(|row| !row.is_finite()).map(|row| row.id.as_str()).collect();
+    if let Some(first) = bad.first() {
+        bail!(
+            "{} of {} rows have a log-probability that is not a number, `{first}` the first of them\n\
+             hint: the weights may be damaged, or `model.dtype` too narrow for them",
+            bad.len(),
+            measured.len()
+        );
+    }
+    Ok(measured)
+}
+
+impl RowGaps {
+    fn is_finite(&self) -> bool {
+        let pairs = [&self.policy, &self.reference].into_iter().flat_map(|sides| sides.dominant.iter().chain([&sides.target]));
+        pairs.flat_map(|pair| [pair.chosen, pair.rejected]).flatten().all(|answer| answer.logp.is_finite())
+    }
 }
 
 impl PairGap {

@@ -88,6 +88,8 @@
 //! - No default value stands in two places.
 //! - A file that a reader may meet is whole: it is written under another name, synced, and renamed. Nothing is unpickled; weights are
 //!   safetensors.
+//! - What a stranger wrote is bounded before it is believed: sizes by the weights on disk, a chat template by steps, output, memory and time
+//!   ([`allocator::allowance`]), JSON by one reading ([`files::json`]).
 //! - Only [`command`] writes to stdout, and only data; talk goes to stderr. Whatever is said is made harmless to terminals, and rid of passwords in
 //!   addresses, by the function that says it.
 //! - Only [`web`] connects to another machine. A key reaches the scheme, host and port that it is meant for, this machine is asked past every proxy, and
@@ -128,3 +130,8 @@ pub mod secret;
 pub mod text;
 pub mod train;
 pub mod web;
+
+/// As in the program: tests count what a thread may take.
+#[cfg(test)]
+#[global_allocator]
+static ALLOCATOR: allocator::LargePages = allocator::LargePages;

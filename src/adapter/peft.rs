@@ -1,18 +1,22 @@
 //! Adapters in the format of Hugging Face PEFT: `adapter_config.json` and `adapter_model.safetensors`.
 //!
-//! Which projections are adapted is read off the tensors, since `target_modules` may be a pattern; what of the configuration would change a number and is not
-//! supported is refused by name. Beside PEFT's files stands `mpo.json` with the digest of the base's weights, by which another base is told.
+//! Which projections are adapted is read off the tensors, and `target_modules` must agree ([`keys`]); what of the configuration would change a number and is
+//! not supported is refused by name, and so is what has another type; what nobody here knows is named. Beside PEFT's files stands `mpo.json` with the digest of the base's weights, by which another base is told.
+
+mod keys;
+mod targets;
 
 use super::{Adapter, Base, projections_of};
+use crate::files::{read_json, read_json_as};
 use crate::model::description::DecoderDescription;
 use crate::model::low_rank::{names, projection_of};
 use crate::model::parameter::Parameter;
 use crate::model::weights::Checkpoint;
 use crate::ops::update;
+use crate::progress::say;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::path::Path;
 
 pub const CONFIG_FILE: &str = "adapter_config.json";
@@ -21,6 +25,9 @@ pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 pub const BASE_FILE: &str = "mpo.json";
 /// What PEFT puts before the names of the model's own parameters.
 pub const PREFIX: &str = "base_model.model.";
+
+/// No adapter has so high a rank.
+const MAX_RANK: u64 = 1 << 21;
 
 /// Settings that would change a number; each may only have the value given, or be absent.
 const UNSUPPORTED: [&str; 18] = [
@@ -58,14 +65,21 @@ pub fn open(dir: &Path, description: &DecoderDescription) -> Result<Adapter> {
         "`{}` has no `{CONFIG_FILE}`: it is not the folder of an adapter\nhint: one on the hub has to be fetched first: `hf download ORG/NAME --local-dir DIR`",
         dir.display()
     );
-    let text = fs::read(&path).with_context(|| format!("cannot read `{}`", path.display()))?;
-    let config: Map<String, Value> = serde_json::from_slice(&text).with_context(|| format!("`{}` is not valid JSON", path.display()))?;
-    refuse_what_is_not_supported(&config).with_context(|| format!("cannot use `{}`", path.display()))?;
-    let rank = config.get("r").and_then(Value::as_u64).filter(|rank| *rank > 0);
-    let rank = rank.with_context(|| format!("`{}` has no rank (`r`) of 1 or more", path.display()))? as usize;
+    let config: Map<String, Value> = read_json_as(&path)?;
+    let checked = keys::check(&config).and_then(|()| refuse_what_is_not_supported(&config));
+    checked.with_context(|| format!("cannot use `{}`", path.display()))?;
+    let unknown = keys::unknown(&config);
+    if !unknown.is_empty() {
+        let what = "which this version does not know: if it changes what the adapter computes, the numbers here are others than in PEFT";
+        say(&format!("warning: `{}` has {}, {what}", path.display(), unknown.join(", ")));
+    }
+    let rank = config.get("r").and_then(Value::as_u64).filter(|rank| (1..=MAX_RANK).contains(rank));
+    let rank = rank.with_context(|| format!("`{}` has no rank (`r`) of 1 or more, up to {MAX_RANK}", path.display()))? as usize;
     let alpha = config.get("lora_alpha").and_then(Value::as_f64).filter(|alpha| alpha.is_finite());
     let alpha = alpha.with_context(|| format!("`{}` has no `lora_alpha`", path.display()))?;
     let text = |key: &str| config.get(key).and_then(Value::as_str).map(str::to_owned);
+    let projections = adapted_projections(dir, rank, description)?;
+    targets::check(&config, &projections, description).with_context(|| format!("the adapter in `{}` contradicts itself", dir.display()))?;
     let base = text("base_model_name_or_path")
         .map(|name| -> Result<Base> { Ok(Base { name, revision: text("revision"), weights_sha256: weights_sha256(dir)? }) });
     Ok(Adapter {
@@ -74,7 +88,7 @@ pub fn open(dir: &Path, description: &DecoderDescription) -> Result<Adapter> {
         rslora: config.get("use_rslora").and_then(Value::as_bool).unwrap_or(false),
         dropout: 0.0,
         seed: 0,
-        projections: adapted_projections(dir, rank, description)?,
+        projections,
         base: base.transpose()?,
         folder: Some(dir.to_owned()),
     })
@@ -143,7 +157,7 @@ fn open_weights(dir: &Path) -> Result<Checkpoint> {
 /// Reads the values of `parameters`, the low-rank terms of a decoder, from the adapter in `dir`.
 pub fn read_values(dir: &Path, parameters: &[Parameter]) -> Result<()> {
     let tensors = open_weights(dir)?;
-    parameters.iter().try_for_each(|p| update(&p.value, |values| tensors.read_into(&format!("{PREFIX}{}", p.name), values))?)
+    parameters.iter().try_for_each(|p| update(&p.value, |values| tensors.read_finite(&format!("{PREFIX}{}", p.name), values))?)
 }
 
 fn weights_sha256(dir: &Path) -> Result<Option<String>> {
@@ -151,8 +165,7 @@ fn weights_sha256(dir: &Path) -> Result<Option<String>> {
     if !path.is_file() {
         return Ok(None);
     }
-    let text = fs::read(&path).with_context(|| format!("cannot read `{}`", path.display()))?;
-    let value: Value = serde_json::from_slice(&text).with_context(|| format!("`{}` is not valid JSON", path.display()))?;
+    let value = read_json(&path)?;
     let digest = value["base_weights_sha256"].as_str();
     Ok(Some(digest.with_context(|| format!("`{}` has no `base_weights_sha256`", path.display()))?.to_owned()))
 }
@@ -160,7 +173,7 @@ fn weights_sha256(dir: &Path) -> Result<Option<String>> {
 /// The files beside the weights, by name: what `PeftModel.from_pretrained` reads, and the base's digest.
 pub fn files(adapter: &Adapter, base: &Base) -> Vec<(&'static str, Vec<u8>)> {
     let alpha = if adapter.alpha.fract() == 0.0 { json!(adapter.alpha as i64) } else { json!(adapter.alpha) };
-    let (target_modules, layers_to_transform) = targets(adapter);
+    let (target_modules, layers_to_transform) = targets::of(adapter);
     let config = json!({
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -184,22 +197,6 @@ pub fn files(adapter: &Adapter, base: &Base) -> Vec<(&'static str, Vec<u8>)> {
     files
 }
 
-/// `target_modules` and `layers_to_transform`: names and layers where every layer has the same projections, else whole paths.
-fn targets(adapter: &Adapter) -> (Vec<String>, Option<Vec<usize>>) {
-    let mut by_layer: BTreeMap<usize, BTreeSet<&str>> = BTreeMap::new();
-    for projection in &adapter.projections {
-        let place = projection.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'));
-        let Some((layer, name)) = place.and_then(|(layer, name)| Some((layer.parse().ok()?, name))) else { continue };
-        by_layer.entry(layer).or_default().insert(name);
-    }
-    let mut sets = by_layer.values();
-    let first = sets.next();
-    if first.is_none_or(|first| sets.any(|set| set != first)) {
-        return (adapter.projections.iter().cloned().collect(), None);
-    }
-    (leaves(adapter.projections.iter()), Some(by_layer.into_keys().collect()))
-}
-
 /// The last parts of names, each once, sorted.
 fn leaves<'a>(names: impl Iterator<Item = &'a String>) -> Vec<String> {
     let leaves: BTreeSet<&str> = names.map(|name| name.rsplit_once('.').map_or(name.as_str(), |(_, leaf)| leaf)).collect();
@@ -211,6 +208,7 @@ mod tests {
     use super::super::tests::{config, description};
     use super::*;
     use crate::model::weights::{SavedDtype, TensorToSave, save_file};
+    use std::fs;
 
     fn base() -> Base {
         Base { name: "org/a".into(), revision: None, weights_sha256: Some("ab".into()) }
@@ -255,14 +253,6 @@ mod tests {
             let expected = Adapter { base: Some(base()), folder: Some(dir.path().into()), seed: 0, ..adapter };
             assert_eq!(open(dir.path(), &description()).unwrap(), expected);
         }
-    }
-
-    #[test]
-    fn targets_are_names_where_that_says_it_all() {
-        let adapter = Adapter::new(&config(), 3, &description()).unwrap();
-        assert_eq!(targets(&adapter), (vec!["down_proj".into(), "q_proj".into()], Some(vec![1, 2])));
-        let uneven = Adapter { projections: adapter.projections.iter().skip(1).cloned().collect(), ..adapter };
-        assert_eq!(targets(&uneven).0[0], "model.layers.1.self_attn.q_proj");
     }
 
     #[test]

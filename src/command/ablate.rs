@@ -8,7 +8,7 @@ use super::{gaps, print};
 use crate::cli::AblateArgs;
 use crate::config::{self, DataConfig, DataFormat, ObjectiveKind, RetentionKind, RunConfig};
 use crate::device;
-use crate::files::write_atomically;
+use crate::files::{read_json, write_atomically};
 use crate::gaps::{PairGap, RowGaps};
 use crate::interrupt;
 use crate::progress::say;
@@ -158,10 +158,13 @@ impl Numbers {
 /// Of a finished run, before and after.
 fn losses(run: &Path) -> Result<(f64, f64)> {
     let path = run.join("summary.json");
-    let text = std::fs::read(&path).with_context(|| format!("cannot read `{}`", path.display()))?;
-    let summary: serde_json::Value = serde_json::from_slice(&text).with_context(|| format!("`{}` is damaged", path.display()))?;
-    let loss = |when: &str| summary[when]["train"]["loss"].as_f64().unwrap_or(f64::NAN);
-    Ok((loss("before"), loss("after")))
+    let summary = read_json(&path)?;
+    let loss = |when: &str| match &summary[when]["train"]["loss"] {
+        // JSON has no NaN.
+        serde_json::Value::Null if summary[when]["train"].is_object() => Ok(f64::NAN),
+        loss => loss.as_f64().with_context(|| format!("`{}` has no loss `{when}` training", path.display())),
+    };
+    Ok((loss("before")?, loss("after")?))
 }
 
 fn text(table: &[Cell]) -> Result<String> {

@@ -11,7 +11,7 @@ use crate::model::family;
 use crate::progress::say;
 use crate::train::prepare::{RunRows, check_rows};
 use crate::{data, device, hub};
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -84,6 +84,13 @@ fn dominant_gaps(encoder: &Encoder, pairs: &[PreferenceRow], model: &ModelFiles,
         .collect();
     let dominant: Vec<Option<&EncodedPreference>> = encoded.iter().map(|row| row.as_ref()?.dominant.as_ref()).collect();
     let scores = score_pairs(&reference, adapter, &dominant.iter().copied().flatten().collect::<Vec<_>>(), config)?;
-    let gap = |pair: &EncodedPreference| Ok(scores.pair_scores(pair)?.reward_gap(config.objective.gap));
+    let gap = |pair: &EncodedPreference| {
+        let gap = scores.pair_scores(pair)?.reward_gap(config.objective.gap);
+        ensure!(
+            gap.is_finite(),
+            "the reference's reward gap on a dominant pair is not a number: its weights may be damaged, or `model.dtype` too narrow for them"
+        );
+        Ok(gap)
+    };
     dominant.into_iter().map(|pair| pair.map_or(Ok(f64::NAN), gap)).collect()
 }

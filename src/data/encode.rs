@@ -129,7 +129,8 @@ pub struct Encoder {
     /// Whether `bos` is put in front of a prompt that does not begin with it.
     adds_bos: bool,
     eos: Option<u32>,
-    pad: Option<u32>,
+    /// Its spelling where the tokenizer lacks it.
+    pad: Option<Result<u32, String>>,
     end_of_response: EndOfResponse,
     max_tokens: usize,
     on_overlong: OnOverlong,
@@ -147,6 +148,7 @@ impl Encoder {
         // Some checkpoints were saved with the settings of their last use; nothing may be cut or padded behind our back.
         tokenizer.with_truncation(None).map_err(|error| anyhow!("{error}"))?.with_padding(None);
         let tokens = TokenizerConfig::read(folder)?;
+        tokens.complete(&mut tokenizer)?;
         let id = |role: &str, token: &Option<String>| match token {
             None => Ok(None),
             Some(token) => match tokenizer.token_to_id(token) {
@@ -154,7 +156,9 @@ impl Encoder {
                 None => bail!("`{role}` is `{token}`, which is not in the vocabulary of `{}`", path.display()),
             },
         };
-        let (bos, eos, pad) = (id("bos_token", &tokens.bos)?, id("eos_token", &tokens.eos)?, id("pad_token", &tokens.pad)?);
+        let (bos, eos) = (id("bos_token", &tokens.bos)?, id("eos_token", &tokens.eos)?);
+        // Wanted only where something pads.
+        let pad = tokens.pad.clone().map(|pad| tokenizer.token_to_id(&pad).ok_or(pad));
         if config.end_of_response == EndOfResponse::EosToken && eos.is_none() {
             bail!("`data.end_of_response` is `eos_token`, but the tokenizer in `{}` has no `eos_token`", folder.display());
         }
@@ -186,7 +190,14 @@ impl Encoder {
 
     /// What `mean_padded` pads with: the tokenizer's pad token, its end-of-turn token where there is none.
     pub fn pad_token(&self) -> Result<u32> {
-        self.pad.or(self.eos).context("the tokenizer has neither a `pad_token` nor an `eos_token` to pad with")
+        match &self.pad {
+            Some(Err(pad)) => bail!(
+                "`pad_token` is `{pad}`, which is not in the tokenizer's vocabulary: the model has never seen it, and `pooling` by `mean_padded` needs one \
+                 that it has"
+            ),
+            Some(Ok(pad)) => Ok(*pad),
+            None => self.eos.context("the tokenizer has neither a `pad_token` nor an `eos_token` to pad with"),
+        }
     }
 
     /// The tokens of a rendered prompt, with exactly one BOS where the tokenizer has one.

@@ -3,7 +3,7 @@
 //! A line goes to the file in one call, so a killed process leaves whole lines and at most one torn at the end. A reader leaves that one out and
 //! says so; a writer cuts it off before it goes on. A line that is damaged anywhere else is an error with its number.
 
-use crate::files::write_atomically;
+use crate::files::{parse_json, write_atomically};
 use anyhow::{Context, Result};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -28,12 +28,23 @@ pub struct Lines<T> {
 /// # Errors
 /// The file cannot be read, or a line other than a torn last one is no `T`: the error names the line.
 pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Lines<T>> {
+    read_checked(path, |_| Ok(()))
+}
+
+/// The same, and `check` looks at every object.
+///
+/// # Errors
+/// As [`read`], and where `check` finds something: the error names the line.
+pub fn read_checked<T: DeserializeOwned>(path: &Path, check: impl Fn(&T) -> Result<()>) -> Result<Lines<T>> {
     let bytes = fs::read(path).with_context(|| format!("cannot read `{}`", path.display()))?;
     let (whole, torn) = whole_lines(&bytes);
     let mut values = Vec::new();
     for (index, line) in whole.split(|byte| *byte == b'\n').enumerate() {
         if !line.trim_ascii().is_empty() {
-            values.push(serde_json::from_slice(line).with_context(|| format!("`{}` line {} is damaged", path.display(), index + 1))?);
+            let parse = || -> Result<T> { Ok(serde_json::from_value(parse_json(line)?)?) };
+            let value = parse().with_context(|| format!("`{}` line {} is damaged", path.display(), index + 1))?;
+            check(&value).with_context(|| format!("`{}` line {}", path.display(), index + 1))?;
+            values.push(value);
         }
     }
     Ok(Lines { values, torn })

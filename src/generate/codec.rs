@@ -6,6 +6,7 @@ use crate::config::DataConfig;
 use crate::data::encode::Encoder;
 use crate::data::pair::{Message, Role};
 use crate::data::template::Thinking;
+use crate::files::read_json;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -118,8 +119,7 @@ fn eos_tokens(path: &Path) -> Result<BTreeSet<u32>> {
     if !path.is_file() {
         return Ok(BTreeSet::new());
     }
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
-    let config: Value = serde_json::from_str(&text).with_context(|| format!("`{}` is not valid JSON", path.display()))?;
+    let config = read_json(path)?;
     let id = |value: &Value| {
         let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
         id.with_context(|| format!("`eos_token_id` in `{}` should be a token's number or a list of them, is {value}", path.display()))

@@ -120,7 +120,8 @@ impl Decoder {
         let checkpoint = Checkpoint::open(dir)?;
         family::check_weights(&description, &checkpoint)
             .with_context(|| format!("the weights in `{}` do not fit its config.json", dir.display()))?;
-        Self::build(description, Source::Checkpoint(&checkpoint), adaptation, place, purpose)
+        let source = if purpose == Purpose::Inference { Source::Finite(&checkpoint) } else { Source::Checkpoint(&checkpoint) };
+        Self::build(description, source, adaptation, place, purpose)
     }
 
     /// Random values, made where they will lie: for measuring models whose values do not matter. They do not repeat; low-rank terms are all zeros.

@@ -28,6 +28,8 @@ pub enum Purpose {
 #[derive(Clone, Copy)]
 pub(super) enum Source<'a> {
     Checkpoint(&'a Checkpoint),
+    /// Of which every value must be a number: nothing would name those that are none, as training does by its rows.
+    Finite(&'a Checkpoint),
     /// Matrices uniform with a deviation of 0.02, as training from nothing would begin; vectors 1.
     Random,
 }
@@ -35,7 +37,7 @@ pub(super) enum Source<'a> {
 impl Source<'_> {
     /// The named bands of rows, one behind the other, as one tensor.
     fn tensor(self, bands: &[(String, usize)], shape: &[usize], place: &Place) -> Result<Tensor> {
-        let Self::Checkpoint(checkpoint) = self else {
+        let (Self::Checkpoint(checkpoint) | Self::Finite(checkpoint)) = self else {
             let bound = 0.02 * 3f32.sqrt();
             let is_matrix = shape.len() > 1;
             let values =
@@ -47,7 +49,10 @@ impl Source<'_> {
         let mut rest = values.as_mut_slice();
         for (name, rows) in bands {
             let (band, after) = rest.split_at_mut(rows * row_size);
-            checkpoint.read_into(name, band)?;
+            match self {
+                Self::Finite(_) => checkpoint.read_finite(name, band)?,
+                _ => checkpoint.read_into(name, band)?,
+            }
             rest = after;
         }
         on_device(values, shape, place)

@@ -22,6 +22,7 @@ use super::measure::Measured;
 use super::optimizer::AdamW;
 use super::signs::Signs;
 use crate::data::loader::LoaderState;
+use crate::files::read_json;
 use crate::model::parameter::Parameter;
 use crate::model::weights::{self, SavedDtype};
 use crate::ops;
@@ -39,6 +40,8 @@ const STATE: &str = "trainer/state.json";
 const CONFIG: &str = "trainer/config.toml";
 const MASTER: &str = "trainer/master";
 const MOMENTS: &str = "trainer/moments";
+/// What every checkpoint has, and its manifest names.
+const REQUIRED: [&str; 4] = [STATE, CONFIG, MASTER, MOMENTS];
 
 /// Everything small that a run needs to go on as if it had never stopped.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -68,6 +71,47 @@ pub struct TrainerState {
 
 impl TrainerState {
     pub const VERSION: u32 = VERSION;
+
+    /// # Errors
+    /// Counts that no run comes to.
+    fn check(&self) -> Result<()> {
+        let Self { step, n_updates, n_skipped, n_skipped_in_row, .. } = self;
+        ensure!(*n_updates <= *step as u64, "it counts {n_updates} updates in {step} steps");
+        ensure!(
+            n_skipped <= step && n_skipped_in_row <= n_skipped,
+            "it counts {n_skipped} skipped steps, {n_skipped_in_row} of them in a row, in {step}"
+        );
+        if let Some(best) = &self.best {
+            ensure!(
+                best.step <= *step && best.value.is_finite(),
+                "its best checkpoint is of step {}, and it is itself of step {step}",
+                best.step
+            );
+        }
+        Ok(())
+    }
+
+    /// Checks that a run of `n_steps` steps, whose loader stands at `loader` after as many as this has taken, can be where this says it is.
+    ///
+    /// # Errors
+    /// Names what the run cannot have come to.
+    pub fn check_against(&self, n_steps: usize, loader: &LoaderState) -> Result<()> {
+        ensure!(self.step <= n_steps, "its {} steps are more than the {n_steps} of the run", self.step);
+        let LoaderState { epoch, position, .. } = self.loader;
+        ensure!(
+            self.loader == *loader,
+            "its data cursor is at epoch {epoch}, position {position}, of {} rows by seed {}; after {} steps this run is at epoch {}, position {}, \
+             of {} rows by seed {}",
+            self.loader.n_rows,
+            self.loader.seed,
+            self.step,
+            loader.epoch,
+            loader.position,
+            loader.n_rows,
+            loader.seed
+        );
+        Ok(())
+    }
 }
 
 /// All that a checkpoint is made of.
@@ -91,7 +135,7 @@ pub fn folder_of(run: &Path, step: usize) -> PathBuf {
 pub fn save(run: &Path, snapshot: &Snapshot<'_>, keep: usize) -> Result<PathBuf> {
     let dir = folder_of(run, snapshot.state.step);
     folder::publish(&dir, |folder| write(folder, snapshot))?;
-    Manifest::verify(&dir, &dir.join(MANIFEST)).context("the checkpoint that was just written does not read back as written")?;
+    Manifest::verify(&dir, &dir.join(MANIFEST), &REQUIRED).context("the checkpoint that was just written does not read back as written")?;
     remove_old(run, snapshot.state, keep)?;
     Ok(dir)
 }
@@ -168,15 +212,18 @@ pub fn scan(run: &Path) -> Result<Scan> {
 }
 
 fn open(dir: &Path) -> Result<Found> {
-    Manifest::verify(dir, &dir.join(MANIFEST))?;
+    Manifest::verify(dir, &dir.join(MANIFEST), &REQUIRED)?;
     let read = |name: &str| fs::read_to_string(dir.join(name)).with_context(|| format!("cannot read `{}`", dir.join(name).display()));
-    let text = read(STATE)?;
-    let parse = |text: &str| -> Result<TrainerState> {
-        let version = serde_json::from_str::<serde_json::Value>(text)?["version"].as_u64();
+    let parse = |value: serde_json::Value| -> Result<TrainerState> {
+        let version = value["version"].as_u64();
         ensure!(version == Some(VERSION.into()), "it was written by another version of mpo (format {version:?}, this one reads {VERSION})");
-        Ok(serde_json::from_str(text)?)
+        let state: TrainerState = serde_json::from_value(value)?;
+        state.check()?;
+        let is_named_so = dir.file_name().is_some_and(|name| folder_of(Path::new(""), state.step).as_os_str() == name);
+        ensure!(is_named_so, "it is of step {}, and its folder says another", state.step);
+        Ok(state)
     };
-    let state = parse(&text).with_context(|| format!("`{}`", dir.join(STATE).display()))?;
+    let state = parse(read_json(&dir.join(STATE))?).with_context(|| format!("`{}`", dir.join(STATE).display()))?;
     Ok(Found { dir: dir.to_path_buf(), state, config: read(CONFIG)? })
 }
 
@@ -258,7 +305,7 @@ mod tests {
         TrainerState {
             version: VERSION,
             step,
-            n_updates: 9,
+            n_updates: 0,
             n_skipped_in_row: 1,
             n_skipped: 1,
             loader,
@@ -326,7 +373,7 @@ mod tests {
         let parameters = vec![parameter("a.weight", &[3, 5], 50), parameter("b.weight", &[4], 60)];
         let mut optimizer = AdamW::new(&OptimizerConfig::default(), 7, &parameters).unwrap();
         restore(&found, &parameters, &mut optimizer).unwrap();
-        assert_eq!(optimizer.n_updates, 9);
+        assert_eq!(optimizer.n_updates, 0);
         for (restored, original) in parameters.iter().zip(&example.parameters) {
             assert_eq!(bits(&restored.value), bits(&original.value));
         }

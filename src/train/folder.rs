@@ -4,12 +4,13 @@
 //! between leaves a `.NAME.partial` folder, which the next start removes.
 
 use crate::digest::{Contents, HashingWriter, contents_of};
+use crate::files::read_json_as;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 const PARTIAL: &str = ".partial";
 /// One file of a folder: its path inside it, with `/` between the parts.
@@ -27,13 +28,33 @@ pub struct Manifest {
 }
 
 impl Manifest {
-    /// Reads `path` and compares every file it names, in `dir`, with its size and sha256.
+    /// Reads `path` and compares every file it names, in `dir`, with its size and sha256. It must name the `required` ones (a folder stands for any
+    /// file in it), and every weights file and JSON file that is there: what nothing vouches for is no part of a whole folder.
     ///
     /// # Errors
-    /// Names the first file that is missing, cut or changed.
-    pub fn verify(dir: &Path, path: &Path) -> Result<()> {
-        let text = fs::read(path).with_context(|| format!("cannot read `{}`", path.display()))?;
-        let manifest: Manifest = serde_json::from_slice(&text).with_context(|| format!("`{}` is damaged", path.display()))?;
+    /// Names the first file that is missing, cut, changed or not named.
+    pub fn verify(dir: &Path, path: &Path, required: &[&str]) -> Result<()> {
+        let manifest: Manifest = read_json_as(path)?;
+        for record in &manifest.files {
+            let is_inside = Path::new(&record.path).components().all(|part| matches!(part, Component::Normal(_)));
+            ensure!(is_inside && !record.path.is_empty(), "`{}` names `{}`, which is not in its folder", path.display(), record.path);
+        }
+        let names = |file: &str| {
+            manifest.files.iter().any(|record| record.path.strip_prefix(file).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
+        };
+        for file in required {
+            ensure!(names(file), "`{}` does not name `{file}`: the folder is not whole", path.display());
+        }
+        for file in files_in(dir)? {
+            let is_data =
+                file.extension().is_some_and(|extension| extension == "safetensors" || extension == "json" || extension == "jsonl");
+            let name = file.strip_prefix(dir).unwrap_or(&file).to_string_lossy().replace('\\', "/");
+            ensure!(
+                !is_data || file == path || names(&name),
+                "`{}` does not name `{name}`, which is there: the folder is not whole",
+                path.display()
+            );
+        }
         // Sizes first: a cut file is found without reading gigabytes.
         for record in &manifest.files {
             let file = dir.join(&record.path);
@@ -160,6 +181,23 @@ fn remove_if_there(path: &Path) -> Result<()> {
     }
 }
 
+/// Every file in `dir` and its folders, but hidden ones.
+fn files_in(dir: &Path) -> Result<Vec<PathBuf>> {
+    let context = || format!("cannot read the folder `{}`", dir.display());
+    let mut files = Vec::new();
+    for entry in fs::read_dir(dir).with_context(context)? {
+        let path = entry.with_context(context)?.path();
+        let is_hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
+        if path.is_dir() {
+            files.extend(files_in(&path)?);
+        } else if !is_hidden {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
 /// Syncs `dir` and the folders in it: the names, that is; files are synced as they are written.
 fn sync_folders(dir: &Path) -> Result<()> {
     for entry in fs::read_dir(dir).with_context(|| format!("cannot read the folder `{}`", dir.display()))? {
@@ -192,7 +230,7 @@ mod tests {
         let run = tempfile::tempdir().unwrap();
         let dir = run.path().join("checkpoint-000001");
         publish_example(&dir).unwrap();
-        Manifest::verify(&dir, &dir.join("sub/manifest.json")).unwrap();
+        Manifest::verify(&dir, &dir.join("sub/manifest.json"), &[]).unwrap();
         publish_example(&dir).unwrap();
         let names: Vec<_> = fs::read_dir(run.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(names, ["checkpoint-000001"]);
@@ -209,7 +247,7 @@ mod tests {
         let damage = |change: &dyn Fn()| {
             publish_example(&dir).unwrap();
             change();
-            format!("{:#}", Manifest::verify(&dir, &dir.join("sub/manifest.json")).unwrap_err())
+            format!("{:#}", Manifest::verify(&dir, &dir.join("sub/manifest.json"), &[]).unwrap_err())
         };
         let file = dir.join("sub/b.bin");
         let message = damage(&|| fs::remove_file(&file).unwrap());
@@ -219,7 +257,7 @@ mod tests {
         let message = damage(&|| fs::write(&file, vec![8u8; 3_000_000]).unwrap());
         assert!(message.contains("b.bin` is damaged: its sha256"), "{message}");
         let message = damage(&|| fs::write(dir.join("sub/manifest.json"), b"{\"files\": [").unwrap());
-        assert!(message.contains("manifest.json` is damaged"), "{message}");
+        assert!(message.contains("manifest.json` is not valid JSON"), "{message}");
     }
 
     #[test]

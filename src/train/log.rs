@@ -2,14 +2,15 @@
 //!
 //! A line is in the file when the next step begins, so that a killed run keeps what it has measured. On resume the lines after the
 //! checkpoint are cut, and each step stands once. A line about something other than a step says so in `kind`; it is about the weights after
-//! `step` steps, and a run that goes on from there writes it again.
+//! `step` steps, and a run that goes on from there writes it again. Lines that are gone are written again with what the schedule and the data
+//! say of their steps, and `lost`: then no sum speaks of them.
 
 use super::metrics::SHARE;
 use crate::files::write_atomically;
 use anyhow::{Context, Result};
 use serde::Serialize;
-use serde_json::Value;
-use std::collections::BTreeMap;
+use serde_json::{Map, Value};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -33,8 +34,41 @@ impl MetricsLog {
                 write_atomically(path, &kept)?;
             }
         }
-        let file = OpenOptions::new().create(true).append(true).open(path).with_context(|| format!("cannot write `{}`", path.display()))?;
-        Ok(Self { path: path.to_path_buf(), file })
+        Ok(Self { path: path.to_path_buf(), file: append_to(path)? })
+    }
+
+    /// Writes lines for the steps up to `n_steps` that have none: what `line_of` knows of each, marked as lost. The steps.
+    pub fn rebuild(&mut self, n_steps: usize, mut line_of: impl FnMut(usize) -> Map<String, Value>) -> Result<Vec<usize>> {
+        let text = fs::read(&self.path).with_context(|| format!("cannot read `{}`", self.path.display()))?;
+        // By step, and the lines of a step in their order: what is about the weights before a step stands before the step's own line.
+        let mut lines: BTreeMap<usize, Vec<&[u8]>> = BTreeMap::new();
+        let mut found = BTreeSet::new();
+        for line in text.split_inclusive(|byte| *byte == b'\n') {
+            let Ok(head) = serde_json::from_slice::<Head>(line) else { continue };
+            let is_step = head.kind.is_none();
+            // A step that stands twice is one line too many.
+            if !is_step || found.insert(head.step) {
+                lines.entry(if is_step { head.step } else { head.step + 1 }).or_default().push(line);
+            }
+        }
+        let lost: Vec<usize> = (1..=n_steps).filter(|step| !found.contains(step)).collect();
+        if lost.is_empty() {
+            return Ok(lost);
+        }
+        let rebuilt: Vec<(usize, Vec<u8>)> = lost
+            .iter()
+            .map(|&step| {
+                let mut line = Map::from_iter([("step".to_owned(), step.into())]);
+                line.extend(line_of(step));
+                line.insert(LOST.into(), true.into());
+                Ok((step, [serde_json::to_vec(&line)?, b"\n".to_vec()].concat()))
+            })
+            .collect::<Result<_>>()?;
+        rebuilt.iter().for_each(|(step, line)| lines.entry(*step).or_default().push(line));
+        let whole: Vec<u8> = lines.into_values().flatten().flatten().copied().collect();
+        write_atomically(&self.path, &whole)?;
+        self.file = append_to(&self.path)?;
+        Ok(lost)
     }
 
     pub fn path(&self) -> &Path {
@@ -55,6 +89,13 @@ impl MetricsLog {
     }
 }
 
+/// A key of lines that were lost and written again with what is known without them.
+const LOST: &str = "lost";
+
+fn append_to(path: &Path) -> Result<File> {
+    OpenOptions::new().create(true).append(true).open(path).with_context(|| format!("cannot write `{}`", path.display()))
+}
+
 /// What all lines of a log come to.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Totals {
@@ -70,6 +111,9 @@ pub struct Totals {
     /// Where a GPU computed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub peak_gpu_bytes: Option<u64>,
+    /// Steps whose lines were lost: no other number here speaks of them.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub lost_steps: usize,
     /// Floating-point operations a second.
     pub flops_per_second: f64,
     /// Of the rate of matrix products that was measured at the start.
@@ -104,7 +148,13 @@ pub fn totals(path: &Path) -> Result<Totals> {
     let mut is_first = true;
     for (index, line) in text.lines().enumerate() {
         let context = || format!("`{}` line {}", path.display(), index + 1);
-        if serde_json::from_str::<Head>(line).with_context(context)?.kind.is_some() {
+        let head: Head = serde_json::from_str(line).with_context(context)?;
+        if head.lost {
+            // Another step's loss is not the first.
+            is_first &= head.step != 1;
+            totals.lost_steps += 1;
+        }
+        if head.lost || head.kind.is_some() {
             continue;
         }
         let line: Line = serde_json::from_str(line).with_context(context)?;
@@ -131,11 +181,17 @@ pub fn totals(path: &Path) -> Result<Totals> {
     Ok(totals)
 }
 
+fn is_zero(n: &usize) -> bool {
+    *n == 0
+}
+
 /// What every line has, and what only those have that are not about a step.
 #[derive(serde::Deserialize)]
 struct Head {
     step: usize,
     kind: Option<String>,
+    #[serde(default)]
+    lost: bool,
 }
 
 fn is_kept(line: &[u8], n_steps: usize) -> bool {
@@ -183,6 +239,33 @@ mod tests {
             text.lines().map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap()["step"].as_u64().unwrap()).collect();
         assert_eq!(steps, [1, 2, 3, 4]);
         assert!(text.starts_with("{\"step\":1,\"loss\":0.30000000000000004}\n"), "numbers are written in full: {text}");
+    }
+
+    #[test]
+    fn lines_that_are_gone_are_written_again_with_what_is_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics.jsonl");
+        let step = |step: usize| {
+            format!(
+                "{}\n",
+                json!({"step": step, "loss": step, "epoch": 1.0, "tokens": 2, "tokens_computed": 2, "seconds": 0.5, "peak_rss_bytes": 9})
+            )
+        };
+        let canary = |step: usize| format!("{}\n", json!({"step": step, "kind": "canary"}));
+        fs::write(&path, [canary(0), step(2), canary(2), "{\"step\": 3, \"lo\n".into(), step(4), step(4)].concat()).unwrap();
+        let mut log = MetricsLog::open(&path, 5).unwrap();
+        let known = |step: usize| Map::from_iter([("lr".to_owned(), json!(step))]);
+        assert_eq!(log.rebuild(5, known).unwrap(), [1, 3, 5]);
+        let lost = |step: usize| format!("{}\n", json!({"step": step, "lr": step, "lost": true}));
+        let whole = [canary(0), lost(1), step(2), canary(2), lost(3), step(4), lost(5)].concat();
+        assert_eq!(fs::read_to_string(&path).unwrap(), whole);
+        log.append(&json!({"step": 6, "loss": 0.5, "epoch": 1.0, "tokens": 2, "tokens_computed": 2, "seconds": 0.5, "peak_rss_bytes": 9}))
+            .unwrap();
+        let totals = totals(&path).unwrap();
+        assert_eq!((totals.first_loss, totals.last_loss, totals.tokens, totals.lost_steps), (None, Some(0.5), 6, 3));
+        assert_eq!(MetricsLog::open(&path, 6).unwrap().rebuild(6, known).unwrap(), [0; 0], "once is enough");
+        fs::remove_file(&path).unwrap();
+        assert_eq!(MetricsLog::open(&path, 2).unwrap().rebuild(2, known).unwrap(), [1, 2]);
     }
 
     #[test]

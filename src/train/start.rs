@@ -28,7 +28,8 @@ use crate::model::decoder::Purpose;
 use crate::objective::Objective;
 use crate::progress::say;
 use crate::reference::Columns;
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
+use serde_json::Map;
 use tracing::info_span;
 
 /// Makes everything that a run is made of, in the folder of `claim`, and measures where it begins. A new folder is gone again on an error.
@@ -97,6 +98,22 @@ pub fn start(prepared: Prepared, found: Option<Found>, mut claim: Claim, machine
         }
         known => known?,
     };
+    let schedule = Schedule::new(&config.schedule, config.optimizer.lr, n_steps);
+    let mut log = MetricsLog::open(&dir.join("metrics.jsonl"), n_taken)?;
+    if let Some(found) = &found {
+        // Every step takes one batch, so where the cursor stands follows from the steps.
+        let path = found.dir.join("trainer/state.json");
+        let mut replayed = loader.clone();
+        let mut epochs = Vec::new();
+        for _ in 0..n_taken.min(n_steps) {
+            replayed.next_batch();
+            epochs.push(replayed.epochs());
+        }
+        found.state.check_against(n_steps, &replayed.state()).with_context(|| format!("`{}` is not of this run", path.display()))?;
+        let known =
+            |step: usize| Map::from_iter([("epoch".to_owned(), epochs[step - 1].into()), ("lr".to_owned(), schedule.lr(step - 1).into())]);
+        say_lost(&log.rebuild(n_taken, known)?, &log);
+    }
     let state = match found {
         Some(found) => {
             checkpoint::restore(&found, policy.trained_parameters(), &mut optimizer)?;
@@ -129,9 +146,9 @@ pub fn start(prepared: Prepared, found: Option<Found>, mut claim: Claim, machine
     Ok(Some(Run {
         contest: Contest::new(&config.checkpoint, state.start.held_out.as_ref())?,
         saved,
-        schedule: Schedule::new(&config.schedule, config.optimizer.lr, n_steps),
+        schedule,
         files,
-        log: MetricsLog::open(&dir.join("metrics.jsonl"), state.step)?,
+        log,
         console: Console::new(n_steps, state.step),
         n_signs_said: if state.step == 0 { 0 } else { state.signs.found.len() },
         config,
@@ -152,6 +169,17 @@ pub fn start(prepared: Prepared, found: Option<Found>, mut claim: Claim, machine
         machine,
         claim,
     }))
+}
+
+/// Says which lines of the log were gone, and what of them is gone for good.
+fn say_lost(steps: &[usize], log: &MetricsLog) {
+    let (Some(first), Some(last)) = (steps.first(), steps.last()) else { return };
+    let which = if first == last { format!("step {first}") } else { format!("{} steps from {first} to {last}", steps.len()) };
+    say(&format!(
+        "warning: `{}` has lost the lines of {which}; they were written again with epoch and learning rate, and their losses, gaps and times are gone, as are \
+         lines of canaries among them. Weights, data and schedule are the checkpoint's and go on as they were",
+        log.path().display()
+    ));
 }
 
 /// The canaries of a run that goes on after some steps know those of step 0.

@@ -140,6 +140,13 @@ impl Summary {
         if let Some(peak) = self.totals.peak_gpu_bytes {
             writeln!(out, "at most {} of the GPU's memory, and {} of the host's", gib(peak), gib(self.totals.peak_rss_bytes))?;
         }
+        if self.totals.lost_steps > 0 {
+            let lost = self.totals.lost_steps;
+            writeln!(
+                out,
+                "the lines of {lost} steps were lost from `metrics.jsonl`: times, tokens and losses here are those of the others"
+            )?;
+        }
         if self.skipped_steps > 0 {
             writeln!(out, "{} steps made no update: loss or gradient was not finite", self.skipped_steps)?;
         }

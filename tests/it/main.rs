@@ -1,5 +1,8 @@
 //! All integration tests in one executable: each would link the whole engine again.
 
+#[global_allocator]
+static ALLOCATOR: mpo::allocator::LargePages = mpo::allocator::LargePages;
+
 mod architecture;
 mod bench;
 mod bf16;

@@ -387,8 +387,8 @@ fn padding_falls_back_to_the_end_of_turn() {
     let folder = byte_tokenizer(&json!({}), Some(TRIMMING));
     assert!(Encoder::new(folder.path(), &DataConfig::default()).unwrap().pad_token().is_err());
     let folder = byte_tokenizer(&json!({"pad_token": "<absent>"}), Some(TRIMMING));
-    let error = Encoder::new(folder.path(), &DataConfig::default()).err().unwrap().to_string();
-    assert!(error.contains("`pad_token` is `<absent>`, which is not in the vocabulary"), "{error}");
+    let error = Encoder::new(folder.path(), &DataConfig::default()).unwrap().pad_token().unwrap_err().to_string();
+    assert!(error.contains("`pad_token` is `<absent>`, which is not in the tokenizer's vocabulary"), "{error}");
 }
 
 #[test]

@@ -98,6 +98,9 @@ fn escape_non_ascii(text: &str) -> String {
     out
 }
 
+/// What indents are cut from.
+const SPACES: [u8; 64] = [b' '; 64];
+
 struct PythonLayout {
     item: String,
     key: String,
@@ -133,7 +136,15 @@ impl PythonLayout {
 
     fn new_line<W: ?Sized + Write>(&self, writer: &mut W) -> io::Result<()> {
         let Some(indent) = self.indent else { return Ok(()) };
-        write!(writer, "\n{:width$}", "", width = indent * self.depth)
+        writer.write_all(b"\n")?;
+        // Piece by piece: a format's width has an end.
+        let mut left = indent.saturating_mul(self.depth);
+        while left > 0 {
+            let n = left.min(SPACES.len());
+            writer.write_all(&SPACES[..n])?;
+            left -= n;
+        }
+        Ok(())
     }
 }
 

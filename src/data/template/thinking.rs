@@ -2,7 +2,7 @@
 
 use super::Template;
 use crate::data::pair::{Message, Role};
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use minijinja::Value;
 use serde::{Deserialize, Serialize};
 
@@ -84,11 +84,6 @@ impl Template {
             }
         }
         Ok(self.reads(BUDGET)?.then(|| (BUDGET, Value::from(if is_on { NO_BUDGET } else { 0 }))))
-    }
-
-    fn reads(&self, variable: &str) -> Result<bool> {
-        let template = self.environment.get_template("template").with_context(|| format!("in the chat template `{}`", self.name))?;
-        Ok(template.undeclared_variables(false).contains(variable))
     }
 }
 

@@ -15,6 +15,7 @@ pub mod harness;
 pub mod languages;
 pub mod measure;
 pub mod metric;
+mod ranges;
 pub mod run;
 pub mod samples;
 pub mod scores;

@@ -9,12 +9,13 @@
 //! BENCH/verdicts-JUDGE.jsonl      Verdicts
 //! ```
 
-use super::facts::RunFacts;
+use super::facts::{BenchFacts, RunFacts};
+use super::ranges;
 use crate::eval::contamination::Contamination;
 use crate::eval::item::Item;
 use crate::eval::lines;
 use crate::eval::record::{Key, Response, Verdict};
-use crate::files::write_atomically;
+use crate::files::{read_json_as, write_atomically};
 use anyhow::{Context, Result, ensure};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -70,19 +71,23 @@ impl LoadedRun {
     /// Reads a run's folder. A line that was torn when its writer was killed is left out, with a note.
     ///
     /// # Errors
-    /// `run.json` is missing or damaged; a line is damaged; two items are the same prompt in the same language; a line belongs to another
+    /// `run.json` is missing or damaged; a line is damaged, or has a number that its metric cannot have; two items are the same prompt in the same language; a line belongs to another
     /// benchmark's folder, or to a prompt that is not among the items.
     pub fn read(folder: &Path) -> Result<Self> {
-        let facts: RunFacts = read_json(&folder.join(FACTS))
+        let facts: RunFacts = read_json_as(&folder.join(FACTS))
             .with_context(|| format!("`{}` is no folder of `mpo eval`, which has a `{FACTS}`", folder.display()))?;
+        ranges::facts(&facts).with_context(|| format!("`{}`", folder.join(FACTS).display()))?;
+        let no_facts = BenchFacts::default();
         let mut run = Self { folder: folder.to_owned(), facts, ..Self::default() };
         for name in bench_folders(folder)? {
-            let bench = LoadedBench::read(&folder.join(&name), &name, &mut run.notes)?;
+            let facts = run.facts.benches.get(&name).unwrap_or(&no_facts);
+            let bench = LoadedBench::read(&folder.join(&name), &name, facts, &mut run.notes)?;
             run.benches.insert(name, bench);
         }
         let contamination = folder.join(CONTAMINATION);
         if contamination.exists() {
-            run.contamination = read_json(&contamination)?;
+            run.contamination = read_json_as(&contamination)?;
+            ranges::contamination(&run.contamination).with_context(|| format!("`{}`", contamination.display()))?;
         }
         if let Some(training) = run.facts.training.as_ref().and_then(|training| training.folder.as_ref()) {
             let metrics = training.join("metrics.jsonl");
@@ -101,8 +106,8 @@ impl LoadedRun {
 }
 
 impl LoadedBench {
-    fn read(folder: &Path, name: &str, notes: &mut Vec<String>) -> Result<Self> {
-        let items: Vec<Item> = read_lines(&folder.join(ITEMS), notes)?;
+    fn read(folder: &Path, name: &str, facts: &BenchFacts, notes: &mut Vec<String>) -> Result<Self> {
+        let items: Vec<Item> = read_lines(&folder.join(ITEMS), notes, |_| Ok(()))?;
         let mut known = BTreeSet::new();
         for item in &items {
             let is_new = known.insert((item.lang.as_str(), item.id.as_str()));
@@ -120,7 +125,7 @@ impl LoadedBench {
             if !path.exists() {
                 continue;
             }
-            for response in read_lines::<Response>(&path, notes)? {
+            for response in read_lines::<Response>(&path, notes, ranges::response)? {
                 check(&path, &response.key)?;
                 into.insert(response.key.clone(), response);
             }
@@ -128,7 +133,7 @@ impl LoadedBench {
         for judge in judges(folder)? {
             let path = folder.join(verdicts_file(&judge));
             let mut verdicts = BTreeMap::new();
-            for verdict in read_lines::<Verdict>(&path, notes)? {
+            for verdict in read_lines::<Verdict>(&path, notes, |verdict| ranges::verdict(verdict, facts))? {
                 check(&path, &verdict.key)?;
                 verdicts.insert(verdict.key.clone(), verdict);
             }
@@ -181,17 +186,12 @@ fn judges(folder: &Path) -> Result<Vec<String>> {
     Ok(judges)
 }
 
-fn read_lines<T: DeserializeOwned>(path: &Path, notes: &mut Vec<String>) -> Result<Vec<T>> {
-    let lines = lines::read(path)?;
+fn read_lines<T: DeserializeOwned>(path: &Path, notes: &mut Vec<String>, check: impl Fn(&T) -> Result<()>) -> Result<Vec<T>> {
+    let lines = lines::read_checked(path, check)?;
     if lines.torn {
         notes.push(format!("the last line of `{}` was cut short and is left out", path.display()));
     }
     Ok(lines.values)
-}
-
-fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let bytes = fs::read(path).with_context(|| format!("cannot read `{}`", path.display()))?;
-    serde_json::from_slice(&bytes).with_context(|| format!("`{}` is damaged", path.display()))
 }
 
 fn numbers(line: BTreeMap<String, Value>) -> BTreeMap<String, f64> {

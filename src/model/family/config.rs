@@ -1,6 +1,7 @@
 //! Typed access to `config.json`, and what decoders of every family read from it.
 //!
-//! A key that is absent takes the family's default; `null` means "none" where none is a value, and the default elsewhere.
+//! A key that is absent takes the family's default; `null` means "none" where none is a value, what follows from other keys where the configuration
+//! classes of transformers work it out (`num_key_value_heads`, `head_dim`), and the default elsewhere.
 
 use super::{TWO_NORMS, rope, uniform_layers};
 use crate::model::description::{Activation, DecoderDescription, NormStyle};
@@ -43,6 +44,11 @@ impl<'a> Config<'a> {
 
     pub fn size(&self, key: &str) -> Result<Option<usize>> {
         self.get(key).map(|value| as_size(key, value)).transpose()
+    }
+
+    /// A size, or `default` where the key is absent. Where it is null there is none: it follows from others.
+    fn derived_size(&self, key: &str, default: Option<usize>) -> Result<Option<usize>> {
+        if self.keys.contains_key(key) { self.size(key) } else { Ok(default) }
     }
 
     pub fn number(&self, key: &str) -> Result<Option<f64>> {
@@ -103,7 +109,7 @@ impl<'a> Config<'a> {
         let size = |key, default| Ok::<_, anyhow::Error>(self.size(key)?.unwrap_or(default));
         let hidden_size = size("hidden_size", defaults.hidden_size)?;
         let n_heads = size("num_attention_heads", defaults.n_heads)?;
-        let head_dim = match self.size("head_dim")?.or(defaults.head_dim) {
+        let head_dim = match self.derived_size("head_dim", defaults.head_dim)? {
             Some(head_dim) => head_dim,
             None => {
                 ensure!(
@@ -119,7 +125,7 @@ impl<'a> Config<'a> {
             hidden_size,
             intermediate_size: size("intermediate_size", defaults.intermediate_size)?,
             n_heads,
-            n_kv_heads: size("num_key_value_heads", defaults.n_kv_heads.unwrap_or(n_heads))?,
+            n_kv_heads: self.derived_size("num_key_value_heads", defaults.n_kv_heads)?.unwrap_or(n_heads),
             head_dim,
             max_positions: size("max_position_embeddings", defaults.max_positions)?,
             activation: self.activation(defaults.activation)?,
@@ -163,8 +169,17 @@ impl<'a> Config<'a> {
     }
 }
 
+/// A size that may be computed with: products of three stay far from what a number can hold.
 pub(super) fn as_size(key: &str, value: &Value) -> Result<usize> {
-    value.as_u64().map(|size| size as usize).with_context(|| format!("`{key}` should be a whole number, is {value}"))
+    let size = value.as_u64().with_context(|| format!("`{key}` should be a whole number, is {value}"))?;
+    let most = match key {
+        "num_hidden_layers" => 1 << 13,
+        "vocab_size" => 1 << 26,
+        "max_position_embeddings" | "sliding_window" | "max_window_layers" => 1 << 40,
+        _ => 1 << 21,
+    };
+    ensure!(size <= most, "`{key}` is {size}, and no model has more than {most}");
+    Ok(size as usize)
 }
 
 pub(super) fn as_number(key: &str, value: &Value) -> Result<f64> {

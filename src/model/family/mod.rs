@@ -3,6 +3,7 @@
 //! A file states what its family always has and the defaults that transformers takes where `config.json` is silent (it omits defaults in some
 //! versions). What the engine cannot compute exactly is refused by name: a model that is nearly right trains to something that is wrong.
 
+mod bounds;
 mod config;
 mod gemma2;
 mod gemma3;
@@ -16,6 +17,8 @@ mod tensors;
 pub use tensors::{check_weights, expected_tensors};
 
 use super::description::{BlockNorms, DecoderDescription, LayerDescription};
+use super::weights::Checkpoint;
+use crate::files::read_json;
 use anyhow::{Context, Result, bail, ensure};
 use config::Config;
 use serde_json::Value;
@@ -42,8 +45,11 @@ const FOUR_NORMS: BlockNorms = BlockNorms {
 /// As [`describe`], and a `config.json` that cannot be read.
 pub fn describe_folder(dir: &Path) -> Result<DecoderDescription> {
     let path = dir.join("config.json");
-    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read `{}`", path.display()))?;
-    let config = serde_json::from_str(&text).with_context(|| format!("`{}` is not valid JSON", path.display()))?;
+    let config = read_json(&path)?;
+    // Weights that cannot be opened are another error, of whoever reads them.
+    if let Ok(weights) = Checkpoint::open(dir) {
+        bounds::check(&config, &weights).with_context(|| format!("in `{}`", path.display()))?;
+    }
     describe(&config).with_context(|| format!("in `{}`", path.display()))
 }
 

@@ -74,7 +74,11 @@ impl RopeSettings {
         if let Some(share) = number("partial_rotary_factor")? {
             ensure!(share == 1.0, "`partial_rotary_factor` is {share}; only full rotary embeddings are supported");
         }
-        let rope_type = parameters.get("rope_type").or_else(|| parameters.get("type")).and_then(Value::as_str).unwrap_or("default");
+        let named = ["rope_type", "type"].into_iter().find_map(|key| parameters.get(key).filter(|value| !value.is_null()));
+        let rope_type = match named {
+            None => "default",
+            Some(value) => value.as_str().with_context(|| format!("the rope type should be a string, is {value}"))?,
+        };
         let scaling = match rope_type {
             "default" => Scaling::None,
             "linear" => Scaling::Linear { factor: need("factor", rope_type)? },

@@ -3,6 +3,7 @@
 //! Everything that can be wrong with the files is found when the folder is opened or checked, before a value is used.
 
 use super::SavedDtype;
+use crate::files::read_json;
 use anyhow::{Context, Result, bail, ensure};
 use half::slice::HalfFloatSliceExt;
 use memmap2::Mmap;
@@ -192,6 +193,22 @@ impl Checkpoint {
         Ok(())
     }
 
+    /// As [`Checkpoint::read_into`], for values that are computed with and not only looked at.
+    ///
+    /// # Errors
+    /// Names the tensor and how many of its values are no numbers: one of them makes all that a model says none.
+    pub fn read_finite(&self, name: &str, out: &mut [f32]) -> Result<()> {
+        self.read_into(name, out)?;
+        let n_bad: usize = out.par_chunks(WIDEN_CHUNK).map(|values| values.iter().filter(|value| !value.is_finite()).count()).sum();
+        ensure!(
+            n_bad == 0,
+            "tensor `{name}` in `{}` has {n_bad} of {} values that are NaN or infinite: the weights are damaged; copy or download them again",
+            self.dir.display(),
+            out.len()
+        );
+        Ok(())
+    }
+
     /// The element type that most parameters have; the wider one where two are equally common.
     pub fn dtype(&self) -> SavedDtype {
         let n_elements = |dtype| {
@@ -331,8 +348,8 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
     struct Index {
         weight_map: BTreeMap<String, String>,
     }
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
-    let index: Index = serde_json::from_str(&text).with_context(|| format!("`{}` is not a safetensors index", path.display()))?;
+    let index: Index =
+        serde_json::from_value(read_json(path)?).with_context(|| format!("`{}` is not a safetensors index", path.display()))?;
     for (name, file) in &index.weight_map {
         // A shard is a plain safetensors file beside the index: nothing else is ever opened, here or elsewhere on the disk.
         let is_plain = file.ends_with(".safetensors") && !file.starts_with('.') && !file.contains(['/', '\\', ':']);

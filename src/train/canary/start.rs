@@ -12,6 +12,7 @@ use super::likelihood::{Position, TextsSeen};
 use super::measurement::Measurement;
 use super::prompts::Prompts;
 use crate::eval::lines;
+use crate::files::read_json_as;
 use crate::model::decoder::Decoder;
 use crate::train::folder::{self, Manifest};
 use anyhow::{Context, Result, bail, ensure};
@@ -76,7 +77,7 @@ impl Start {
     /// # Errors
     /// It is missing, damaged, or of other prompts.
     pub fn open(dir: &Path, prompts: &Prompts) -> Result<Self> {
-        Manifest::verify(dir, &dir.join(MANIFEST))?;
+        Manifest::verify(dir, &dir.join(MANIFEST), &[TEXTS, TOP, MEASUREMENT])?;
         let texts: Vec<Text> = lines::read(&dir.join(TEXTS))?.values;
         let is_same = texts.len() == prompts.all.len()
             && texts.iter().zip(&prompts.all).all(|(text, prompt)| (&text.id, &text.lang) == (&prompt.id, &prompt.lang));
@@ -85,7 +86,7 @@ impl Start {
         let read = |name: &str| fs::read(dir.join(name)).with_context(|| format!("cannot read `{}`", dir.join(name).display()));
         let positions = parse(&read(TOP)?).with_context(|| format!("`{}`", dir.join(TOP).display()))?;
         ensure!(positions.len() == texts.iter().map(Vec::len).sum::<usize>(), "`{}` is of other texts", dir.join(TOP).display());
-        let measurement = serde_json::from_slice(&read(MEASUREMENT)?).with_context(|| format!("`{}`", dir.join(MEASUREMENT).display()))?;
+        let measurement = read_json_as(&dir.join(MEASUREMENT))?;
         Ok(Self { texts, positions, measurement })
     }
 }
