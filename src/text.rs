@@ -6,6 +6,7 @@
 //! | function | is for | folds |
 //! |---|---|---|
 //! | [`comparable`] | identity: equal answers, repeated rows, exact matches, detection | see below; case, digits and punctuation stay |
+//! | [`lines`] | the same where a line's end means something | as `comparable`, line by line |
 //! | [`wording`] | phrases: what a text says | also case, [native digits](digits), and punctuation marks to their ASCII twins |
 //! | [`letters`] | the same words in other clothes: contamination | also everything that is no letter, mark or digit |
 //!
@@ -50,6 +51,11 @@ pub fn comparable(text: &str) -> Cow<'_, str> {
     Cow::Owned(if NFC.is_normalized(&text) { text } else { NFC.normalize(&text).into_owned() })
 }
 
+/// The text's lines, each [`comparable`], without empty ones: for readers to whom a line's end means something.
+pub fn lines(text: &str) -> String {
+    text.lines().map(comparable).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("\n")
+}
+
 /// Whether two texts are the same for a reader.
 pub fn same(one: &str, other: &str) -> bool {
     one == other || comparable(one) == comparable(other)
@@ -62,8 +68,15 @@ pub fn wording(text: &str) -> Cow<'_, str> {
         return text;
     }
     let mut lower = String::with_capacity(text.len());
-    for c in text.chars() {
+    let mut characters = text.chars().peekable();
+    while let Some(c) = characters.next() {
         match c {
+            // Keyboards without a visarga have a colon.
+            ':' if characters.peek().is_some_and(|c| is_indic_letter(*c)) => match lower.chars().next_back() {
+                Some('\u{980}'..='\u{9ff}') => lower.push('\u{983}'),
+                Some('\u{900}'..='\u{97f}') => lower.push('\u{903}'),
+                _ => lower.push(':'),
+            },
             'ς' => lower.push('σ'),
             // Its lower case is an `i` with a second dot.
             'İ' => lower.push('i'),
@@ -74,6 +87,11 @@ pub fn wording(text: &str) -> Cow<'_, str> {
         }
     }
     Cow::Owned(if NFC.is_normalized(&lower) { lower } else { NFC.normalize(&lower).into_owned() })
+}
+
+/// Devanagari or Bengali, punctuation and digits aside.
+fn is_indic_letter(c: char) -> bool {
+    matches!(c, '\u{900}'..='\u{9ff}') && c.is_alphabetic()
 }
 
 /// Letters with their marks, and digits, of the [`wording`], without what stands between them.
@@ -374,6 +392,7 @@ mod tests {
         assert_eq!(wording("İstanbul"), "istanbul");
         assert_eq!(wording("عذرًا، ١٨؟"), "عذرا, 18?");
         assert_eq!(wording("ÄÖÜ ẞ"), "äöü ß");
+        assert_eq!((wording("দু:খিত"), wording("উত্তর: ক")), ("দুঃখিত".into(), "উত্তর: ক".into()));
         assert_eq!(letters("  how do I bake “sourdough” — ২ loaves?"), "howdoibakesourdough2loaves");
         assert_eq!(letters("ใกล้ ไม่"), "ใกล้ไม่");
     }

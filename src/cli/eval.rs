@@ -87,7 +87,7 @@ pub struct EvalArgs {
     /// What was asked of which model, and who judges, stands in its run.json. A run without a judge takes the one that is named now.
     #[arg(long, value_name = "DIR", conflicts_with_all = [
         "out", "bench", "model", "adapter", "reference", "langs", "limit", "data", "seed", "jailbreak", "max_new_tokens", "temperature", "top_p", "samples",
-        "config", "set",
+        "thinking", "config", "set",
     ])]
     pub resume: Option<PathBuf>,
 
@@ -95,9 +95,15 @@ pub struct EvalArgs {
     #[arg(long, value_name = "FILE")]
     pub jailbreak: Option<PathBuf>,
 
-    /// Longest response, in tokens; the benchmark's own when left out (512, for MT-Bench 1024)
+    /// Longest response, in tokens; the benchmark's own when left out (512, for MT-Bench 1024), and 4096 more for a model that thinks before it answers
     #[arg(long, value_name = "N")]
     pub max_new_tokens: Option<NonZeroUsize>,
+
+    /// Whether the model thinks before it answers, for chat templates that can turn it on and off; as the template has it when left out
+    ///
+    /// What was thought is kept in responses.jsonl, and judged by nobody.
+    #[arg(long, value_name = "on|off", value_parser = ["on", "off"])]
+    pub thinking: Option<String>,
 
     /// Sample at this temperature in place of greedy decoding
     #[arg(long, value_name = "T")]
@@ -140,8 +146,24 @@ pub struct JudgeArgs {
     pub judge_url: Option<String>,
 
     /// Translate responses to English before they are judged: `openai:MODEL` at the same endpoint
+    ///
+    /// A reply that is no translation (it refuses, answers, is not English, leaves out most or adds to it) makes an item unparsed, and is counted.
     #[arg(long, value_name = "JUDGE")]
     pub judge_translate: Option<String>,
+
+    /// Longest reply of an `openai:` judge, in tokens, its thoughts included; 4096 when left out
+    ///
+    /// A reply that was cut off is no verdict. Where the judge's context leaves less room, less is asked for.
+    #[arg(long, value_name = "N")]
+    pub judge_max_tokens: Option<NonZeroUsize>,
+
+    /// Ask the judge anew: pass by, and replace, what the cache has, and the verdicts that the run has of this judge
+    ///
+    /// Replies that could be read are kept in $MPO_CACHE/judge/replies.jsonl for all runs ($MPO_CACHE is ~/.cache/mpo when unset). A reply is known by all
+    /// that was asked: the endpoint's address, the model's name, every message, temperature and number of tokens. Another model behind the same name is
+    /// not seen.
+    #[arg(long)]
+    pub fresh: bool,
 
     /// Requests to the judge at the same time
     #[arg(long, value_name = "N", default_value = "8")]
@@ -168,6 +190,10 @@ pub struct JudgeArgs {
 #[derive(Debug, Clone, Subcommand)]
 pub enum EvalAction {
     /// Judge the responses of a run, with another judge too
+    #[command(after_help = "\
+A reply that is not clearly one verdict (cut off, filtered, refused, hedged) is unparsed: in no rate, counted by reason, and never kept in the cache.
+Replies that could be read are kept in $MPO_CACHE/judge/replies.jsonl, known by the endpoint's address, the model's name, every message, temperature and
+number of tokens; `--fresh` asks anew. What an endpoint refuses of temperature and number of tokens is left out, and the results say so.")]
     Judge {
         /// The folder of the run
         #[arg(value_name = "RUN")]
@@ -176,6 +202,10 @@ pub enum EvalAction {
         /// Who judges.
         #[command(flatten)]
         judge: JudgeArgs,
+
+        /// Ask again about the responses whose verdict could not be read; the new verdicts replace those
+        #[arg(long)]
+        retry_unparsed: bool,
 
         /// Print responses and verdicts as they come; they may be harmful
         #[arg(long)]

@@ -35,9 +35,13 @@ pub struct SpeakerArgs {
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,
 
-    /// The most tokens of an answer
-    #[arg(long, value_name = "N", default_value_t = 512)]
-    pub max_new_tokens: usize,
+    /// Whether the model thinks before it answers, for chat templates that can turn it on and off; as the template has it when left out
+    #[arg(long, value_name = "on|off", value_parser = ["on", "off"])]
+    pub thinking: Option<String>,
+
+    /// The most tokens of an answer; 512 when left out, and 4096 more for a model that thinks before it answers
+    #[arg(long, value_name = "N")]
+    pub max_new_tokens: Option<usize>,
 
     /// 0 takes the most likely token each time; 1 draws by the model's own probabilities
     #[arg(long, value_name = "T", default_value_t = 0.0)]
@@ -75,7 +79,7 @@ Examples:
   mpo generate --model org/name --prompt 'Once upon a time' --raw --temperature 0.8 --top-p 0.95 --seed 1
 
 A single prompt's answer goes to stdout as it grows; on a terminal its control characters are escaped. With --prompts each answer is a line of
-JSON, in the order of the file: `index`, `id` where the file has it, `prompt`, `text`, `finish_reason` (`stop` or `length`), `n_tokens`, `n_prompt_tokens`, and
+JSON, in the order of the file: `index`, `id` where the file has it, `prompt`, `text`, `answer` where `text` begins with a thought, `finish_reason` (`stop` or `length`), `n_tokens`, `n_prompt_tokens`, and
 `log_prob`, the answer's log-probability in nats. An answer ends with a token that generation_config.json, the tokenizer or the chat template ends
 texts with. It depends on the prompt and the options alone, not on the other prompts or on --batch-size.")]
 pub struct GenerateArgs {

@@ -1,11 +1,11 @@
 //! `mpo chat`: a conversation with a model, line by line.
 
 use super::print;
-use super::speak::{hardware, load, opening, request, stream};
+use super::speak::{cut_off, hardware, load, max_new_tokens, opening, request, stream};
 use crate::cli::ChatArgs;
 use crate::data::pair::{Message, Role};
 use crate::device;
-use crate::generate::{FinishReason, Generator, Prompt};
+use crate::generate::{Generator, Prompt};
 use crate::progress::say;
 use anyhow::{Context, Result};
 use std::io::{BufRead, IsTerminal};
@@ -48,6 +48,7 @@ fn converse(args: &ChatArgs, generator: &Generator<'_>, input: &mut dyn BufRead)
     let is_terminal = std::io::stdin().is_terminal();
     let opening = opening(&args.speaker);
     let mut conversation = opening.clone();
+    let max_new_tokens = max_new_tokens(&args.speaker, generator);
     if is_terminal {
         say(&format!("`{}` listens. /reset forgets, /undo takes the last turn back, Ctrl-D ends.", args.speaker.model));
     }
@@ -69,11 +70,13 @@ fn converse(args: &ChatArgs, generator: &Generator<'_>, input: &mut dyn BufRead)
             Line::Unknown(command) => say(&format!("there is no `{command}`; there are /reset, /undo and /quit")),
             Line::Message(text) => {
                 conversation.push(Message { role: Role::User, content: text.to_owned() });
-                let completion = stream(generator, request(&args.speaker, Prompt::Chat(conversation.clone())))?;
-                if completion.finish_reason == FinishReason::Length {
-                    say(&format!("(cut off after {} tokens)", completion.tokens.len()));
+                let request = request(&args.speaker, Prompt::Chat(conversation.clone()), max_new_tokens);
+                let completion = stream(generator, request)?;
+                if let Some(cut_off) = cut_off(&completion) {
+                    say(&format!("({cut_off})"));
                 }
-                conversation.push(Message { role: Role::Assistant, content: completion.text });
+                // What was thought is over; a model is not trained to read its earlier thoughts.
+                conversation.push(Message { role: Role::Assistant, content: completion.parts().answer.to_owned() });
             }
         }
     }

@@ -1,7 +1,7 @@
 //! `mpo generate`: one answer as it grows, or many as lines of JSON.
 
 use super::print;
-use super::speak::{hardware, load, opening, request, stream};
+use super::speak::{cut_off, hardware, load, max_new_tokens, opening, request, stream};
 use crate::cli::GenerateArgs;
 use crate::data::pair::{Message, Role};
 use crate::device;
@@ -57,6 +57,9 @@ struct AnswerLine<'a> {
     id: Option<&'a Value>,
     prompt: &'a Words,
     text: &'a str,
+    /// What follows the thought, where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    answer: Option<&'a str>,
     finish_reason: FinishReason,
     n_tokens: usize,
     n_prompt_tokens: usize,
@@ -84,7 +87,8 @@ pub fn run(args: &GenerateArgs) -> Result<ExitCode> {
 }
 
 fn answer_one(args: &GenerateArgs, generator: &Generator<'_>, text: &str) -> Result<()> {
-    let completion = stream(generator, request(&args.speaker, prompt(args, &Words::Text(text.to_owned()))))?;
+    let prompt = prompt(args, &Words::Text(text.to_owned()));
+    let completion = stream(generator, request(&args.speaker, prompt, max_new_tokens(&args.speaker, generator)))?;
     let n_positions = generator.model.description().max_positions;
     ensure!(
         completion.n_prompt_tokens < n_positions,
@@ -92,18 +96,17 @@ fn answer_one(args: &GenerateArgs, generator: &Generator<'_>, text: &str) -> Res
 hint: shorten it",
         completion.n_prompt_tokens
     );
-    if completion.finish_reason == FinishReason::Length {
-        say(&format!(
-            "cut off after {} tokens\nhint: `--max-new-tokens` lets it go on, as far as the model has positions",
-            completion.tokens.len()
-        ));
+    if let Some(cut_off) = cut_off(&completion) {
+        say(&format!("{cut_off}\nhint: `--max-new-tokens` lets it go on, as far as the model has positions"));
     }
     Ok(())
 }
 
 fn answer_many(args: &GenerateArgs, generator: &Generator<'_>, asked: &[Asked], mut out: Option<(File, &Path)>) -> Result<()> {
     let progress = Progress::new("answering", asked.len());
-    let requests = asked.iter().map(|asked| request(&args.speaker, prompt(args, &asked.words)));
+    let max_new_tokens = max_new_tokens(&args.speaker, generator);
+    let requests = asked.iter().map(|asked| request(&args.speaker, prompt(args, &asked.words), max_new_tokens));
+    let mut n_unfinished = 0;
     // Answers end in any order; lines have that of the prompts, as soon as all before are there.
     let mut waiting: BTreeMap<usize, Completion> = BTreeMap::new();
     let (mut next, mut n_full) = (0, 0);
@@ -114,6 +117,7 @@ fn answer_many(args: &GenerateArgs, generator: &Generator<'_>, asked: &[Asked], 
         n_full += usize::from(completion.n_prompt_tokens >= n_positions);
         waiting.insert(index, completion);
         while let Some(completion) = waiting.remove(&next) {
+            n_unfinished += usize::from(completion.parts().is_unfinished);
             let line = line(next, &asked[next], &completion)?;
             match &mut out {
                 Some((file, path)) => append(file, &line).with_context(|| cannot_write(path, next))?,
@@ -129,6 +133,12 @@ fn answer_many(args: &GenerateArgs, generator: &Generator<'_>, asked: &[Asked], 
     if let Some((file, path)) = out {
         file.sync_all().with_context(|| cannot_write(path, next))?;
         say(&format!("wrote {next} answers to `{}`", path.display()));
+    }
+    if n_unfinished > 0 {
+        say(&format!(
+            "{n_unfinished} of {next} thoughts did not end within {max_new_tokens} tokens: there is no answer behind them\n\
+             hint: raise `--max-new-tokens`, or do without with `--thinking off` where the chat template knows it"
+        ));
     }
     Ok(())
 }
@@ -146,11 +156,13 @@ fn prompt(args: &GenerateArgs, words: &Words) -> Prompt {
 }
 
 fn line(index: usize, asked: &Asked, completion: &Completion) -> Result<String> {
+    let parts = completion.parts();
     let line = AnswerLine {
         index,
         id: asked.id.as_ref(),
         prompt: &asked.words,
         text: &completion.text,
+        answer: parts.thought.map(|_| parts.answer),
         finish_reason: completion.finish_reason,
         n_tokens: completion.tokens.len(),
         n_prompt_tokens: completion.n_prompt_tokens,

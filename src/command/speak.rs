@@ -4,12 +4,16 @@ use super::print;
 use crate::cli::SpeakerArgs;
 use crate::config::{ComputeDtype, DataConfig, HardwareConfig};
 use crate::data::pair::{Message, Role};
+use crate::data::template::Thinking;
 use crate::escape::escape_for_terminal;
-use crate::generate::{Completion, Event, Generator, Loaded, Prompt, Request, Sampling};
+use crate::generate::{Completion, Event, FinishReason, Generator, Loaded, Prompt, Request, Sampling, thought};
 use crate::hub;
 use anyhow::{Context, Result};
 use std::io::IsTerminal;
 use std::ops::ControlFlow;
+
+/// Longest answer where nobody says otherwise, in tokens.
+const ANSWER_TOKENS: usize = 512;
 
 /// The model, its tokenizer and its template.
 pub(super) fn load(args: &SpeakerArgs) -> Result<Loaded> {
@@ -18,9 +22,12 @@ pub(super) fn load(args: &SpeakerArgs) -> Result<Loaded> {
     let data = DataConfig { template: args.template.clone(), ..DataConfig::default() };
     // What is wrong with a template is said of the key of a run's configuration.
     let hint = || format!("cannot load `{}`\nhint: `data.template` is `--template` here", args.model);
-    Loaded::load(&files, args.adapter.as_deref(), dtype, &data).map_err(|error| match format!("{error:#}").contains("`data.template`") {
-        true => error.context(hint()),
-        false => error,
+    let thinking = args.thinking.as_deref().map(Thinking::by_name).transpose()?;
+    Loaded::load_thinking(&files, args.adapter.as_deref(), dtype, &data, thinking).map_err(|error| {
+        match format!("{error:#}").contains("`data.template`") {
+            true => error.context(hint()),
+            false => error,
+        }
     })
 }
 
@@ -28,15 +35,31 @@ pub(super) fn hardware(args: &SpeakerArgs) -> HardwareConfig {
     HardwareConfig { threads: args.threads.map(Into::into), ..HardwareConfig::default() }
 }
 
-pub(super) fn request(args: &SpeakerArgs, prompt: Prompt) -> Request {
+/// How long an answer may be: longer where the template asks for a thought before it.
+pub(super) fn max_new_tokens(args: &SpeakerArgs, generator: &Generator<'_>) -> usize {
+    let room = if generator.codec.thinks() == Some(true) { thought::ROOM } else { 0 };
+    args.max_new_tokens.unwrap_or(ANSWER_TOKENS + room)
+}
+
+pub(super) fn request(args: &SpeakerArgs, prompt: Prompt, max_new_tokens: usize) -> Request {
     let SpeakerArgs { temperature, top_k, top_p, repetition_penalty, seed, .. } = *args;
     let sampling = Sampling { temperature, top_k, top_p, repetition_penalty, seed };
-    Request { prompt, sampling, max_new_tokens: args.max_new_tokens, stop: args.stop.clone() }
+    Request { prompt, sampling, max_new_tokens, stop: args.stop.clone() }
 }
 
 /// The system message, if there is to be one, at the head of a conversation.
 pub(super) fn opening(args: &SpeakerArgs) -> Vec<Message> {
     args.system.iter().map(|text| Message { role: Role::System, content: text.clone() }).collect()
+}
+
+/// Why an answer is not whole; `None` of one that is.
+pub(super) fn cut_off(completion: &Completion) -> Option<String> {
+    let n_tokens = completion.tokens.len();
+    match (completion.finish_reason, completion.parts().is_unfinished) {
+        (FinishReason::Stop, _) => None,
+        (FinishReason::Length, true) => Some(format!("cut off after {n_tokens} tokens, within the thought: there is no answer")),
+        (FinishReason::Length, false) => Some(format!("cut off after {n_tokens} tokens")),
+    }
 }
 
 /// One answer, on stdout as it grows.

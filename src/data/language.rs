@@ -1,24 +1,26 @@
 //! Which language a pair is in, for rows that do not say: by script first, then, among Latin-script languages, by a statistical detector.
 //!
 //! Most languages of safety data have a script of their own (Bengali, Thai, Hangul), and a count of letters is then exact and explainable.
-//! `lingua` separates the Latin-script ones it was built with (its models lie in the binary): de en es fr id it pt sw vi yo. Rows in
-//! any other Latin-script language must carry their `lang`.
+//! Of the Latin-script ones `lingua` separates those it was built with (its models lie in the binary): de en es fr id it pt sw vi yo. Any other, a
+//! language of another script in Latin letters, and a text of a few words are `und` (see `latin`): rows in them must carry their `lang`.
+
+mod latin;
 
 use super::pair::{PreferencePair, PreferenceRow};
-use lingua::{LanguageDetector, LanguageDetectorBuilder};
+use crate::text::comparable;
 use std::collections::HashMap;
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use unicode_script::{Script, UnicodeScript};
 
 /// ISO 639-2 for "undetermined": no letters, or no language that the detector knows.
 pub const UNDETERMINED: &str = "und";
 
-static LATIN: LazyLock<LanguageDetector> = LazyLock::new(|| LanguageDetectorBuilder::from_all_languages().build());
-
 /// Names the languages of the rows of one data set. What it finds out about a dominant pair it remembers for the other rows that share it: the
 /// statistical detector takes longer for a pair than the tokenizer.
 #[derive(Default)]
 pub(super) struct Languages {
+    /// Those that the caller expects, English among them; none where it expects nothing.
+    in_play: Vec<String>,
     dominant: Mutex<HashMap<[u8; 32], Dominant>>,
 }
 
@@ -29,6 +31,17 @@ struct Dominant {
 }
 
 impl Languages {
+    /// For rows of which those in `targets` are wanted.
+    pub fn expecting(targets: Option<&[String]>) -> Self {
+        let in_play = targets.map_or_else(Vec::new, |targets| targets.iter().cloned().chain(["en".to_owned()]).collect());
+        Self { in_play, ..Self::default() }
+    }
+
+    fn detect(&self, texts: &[&str]) -> String {
+        let in_play: Vec<&str> = self.in_play.iter().map(String::as_str).collect();
+        if in_play.is_empty() { detect(texts) } else { detect_among(texts, &in_play) }
+    }
+
     /// Fills in the languages that the row did not give.
     ///
     /// Answers of weak models drift into the dominant language, and some prompts were never translated. So the target's language is read
@@ -40,7 +53,7 @@ impl Languages {
         }
         let dominant = row.dominant.as_ref().map(|pair| self.dominant(pair));
         if row.target.lang.is_empty() {
-            row.target.lang = detect_target(&row.target, dominant.as_ref().and_then(|dominant| dominant.script));
+            row.target.lang = self.detect_target(&row.target, dominant.as_ref());
         }
         if let (Some(pair), Some(dominant)) = (&mut row.dominant, dominant) {
             pair.lang = dominant.lang;
@@ -56,24 +69,31 @@ impl Languages {
         }
         // Two threads may find out the same at once: it is the same.
         let texts = texts(pair);
-        let lang = if pair.lang.is_empty() { detect(&texts.each_ref().map(String::as_str)) } else { pair.lang.clone() };
+        let lang = if pair.lang.is_empty() { self.detect(&texts.each_ref().map(String::as_str)) } else { pair.lang.clone() };
         let dominant = Dominant { lang, script: main_script(&texts.concat()) };
         known().insert(key, dominant.clone());
         dominant
     }
-}
 
-fn detect_target(pair: &PreferencePair, dominant_script: Option<Script>) -> String {
-    let target = texts(pair);
-    let scripts = target.each_ref().map(|text| main_script(text).filter(|script| Some(*script) != dominant_script));
-    let own = match scripts {
-        [Some(prompt), _, _] => Some(prompt),
-        [None, chosen, rejected] if chosen == rejected || target[0].trim().is_empty() => chosen.or(rejected),
-        _ => None,
-    };
-    let counts: Vec<_> =
-        target.iter().zip(scripts).filter(|(_, script)| own.is_none() || *script == own).map(|(text, _)| text.as_str()).collect();
-    detect(&counts)
+    fn detect_target(&self, pair: &PreferencePair, dominant: Option<&Dominant>) -> String {
+        let target = texts(pair);
+        let dominant_script = dominant.and_then(|dominant| dominant.script);
+        let scripts = target.each_ref().map(|text| main_script(text).filter(|script| Some(*script) != dominant_script));
+        let own = match scripts {
+            [Some(prompt), _, _] => Some(prompt),
+            [None, chosen, rejected] if chosen == rejected || target[0].trim().is_empty() => chosen.or(rejected),
+            _ => None,
+        };
+        let counts: Vec<_> =
+            target.iter().zip(scripts).filter(|(_, script)| own.is_none() || *script == own).map(|(text, _)| text.as_str()).collect();
+        let found = self.detect(&counts);
+        if found != UNDETERMINED {
+            return found;
+        }
+        // Half of it may be in the dominant language: what a part says of itself.
+        let is_own = |lang: &String| lang != UNDETERMINED && dominant.is_none_or(|dominant| dominant.lang != *lang);
+        counts.iter().map(|text| self.detect(&[text])).find(is_own).unwrap_or(found)
+    }
 }
 
 /// Prompt, chosen and rejected response; no text for one that is not there.
@@ -85,6 +105,22 @@ fn texts(pair: &PreferencePair) -> [String; 3] {
 
 /// The ISO 639-1 code of the language of texts that belong together, `und` where it cannot be told.
 pub fn detect(texts: &[&str]) -> String {
+    detect_by(texts, latin::language)
+}
+
+/// As [`detect`], where the caller knows which languages are in play (those of a benchmark, or of a data set's tags): between them fewer words decide.
+/// What is clearly in another language is still named, and what is in none is `und`.
+pub fn detect_among(texts: &[&str], candidates: &[&str]) -> String {
+    detect_by(texts, |sample| latin::language_among(sample, candidates))
+}
+
+/// Whether a text of some length is certainly not in `lang`, a Latin-script language that the detector knows, whatever other of that script it is in.
+pub fn is_foreign_to(text: &str, lang: &str) -> bool {
+    main_script(text) == Some(Script::Latin) && latin::is_foreign_to(&comparable(text), lang)
+}
+
+fn detect_by(texts: &[&str], detect_latin: impl Fn(&str) -> Option<String>) -> String {
+    let texts: Vec<_> = texts.iter().map(|text| comparable(text)).collect();
     let whole = texts.join("\n");
     // Languages that share a script differ in letters that one of them cannot do without; a loan word has a few of them too.
     let is_marked_by = |letters: &str| {
@@ -93,7 +129,12 @@ pub fn detect(texts: &[&str]) -> String {
     };
     let code = match main_script(&whole) {
         None => UNDETERMINED,
-        Some(Script::Latin) => return detect_latin(texts),
+        Some(Script::Latin) => {
+            /// More of a text changes nothing but the time it takes.
+            const ENOUGH_CHARS: usize = 300;
+            let sample: Vec<String> = texts.iter().map(|text| text.chars().take(ENOUGH_CHARS).collect()).collect();
+            return detect_latin(&sample.join("\n")).unwrap_or_else(|| UNDETERMINED.to_owned());
+        }
         Some(Script::Hiragana) => "ja",
         Some(Script::Han) => "zh",
         Some(Script::Hangul) => "ko",
@@ -126,13 +167,6 @@ pub fn detect(texts: &[&str]) -> String {
     code.to_owned()
 }
 
-fn detect_latin(texts: &[&str]) -> String {
-    /// More of a text changes nothing but the time it takes.
-    const ENOUGH_CHARS: usize = 300;
-    let sample: Vec<String> = texts.iter().map(|text| text.chars().take(ENOUGH_CHARS).collect()).collect();
-    LATIN.detect_language_of(sample.join("\n")).map_or(UNDETERMINED.to_owned(), |language| language.iso_code_639_1().to_string())
-}
-
 /// The script that carries most of the text; `Hiragana` stands for Japanese writing, kana and Han together. `None` without letters.
 ///
 /// A Han, kana or Hangul character is worth three letters, since that is about what it stands for: a Chinese sentence with
@@ -140,7 +174,7 @@ fn detect_latin(texts: &[&str]) -> String {
 pub fn main_script(text: &str) -> Option<Script> {
     let mut weights: Vec<(Script, usize)> = Vec::new();
     let (mut n_kana, mut n_han) = (0, 0);
-    for script in text.chars().map(|c| c.script()) {
+    for script in comparable(text).chars().map(|c| c.script()) {
         let (script, weight) = match script {
             Script::Common | Script::Inherited | Script::Unknown => continue,
             Script::Hiragana | Script::Katakana => {
@@ -238,6 +272,15 @@ mod tests {
         for (target, code) in [
             // Both answers drifted into English.
             (["パンはどうやって焼きますか？", english[1], english[2]], "ja"),
+            // One of them did, at length.
+            (
+                [
+                    "Ninawezaje kuoka mkate mzuri nyumbani bila tanuri?",
+                    "Anza na unga na maji, kisha acha unga upumzike kwa saa moja.",
+                    "You can just buy one, because it is easier and they have all of them at the market and the baker there is good at it.",
+                ],
+                "sw",
+            ),
             // The prompt was never translated.
             ([english[0], "先准备好面粉和耐心。", "直接买一个就好了。"], "zh"),
             (["Ninawezaje kuoka mkate?", "Anza na unga mzuri na subira.", "Nunua tu mkate, ni rahisi zaidi."], "sw"),

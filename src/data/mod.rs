@@ -172,7 +172,7 @@ impl<'a> Rows<'a> {
             config,
             format: (config.format != DataFormat::Auto).then_some(config.format),
             first_problem: None,
-            languages: Languages::default(),
+            languages: Languages::expecting(config.languages.as_deref()),
             present: BTreeMap::new(),
             n_rows: 0,
             n_kept: 0,

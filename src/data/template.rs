@@ -5,6 +5,9 @@
 
 mod builtin;
 mod globals;
+mod thinking;
+
+pub use thinking::Thinking;
 
 use super::pair::Message;
 use super::tokenizer_config::TokenizerConfig;
@@ -21,6 +24,8 @@ pub struct Template {
     /// What errors call it: `the checkpoint's template`, a built-in name, or a path.
     name: String,
     source: String,
+    /// What the variable that turns thinking on and off is set to, if it is.
+    thinking: Option<(&'static str, Value)>,
 }
 
 impl Template {
@@ -74,7 +79,7 @@ impl Template {
         for (key, token) in tokens.into_iter().filter_map(|(key, token)| Some((key, token.as_deref()?))) {
             environment.add_global(key, token.to_owned());
         }
-        Ok(Self { environment, name: name.to_owned(), source: source.to_owned() })
+        Ok(Self { environment, name: name.to_owned(), source: source.to_owned(), thinking: None })
     }
 
     /// The Jinja program.
@@ -84,10 +89,15 @@ impl Template {
 
     /// The conversation as text; `add_generation_prompt` appends what introduces the assistant's next turn.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+        self.render_with(self.thinking.as_ref(), messages, add_generation_prompt)
+    }
+
+    fn render_with(&self, thinking: Option<&(&'static str, Value)>, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+        let thinking = Value::from_pairs(thinking.cloned());
         let messages: Vec<Value> = messages.iter().map(|m| context! { role => m.role.name(), content => m.content.as_str() }).collect();
         let template = self.environment.get_template("template").with_context(|| format!("in the chat template `{}`", self.name))?;
         template
-            .render(context! { messages, add_generation_prompt, tools => (), documents => () })
+            .render(context! { messages, add_generation_prompt, tools => (), documents => (), ..thinking })
             .map_err(|error| anyhow!("the chat template `{}` failed on this conversation: {error}", self.name))
     }
 }

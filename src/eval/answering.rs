@@ -25,6 +25,8 @@ pub struct Answering<'a> {
     pub bench: &'a dyn Benchmark,
     pub items: &'a [Item],
     pub asked: &'a Asked,
+    /// Of a turn, thought and answer.
+    pub max_new_tokens: usize,
     pub generator: Generator<'a>,
     /// Whether the user wants to stop; what is under way is then given up.
     pub should_stop: &'a dyn Fn() -> bool,
@@ -143,7 +145,8 @@ impl<'a> Answering<'a> {
         let mut messages = Vec::new();
         for (turn, text) in job.item.turns.iter().enumerate().take(job.answers.len() + 1) {
             messages.push(message(Role::User, text));
-            messages.extend(job.answers.get(turn).map(|answer| message(Role::Assistant, &answer.text)));
+            // Chat templates drop thoughts of earlier turns, those that know of thoughts at all.
+            messages.extend(job.answers.get(turn).map(|answer| message(Role::Assistant, answer.said())));
         }
         let prompt = Prompt::Chat(messages);
         if job.prompt_sha256.is_empty() {
@@ -155,8 +158,7 @@ impl<'a> Answering<'a> {
             seed: seed(self.asked.seed, &job.key, job.answers.len()),
             ..Sampling::default()
         };
-        let max_new_tokens = self.asked.max_new_tokens.unwrap_or(self.bench.card().max_new_tokens);
-        Ok(Request { prompt, sampling, max_new_tokens, stop: self.bench.stops(&job.item.lang) })
+        Ok(Request { prompt, sampling, max_new_tokens: self.max_new_tokens, stop: self.bench.stops(&job.item.lang) })
     }
 
     /// The log-probability of every choice, behind the prompt.

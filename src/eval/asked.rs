@@ -1,5 +1,6 @@
 //! What a user asked of `mpo eval`: all that responses follow from. It stands in `run.json`, so that a run goes on without being asked again.
 
+use crate::data::template::Thinking;
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -26,6 +27,9 @@ pub struct Asked {
     /// The item's own, else greedy, when absent.
     pub temperature: Option<f64>,
     pub top_p: Option<f64>,
+    /// Whether the model is asked to think before it answers; as its chat template has it when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub thinking: Option<Thinking>,
     /// Answers for each prompt.
     pub n_samples: u32,
     /// Where template, compute type and device come from.
@@ -46,6 +50,8 @@ pub struct AskedJudge {
     pub guard_format: Option<String>,
     /// In the place of the benchmark's own.
     pub rubric: Option<String>,
+    /// Of a reply; [`MAX_TOKENS`](super::judge::parameters::MAX_TOKENS) when absent.
+    pub max_tokens: Option<usize>,
     pub allow_uncovered: bool,
     pub allow_own: bool,
 }
@@ -66,6 +72,7 @@ impl AskedJudge {
                 ("--judge-translate", of.translator.clone()),
                 ("--guard-format", of.guard_format.clone()),
                 ("--rubric", of.rubric.clone()),
+                ("--judge-max-tokens", of.max_tokens.map(|n| n.to_string())),
             ]
         };
         for ((option, own), (_, named)) in options(self).into_iter().zip(options(named)) {

@@ -1,6 +1,6 @@
 //! Prompts of a benchmark that the training data has too: what a model was shown is no test of it.
 //!
-//! Two prompts are the same where their letters and digits are, whatever their case, punctuation and spacing; nearly the same where the sets of
+//! Two prompts are the same where their letters and digits are ([`letters`]), whatever their case, punctuation, spacing and spelling in code points; nearly the same where the sets of
 //! their [`SHINGLE`]-character pieces overlap by [`NEAR`] (Jaccard index), or where nearly all pieces of the benchmark's prompt
 //! ([`CONTAINED`]) stand in the training prompt, as they do when something was written around it. Overlaps are computed, not sketched: MinHash
 //! would make a benchmark's result depend on hash functions, and 100,000 prompts need no sketch.
@@ -8,6 +8,7 @@
 //! A prompt that was trained on in one language is known in all: every translation of its id counts.
 
 use super::item::Item;
+use crate::text::letters;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -137,9 +138,8 @@ impl Index {
     }
 }
 
-/// Letters and digits, lower case, without what stands between them.
 fn normalized(text: &str) -> Vec<char> {
-    text.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect()
+    letters(text).chars().collect()
 }
 
 fn shingles(text: &[char]) -> HashSet<Shingle> {
@@ -181,7 +181,16 @@ mod tests {
         let others = ["Where do swallows fly in winter?", "  how do I bake a LOAF of “sourdough” bread\nwithout an oven, at home"];
         assert_eq!(find_one(BREAD, &others), Some(("1".into(), Likeness::Exact)));
         assert_eq!(find_one("パンの焼き方を教えてください。", &["パンの焼き方を 教えてください"]), Some(("0".into(), Likeness::Exact)));
-        // A vowel sign is part of a word.
+        assert_eq!(
+            find_one(
+                "Tôi mượn ô được không?",
+                &["To\u{302}i mu\u{31b}o\u{31b}\u{323}n o\u{302} \u{111}u\u{31b}o\u{31b}\u{323}c kho\u{302}ng"]
+            ),
+            Some(("0".into(), Likeness::Exact))
+        );
+        assert_eq!(find_one("هل أَخَذْتَ ١٢ مظلة؟", &["هل أخذت 12 مظـلة"]), Some(("0".into(), Likeness::Exact)));
+        // A vowel sign is part of a word, and so is a tone.
+        assert_eq!(find_one("ใกล้", &["ใกล"]), None);
         assert_eq!(find_one("কি", &["কা"]), None);
     }
 

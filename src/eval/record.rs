@@ -1,6 +1,7 @@
 //! Lines of the files between the phases.
 
 pub use crate::generate::FinishReason;
+use crate::generate::thought::{self, Parts};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -18,10 +19,23 @@ pub struct Key {
 /// The model's answer to one turn.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Answer {
+    /// All that the model wrote, what it thought before it answered too. Whoever judges, counts or reads the answer takes [`Answer::said`].
     pub text: String,
     pub finish_reason: FinishReason,
     /// Tokens generated, the stop token included.
     pub n_tokens: usize,
+}
+
+impl Answer {
+    /// What the user is told: the text without its thought.
+    pub fn said(&self) -> &str {
+        self.parts().answer
+    }
+
+    /// Thought and answer.
+    pub fn parts(&self) -> Parts<'_> {
+        thought::split(&self.text)
+    }
 }
 
 /// A line of `responses.jsonl`.
@@ -36,6 +50,23 @@ pub struct Response {
     /// Log-probability of each of the item's choices, nats; empty where text was generated.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub choice_log_probs: Vec<f64>,
+}
+
+impl Response {
+    /// What the user is told in the last turn, the only one but for MT-Bench; nothing where there is none.
+    pub fn last_said(&self) -> &str {
+        self.answers.last().map_or("", Answer::said)
+    }
+
+    /// Whether something was thought before any of the answers.
+    pub fn has_thought(&self) -> bool {
+        self.answers.iter().any(|answer| answer.parts().has_thought())
+    }
+
+    /// Whether a thought took all the tokens that there were for thought and answer, so that nothing was answered.
+    pub fn is_unfinished_thought(&self) -> bool {
+        self.answers.iter().any(|answer| answer.parts().is_unfinished)
+    }
 }
 
 /// A line of `verdicts-JUDGE.jsonl`: what a rubric makes of one response.

@@ -1,11 +1,14 @@
 //! What lies between a checkpoint's tokens and text: tokenizer, chat template, and the tokens that end a text.
 
 use super::request::Prompt;
+use super::thought;
 use crate::config::DataConfig;
 use crate::data::encode::Encoder;
+use crate::data::pair::{Message, Role};
+use crate::data::template::Thinking;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use tokenizers::Tokenizer;
 
@@ -13,7 +16,12 @@ use tokenizers::Tokenizer;
 pub struct Codec {
     encoder: Encoder,
     stop_tokens: BTreeSet<u32>,
+    /// Special tokens that begin and end thoughts.
+    marks: BTreeMap<u32, String>,
 }
+
+/// Tokens at the end of a prompt within which it may leave a thought open.
+const MARK_TOKENS: usize = 16;
 
 impl Codec {
     /// Those of the model folder `folder`; of `data` the template counts.
@@ -32,8 +40,41 @@ impl Codec {
             tokens => tokens,
         };
         stop_tokens.extend(encoder.eos_token());
-        stop_tokens.extend(encoder.end_of_turn());
-        Ok(Self { encoder, stop_tokens })
+        let marks = marks(encoder.tokenizer());
+        // Where a turn has several messages, the mark behind a thought ends no turn, even if it is the one behind an answer.
+        stop_tokens.extend(encoder.end_of_turn().filter(|token| !marks.contains_key(token)));
+        Ok(Self { encoder, stop_tokens, marks })
+    }
+
+    /// With thinking turned on or off, whatever the template's own default.
+    ///
+    /// # Errors
+    /// The template has no such switch.
+    pub fn with_thinking(mut self, thinking: Option<Thinking>) -> Result<Self> {
+        if let Some(thinking) = thinking {
+            self.encoder.set_thinking(thinking)?;
+        }
+        Ok(self)
+    }
+
+    /// Whether the model is asked to think before it answers; `None` where the template does not say.
+    pub fn thinks(&self) -> Option<bool> {
+        let question = [Message { role: Role::User, content: "?".into() }];
+        let prompt = self.encoder.chat_text(&question).ok()?;
+        let opens = thought::left_open(&prompt).is_some();
+        if opens { Some(true) } else { self.encoder.thinking() }
+    }
+
+    /// The mark of a thought with which a prompt ends; the text that goes on from there begins with it.
+    pub(super) fn left_open(&self, prompt: &[u32]) -> String {
+        let end = &prompt[prompt.len().saturating_sub(MARK_TOKENS)..];
+        // Known tokens can be decoded.
+        let end = self.tokenizer().decode(end, false).unwrap_or_default();
+        thought::left_open(&end).unwrap_or_default().to_owned()
+    }
+
+    pub(super) fn marks(&self) -> &BTreeMap<u32, String> {
+        &self.marks
     }
 
     pub fn encoder(&self) -> &Encoder {
@@ -62,6 +103,14 @@ impl Codec {
             Prompt::Tokens(tokens) => Ok(tokens.clone()),
         }
     }
+}
+
+/// Of the special tokens those that mark thoughts. Tokens that are not special have a text anyway.
+fn marks(tokenizer: &Tokenizer) -> BTreeMap<u32, String> {
+    let added = tokenizer.get_added_tokens_decoder();
+    let special = || added.iter().filter(|(_, token)| token.special);
+    let has_channels = special().any(|(_, token)| thought::is_channel(&token.content));
+    special().filter(|(_, token)| thought::is_mark(&token.content, has_channels)).map(|(id, token)| (*id, token.content.clone())).collect()
 }
 
 /// `eos_token_id`, a token or a list of them; none where there is no such file or key.

@@ -6,6 +6,7 @@
 //! caches                 engine  -> one more token of every sequence, by a forward that reads each weight once
 //! logits                 sample  -> the token, and its log-probability under the model
 //! tokens                 text    -> text piece by piece, up to a stop string
+//! text                   thought -> what the model thought, and what it answers
 //! ```
 //!
 //! A sequence that ends makes room for the next request at once (continuous batching), and there is no padding. What a request gives does not
@@ -20,6 +21,7 @@ mod engine;
 mod request;
 mod sample;
 mod text;
+pub mod thought;
 
 pub use choices::Choices;
 pub use codec::Codec;
@@ -30,6 +32,7 @@ pub use sample::Sampling;
 use crate::adapter::load_model;
 use crate::config::DataConfig;
 use crate::data::pair::Message;
+use crate::data::template::Thinking;
 use crate::hub::ModelFiles;
 use crate::model::decoder::{Decoder, Purpose};
 use crate::ops::Place;
@@ -63,8 +66,22 @@ impl Loaded {
     /// # Errors
     /// As [`load_model`] and [`Codec::load`].
     pub fn load(files: &ModelFiles, adapter: Option<&Path>, place: impl Into<Place>, data: &DataConfig) -> Result<Self> {
+        Self::load_thinking(files, adapter, place, data, None)
+    }
+
+    /// The same with thinking turned on or off.
+    ///
+    /// # Errors
+    /// Also those of [`Codec::with_thinking`].
+    pub fn load_thinking(
+        files: &ModelFiles,
+        adapter: Option<&Path>,
+        place: impl Into<Place>,
+        data: &DataConfig,
+        thinking: Option<Thinking>,
+    ) -> Result<Self> {
         // The tokenizer first: what is wrong with it shows before gigabytes are read.
-        let codec = Codec::load(&files.dir, data)?;
+        let codec = Codec::load(&files.dir, data)?.with_thinking(thinking)?;
         Ok(Self { model: load_model(files, adapter, place, Purpose::Inference)?, codec })
     }
 
@@ -154,22 +171,22 @@ impl<'a> Generator<'a> {
         Ok(completions.into_iter().map(|(_, completion)| completion).collect())
     }
 
-    /// The greedy answer to a conversation, as text: what a judge in this process says. `None` where the conversation alone is longer than the model
-    /// can read.
+    /// The greedy answer to a conversation, as text, and how it ended: what a judge in this process says. `None` where the conversation alone is longer
+    /// than the model can read.
     ///
     /// # Errors
     /// As [`Generator::run`].
-    pub fn answer(&self, messages: &[Message], max_new_tokens: usize) -> Result<Option<String>> {
+    pub fn answer(&self, messages: &[Message], max_new_tokens: usize) -> Result<Option<(String, FinishReason)>> {
         let request = Request::greedy(Prompt::Chat(messages.to_vec()), max_new_tokens);
         let completion = self.complete([request])?.pop().context("one request has one completion")?;
-        Ok((!completion.tokens.is_empty()).then_some(completion.text))
+        Ok((!completion.tokens.is_empty()).then_some((completion.text, completion.finish_reason)))
     }
 
     fn prepare(&self, request: Request) -> Result<(TokenRequest, Pending<'a>)> {
         request.check()?;
         let prompt = self.codec.tokens(&request.prompt)?;
         let pending = Pending {
-            text: Text::new(self.codec.tokenizer(), request.stop),
+            text: Text::new(self.codec.tokenizer(), self.codec.marks(), self.codec.left_open(&prompt), request.stop),
             tokens: Vec::new(),
             log_probs: Vec::new(),
             n_prompt_tokens: prompt.len(),

@@ -1,6 +1,7 @@
 //! What is asked of a model, and what it gives.
 
 use super::sample::Sampling;
+use super::thought::{self, Parts};
 use crate::data::pair::Message;
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -23,7 +24,7 @@ pub struct Request {
     pub sampling: Sampling,
     /// At least 1; the stop token counts.
     pub max_new_tokens: usize,
-    /// The text ends before the first of these; they are matched in text, wherever tokens begin and end.
+    /// The answer ends before the first of these; they are matched in text, wherever tokens begin and end, and not in a thought.
     pub stop: Vec<String>,
 }
 
@@ -55,7 +56,8 @@ pub enum FinishReason {
 /// A generated text.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Completion {
-    /// Without special tokens, and without what a stop string cut off.
+    /// With the thought before the answer ([`super::thought`] takes them apart), also the mark of one that the prompt opened. Without other special
+    /// tokens, and without what a stop string cut off.
     pub text: String,
     /// Every token that was generated, a stop token included. None where the prompt left no position.
     pub tokens: Vec<u32>,
@@ -66,6 +68,11 @@ pub struct Completion {
 }
 
 impl Completion {
+    /// What was thought, and what is answered.
+    pub fn parts(&self) -> Parts<'_> {
+        thought::split(&self.text)
+    }
+
     /// Of the whole text, nats.
     pub fn log_prob(&self) -> f64 {
         self.log_probs.iter().map(|&log_prob| f64::from(log_prob)).sum()

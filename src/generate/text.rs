@@ -2,7 +2,11 @@
 //!
 //! A token may end within a character, and some tokenizers write a token differently at the beginning of a text. So a token's text is what the
 //! text of the few tokens before it grows by, and is held back until it ends with a whole character.
+//!
+//! Special tokens have no text, but for the marks of thoughts. What ends an answer ends no thought: stop strings count behind it.
 
+use super::thought;
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use tokenizers::Tokenizer;
 
@@ -12,6 +16,8 @@ const NO_CHARACTER: char = '\u{fffd}';
 /// A text under way.
 pub(super) struct Text<'t> {
     tokenizer: &'t Tokenizer,
+    /// Special tokens that have a text.
+    marks: &'t BTreeMap<u32, String>,
     stop: Vec<String>,
     tokens: Vec<u32>,
     /// The text of tokens before this one does not change any more.
@@ -24,12 +30,20 @@ pub(super) struct Text<'t> {
 }
 
 impl<'t> Text<'t> {
-    pub fn new(tokenizer: &'t Tokenizer, stop: Vec<String>) -> Self {
-        Self { tokenizer, stop, tokens: Vec::new(), window: 0, unread: 0, text: String::new(), n_taken: 0 }
+    /// `left_open` is the mark of a thought that the prompt opened: the text begins with it.
+    pub fn new(tokenizer: &'t Tokenizer, marks: &'t BTreeMap<u32, String>, left_open: String, stop: Vec<String>) -> Self {
+        Self { tokenizer, marks, stop, tokens: Vec::new(), window: 0, unread: 0, text: left_open, n_taken: 0 }
     }
 
     /// Adds a token; breaks where the text now holds a stop string, and cuts it off there.
     pub fn push(&mut self, token: u32) -> ControlFlow<()> {
+        if let Some(mark) = self.marks.get(&token) {
+            self.take_in_all();
+            self.tokens.push(token);
+            self.text.push_str(mark);
+            (self.window, self.unread) = (self.tokens.len(), self.tokens.len());
+            return self.stop_at_string();
+        }
         self.tokens.push(token);
         let grown = self.decoded(self.tokens.len());
         if grown.ends_with(NO_CHARACTER) {
@@ -51,10 +65,10 @@ impl<'t> Text<'t> {
         &self.text[start..self.n_taken]
     }
 
-    /// The whole text.
+    /// The whole text; none at all where no token came.
     pub fn finish(mut self) -> String {
         self.flush();
-        self.text
+        if self.tokens.is_empty() { String::new() } else { self.text }
     }
 
     /// The text of the tokens from the window on.
@@ -70,23 +84,33 @@ impl<'t> Text<'t> {
         self.text.push_str(grown.strip_prefix(&known).unwrap_or_default());
     }
 
-    /// Takes in what ends within a character.
     fn flush(&mut self) {
         if self.unread < self.tokens.len() {
-            let grown = self.decoded(self.tokens.len());
-            self.append(&grown);
-            self.unread = self.tokens.len();
+            self.take_in_all();
             // The text is over either way.
             let _ = self.stop_at_string();
         }
     }
 
+    /// Takes in what ends within a character.
+    fn take_in_all(&mut self) {
+        if self.unread < self.tokens.len() {
+            let grown = self.decoded(self.tokens.len());
+            self.append(&grown);
+            self.unread = self.tokens.len();
+        }
+    }
+
     fn stop_at_string(&mut self) -> ControlFlow<()> {
-        let found = self.stop.iter().filter_map(|stop| self.text.find(stop.as_str())).min();
+        if self.stop.is_empty() {
+            return ControlFlow::Continue(());
+        }
+        let answer_at = thought::split(&self.text).answer_at;
+        let found = self.stop.iter().filter_map(|stop| self.text[answer_at..].find(stop.as_str())).min();
         match found {
             None => ControlFlow::Continue(()),
             Some(at) => {
-                self.text.truncate(at);
+                self.text.truncate(answer_at + at);
                 ControlFlow::Break(())
             }
         }
@@ -114,7 +138,8 @@ mod tests {
 
     /// All pieces, and the whole text.
     fn streamed(tokenizer: &Tokenizer, tokens: &[u32], stop: &[&str]) -> (Vec<String>, String) {
-        let mut text = Text::new(tokenizer, stop.iter().map(|s| s.to_string()).collect());
+        let marks = BTreeMap::new();
+        let mut text = Text::new(tokenizer, &marks, String::new(), stop.iter().map(|s| s.to_string()).collect());
         let mut pieces = Vec::new();
         for (i, &token) in tokens.iter().enumerate() {
             let is_over = text.push(token).is_break() || i + 1 == tokens.len();
@@ -156,6 +181,34 @@ mod tests {
             (pieces.concat().as_str(), text.as_str()),
             ("One umbrella. Two umbrellas. Three.", "One umbrella. Two umbrellas. Three.")
         );
+    }
+
+    #[test]
+    fn a_thought_keeps_its_marks_and_no_stop_string_ends_it() {
+        let tokenizer = tokenizer();
+        // Two special tokens of this vocabulary stand for the marks of another one.
+        let [open, close] = ["<|user|>", "<|end|>"].map(|token| tokens(&tokenizer, token)[0]);
+        let marks: BTreeMap<u32, String> = [(open, "<|START_THINKING|>".into()), (close, "<|END_THINKING|>".into())].into();
+        let ids =
+            [vec![open], tokens(&tokenizer, "Rain. Question: ☂"), vec![close], tokens(&tokenizer, "An umbrella. Question: sun")].concat();
+        let streamed = |left_open: &str, ids: &[u32]| {
+            let mut text = Text::new(&tokenizer, &marks, left_open.into(), vec!["Question:".into()]);
+            let mut pieces = String::new();
+            for &id in ids {
+                let is_over = text.push(id).is_break();
+                pieces += text.take_piece(is_over);
+                if is_over {
+                    break;
+                }
+            }
+            pieces += text.take_piece(true);
+            assert_eq!(pieces, text.text);
+            text.finish()
+        };
+        assert_eq!(streamed("", &ids), "<|START_THINKING|>Rain. Question: ☂<|END_THINKING|>An umbrella. ");
+        assert_eq!(streamed("<|START_THINKING|>\n", &ids[1..]), "<|START_THINKING|>\nRain. Question: ☂<|END_THINKING|>An umbrella. ");
+        assert_eq!(streamed("<think>", &[]), "<think>".repeat(0), "a prompt without room for an answer");
+        assert_eq!(streamed("", &tokens(&tokenizer, "Rain. Question: ☂")), "Rain. ", "no thought, no room for it");
     }
 
     #[test]

@@ -210,7 +210,7 @@ fn a_trained_answer_ends_with_its_stop_token_and_its_text_has_no_special_tokens(
     assert!(codec.stop_tokens().contains(completion.tokens.last().unwrap()));
     assert!(!completion.text.is_empty() && !completion.text.contains("<|"), "{}", completion.text);
     let message = Message { role: Role::User, content: question.into() };
-    assert_eq!(generator.answer(&[message], 96).unwrap(), Some(completion.text.clone()));
+    assert_eq!(generator.answer(&[message], 96).unwrap(), Some((completion.text.clone(), completion.finish_reason)));
     // The same prompt as text, and as tokens.
     let text = codec.encoder().chat_text(&[Message { role: Role::User, content: question.into() }]).unwrap();
     let tokens = codec.tokens(&user(question)).unwrap();

@@ -1,12 +1,13 @@
 //! `mpo eval judge-check`: how often a judge agrees with people, by language.
 
 use super::facts::asked_judge;
-use super::judge::Chosen;
+use super::judge::{Chosen, Manner};
 use super::print;
 use crate::cli::JudgeArgs;
 use crate::eval::bench;
 use crate::eval::item::{Item, Kind};
 use crate::eval::judge::check::{Agreement, Labels, compare, corrected_rate, read_gold};
+use crate::eval::judge::gate::count_reasons;
 use crate::eval::judge::run::judge_all;
 use crate::eval::record::{Response, Verdict};
 use crate::eval::results::facts::{JudgeFacts, RunFacts};
@@ -29,7 +30,7 @@ const ASKED_AS: &str = "multijail";
 pub fn run(gold: &Path, args: &JudgeArgs, correct: Option<&Path>) -> Result<ExitCode> {
     ensure!(args.judge.as_deref().is_some_and(|judge| judge != "keyword"), "which judge? `--judge openai:MODEL` or `--judge guard:DIR`");
     let gold = read_gold(gold)?;
-    let mut judge = Chosen::new(&asked_judge(args), args.judge_concurrency, &RunFacts::default())?;
+    let mut judge = Chosen::new(&asked_judge(args), Manner::of(args), &RunFacts::default())?;
     judge.check(bench::find(ASKED_AS)?, gold.iter().map(|gold| &gold.item))?;
     interrupt::listen()?;
     let questions: Vec<(&Item, &Response)> = gold.iter().map(|gold| (&gold.item, &gold.response)).collect();
@@ -49,6 +50,10 @@ pub fn run(gold: &Path, args: &JudgeArgs, correct: Option<&Path>) -> Result<Exit
         })
     })?;
     drop(progress);
+    let unread: Vec<&str> = verdicts.iter().filter_map(|verdict| verdict.unparsed.as_deref()).collect();
+    if !unread.is_empty() {
+        say(&format!("{} of {} verdicts could not be read: {}", unread.len(), verdicts.len(), count_reasons(unread.iter().copied())));
+    }
     let agreement = compare(&gold, &verdicts);
     print(&table(&agreement))?;
     if let Some(folder) = correct {

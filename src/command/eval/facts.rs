@@ -2,10 +2,12 @@
 
 use super::tested::Tested;
 use crate::cli::{EvalArgs, JudgeArgs};
+use crate::data::template::Thinking;
 use crate::eval::asked::{Asked, AskedJudge};
 use crate::eval::bench::{self, Benchmark, Loaded, Scoring};
 use crate::eval::item::Item;
 use crate::eval::results::facts::{BenchFacts, ModelFacts, RunFacts};
+use crate::generate::thought;
 use anyhow::{Result, ensure};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -42,6 +44,7 @@ pub fn asked(args: &EvalArgs, tested: &Tested) -> Result<Asked> {
         max_new_tokens: args.max_new_tokens.map(usize::from),
         temperature: args.temperature,
         top_p: args.top_p,
+        thinking: args.thinking.as_deref().map(Thinking::by_name).transpose()?,
         n_samples,
         config: args.settings.config.clone(),
         set: args.settings.set.clone(),
@@ -69,6 +72,7 @@ pub fn asked_judge(args: &JudgeArgs) -> AskedJudge {
         translator: args.judge_translate.clone(),
         guard_format: args.guard_format.clone(),
         rubric: args.rubric.clone(),
+        max_tokens: args.judge_max_tokens.map(usize::from),
         allow_uncovered: args.allow_uncovered,
         allow_own: args.allow_own_judge,
     }
@@ -138,13 +142,44 @@ fn generation(bench: &dyn Benchmark, asked: &Asked, loaded: &Loaded) -> Map<Stri
     temperatures.sort_by(f64::total_cmp);
     temperatures.dedup();
     let mut generation = Map::new();
-    generation.insert("max_gen_toks".into(), asked.max_new_tokens.unwrap_or(card.max_new_tokens).into());
+    generation.insert(MAX_NEW_TOKENS.into(), asked.max_new_tokens.unwrap_or(card.max_new_tokens).into());
     generation.insert("do_sample".into(), temperatures.iter().any(|&temperature| temperature > 0.0).into());
     // MT-Bench has one for each category.
     generation.insert("temperature".into(), if let [one] = temperatures[..] { one.into() } else { json!(temperatures) });
     generation.extend(asked.top_p.map(|top_p| ("top_p".to_owned(), top_p.into())));
     generation.insert("until".into(), json!(until));
     generation
+}
+
+/// Longest turn of an answer: key of a benchmark's generation facts.
+const MAX_NEW_TOKENS: &str = "max_gen_toks";
+
+/// Adds to the facts of a new run what is known once the model's chat template is: whether the model `thinks` before it answers, for which it gets
+/// room where the user set no limit. Says so.
+pub fn settle_thinking(facts: &mut RunFacts, thinks: Option<bool>) -> Option<String> {
+    let asked = facts.asked.thinking.map(Thinking::name);
+    let (is_on, is_free) = (thinks == Some(true), facts.asked.max_new_tokens.is_none());
+    let mut longest = 0;
+    for generation in facts.benches.values_mut().map(|bench| &mut bench.generation) {
+        generation.extend(asked.map(|asked| ("thinking".to_owned(), asked.into())));
+        let Some(own) = generation.get(MAX_NEW_TOKENS).and_then(Value::as_u64).filter(|_| is_on && is_free) else { continue };
+        longest = longest.max(own + thought::ROOM as u64);
+        generation.insert(MAX_NEW_TOKENS.to_owned(), (own + thought::ROOM as u64).into());
+    }
+    (longest > 0).then(|| {
+        format!(
+            "the chat template lets the model think before it answers: at most {longest} tokens each, {} of them more than for answers alone\n\
+             hint: `--thinking off` does without where the template knows it; `--max-new-tokens` sets another limit",
+            thought::ROOM
+        )
+    })
+}
+
+/// The longest turn of an answer to a benchmark, in tokens.
+pub fn max_new_tokens(facts: &RunFacts, bench: &dyn Benchmark) -> usize {
+    let card = bench.card();
+    let settled = facts.benches.get(card.name).and_then(|facts| facts.generation.get(MAX_NEW_TOKENS)).and_then(Value::as_u64);
+    facts.asked.max_new_tokens.or(settled.map(|tokens| tokens as usize)).unwrap_or(card.max_new_tokens)
 }
 
 /// # Errors

@@ -10,15 +10,17 @@ use crate::eval::claim::Claim;
 use crate::eval::gap;
 use crate::eval::item::{Item, Kind};
 use crate::eval::judge::cache::{Cache, Cached};
+use crate::eval::judge::gate::count_reasons;
 use crate::eval::judge::guard::Guard;
 use crate::eval::judge::keyword::Keyword;
 use crate::eval::judge::local::Local;
 use crate::eval::judge::openai::{ApiKey, OpenAi, Settings};
 use crate::eval::judge::own::{Identity, refuse_own_judge};
+use crate::eval::judge::parameters::merge;
 use crate::eval::judge::prompt::Prompt;
 use crate::eval::judge::translate::Translator;
 use crate::eval::judge::{Judge, ModelJudge, Rubric, Transport, rubric};
-use crate::eval::judging::{ByKind, judge_bench, needs_judge, rule, score_bench};
+use crate::eval::judging::{Ask, Asking, ByKind, Outcome, judge_bench, needs_judge, rule, score_bench};
 use crate::eval::results::facts::{JudgeFacts, RunFacts};
 use crate::eval::results::harness::sha256;
 use crate::eval::results::metric::Metric;
@@ -30,19 +32,19 @@ use crate::{device, hub, interrupt};
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Characters of a guard's sha256 that stand behind its name.
 const GUARD_SHA_CHARS: usize = 12;
 
 /// Judges the responses of a run, and reports.
-pub fn run(folder: &Path, args: &JudgeArgs, show_responses: bool) -> Result<ExitCode> {
+pub fn run(folder: &Path, args: &JudgeArgs, retry_unparsed: bool, show_responses: bool) -> Result<ExitCode> {
     let run = LoadedRun::read(folder)?;
     let has_responses = run.benches.values().any(|bench| !bench.responses.is_empty());
     ensure!(has_responses, "`{0}` has no responses yet: `mpo eval --resume {0}` gets them", folder.display());
     ensure!(args.judge.is_some(), "which judge? `--judge openai:MODEL`, `--judge guard:DIR` or `--judge keyword`");
-    let mut judge = Chosen::new(&asked_judge(args), args.judge_concurrency, &run.facts)?;
+    let mut judge = Chosen::new(&asked_judge(args), Manner::of(args).retrying(retry_unparsed), &run.facts)?;
     for (name, loaded) in &run.benches {
         judge.check(bench::find(name)?, &loaded.items)?;
     }
@@ -73,9 +75,29 @@ pub struct Chosen {
     /// In the place of each benchmark's own.
     rubric: Option<String>,
     allow_uncovered: bool,
+    manner: Manner,
+    allow_own: bool,
+}
+
+/// How judges are asked; verdicts do not follow from it.
+#[derive(Debug, Clone, Copy)]
+pub struct Manner {
     /// Questions to an endpoint at the same time.
     n_at_once: NonZeroUsize,
-    allow_own: bool,
+    /// What earlier runs were told is passed by.
+    is_fresh: bool,
+    ask: Ask,
+}
+
+impl Manner {
+    pub fn of(args: &JudgeArgs) -> Self {
+        Self { n_at_once: args.judge_concurrency, is_fresh: args.fresh, ask: if args.fresh { Ask::All } else { Ask::Missing } }
+    }
+
+    /// With the verdicts that could not be read asked for again.
+    fn retrying(self, is_retry: bool) -> Self {
+        if is_retry && self.ask == Ask::Missing { Self { ask: Ask::Unparsed, ..self } } else { self }
+    }
 }
 
 /// Who judges.
@@ -108,8 +130,10 @@ struct Endpoint {
 }
 
 impl Endpoint {
-    fn new(model: &str, url: Option<&str>) -> Result<Self> {
-        Ok(Self { transport: OpenAi::new(model, &Settings::new(url, ApiKey::from_environment()?))?, cache: cache()? })
+    fn new(model: &str, asked: &AskedJudge, manner: Manner) -> Result<Self> {
+        let settings = Settings::new(asked.url.as_deref(), ApiKey::from_environment()?);
+        let settings = Settings { max_tokens: asked.max_tokens.unwrap_or(settings.max_tokens), ..settings };
+        Ok(Self { transport: OpenAi::new(model, &settings)?, cache: cache(manner)? })
     }
 
     fn cached(&self) -> Cached<'_> {
@@ -118,15 +142,18 @@ impl Endpoint {
 }
 
 /// Replies of judges and translators, of all runs.
-fn cache() -> Result<Cache> {
-    Cache::open(&hub::Environment::from_process()?.mpo_cache.join("judge").join("replies.jsonl"))
+fn cache(manner: Manner) -> Result<Cache> {
+    Ok(Cache::open(&cache_file()?)?.fresh(manner.is_fresh))
+}
+
+fn cache_file() -> Result<PathBuf> {
+    Ok(hub::Environment::from_process()?.mpo_cache.join("judge").join("replies.jsonl"))
 }
 
 impl Chosen {
     /// # Errors
     /// An option that cannot be right, a key that is missing, a guard that nothing is known about, a model that would judge itself.
-    pub fn new(args: &AskedJudge, n_at_once: NonZeroUsize, run: &RunFacts) -> Result<Self> {
-        let url = args.url.as_deref();
+    pub fn new(args: &AskedJudge, manner: Manner, run: &RunFacts) -> Result<Self> {
         let names = |judge: &str| Identity { names: vec![judge.to_owned()], weights_sha256: None };
         let adapter = run.asked.adapter.as_ref().map(|path| path.display().to_string());
         let tested = Identity {
@@ -138,12 +165,12 @@ impl Chosen {
             Some(("keyword", "")) => Who::Keyword,
             Some(("openai", model)) => {
                 refuse_own_judge(&tested, &names(model), args.allow_own)?;
-                Who::Endpoint(Box::new(Endpoint::new(model, url)?))
+                Who::Endpoint(Box::new(Endpoint::new(model, args, manner)?))
             }
             Some(("guard", name)) if !name.is_empty() => {
                 refuse_own_judge(&tested, &names(name), args.allow_own)?;
                 let guard = Guard::new(&[name], args.guard_format.as_deref())?;
-                Who::Guard(Box::new(LocalGuard { guard, name: name.to_owned(), loaded: None, cache: cache()? }))
+                Who::Guard(Box::new(LocalGuard { guard, name: name.to_owned(), loaded: None, cache: cache(manner)? }))
             }
             Some(_) => bail!(
                 "`{}` is no judge: there are `openai:MODEL` (any OpenAI-compatible endpoint, with --judge-url), `guard:DIR` (a local guard \
@@ -152,19 +179,19 @@ impl Chosen {
             ),
         };
         let translator = args.translator.as_deref().map(|translator| match translator.split_once(':') {
-            Some(("openai", model)) => Endpoint::new(model, url),
+            Some(("openai", model)) => Endpoint::new(model, args, manner),
             _ => bail!("`--judge-translate {translator}` is no translator: it is `openai:MODEL`, at the address of --judge-url"),
         });
-        let needs_model = args.rubric.is_some() || translator.is_some();
+        let needs_model = args.rubric.is_some() || translator.is_some() || args.max_tokens.is_some();
         ensure!(
             !needs_model || matches!(who, Who::Endpoint(_)),
-            "--rubric and --judge-translate are questions to a model: use them with `--judge openai:MODEL`"
+            "--rubric, --judge-translate and --judge-max-tokens are for questions to a model: use them with `--judge openai:MODEL`"
         );
         if let Some(name) = &args.rubric {
             rubric::by_name(name)?;
         }
         let (rubric, allow_uncovered) = (args.rubric.clone(), args.allow_uncovered);
-        Ok(Self { who, translator: translator.transpose()?, rubric, allow_uncovered, n_at_once, allow_own: args.allow_own })
+        Ok(Self { who, translator: translator.transpose()?, rubric, allow_uncovered, manner, allow_own: args.allow_own })
     }
 
     /// # Errors
@@ -258,7 +285,7 @@ impl Chosen {
 
     /// Questions at the same time: a model in this process answers one after the other.
     pub fn at_once(&self) -> usize {
-        if matches!(self.who, Who::Endpoint(_)) { self.n_at_once.get() } else { 1 }
+        if matches!(self.who, Who::Endpoint(_)) { self.manner.n_at_once.get() } else { 1 }
     }
 }
 
@@ -277,7 +304,7 @@ impl Rubrics<'_> {
                 Some(guard) => guard,
                 None => &**rubric,
             };
-            judges.push((*kind, Box::new(ModelJudge { rubric, transport, translator: self.translator.as_ref() })));
+            judges.push((*kind, Box::new(ModelJudge::new(rubric, transport, self.translator.as_ref()))));
         }
         work(&ByKind { judges })
     }
@@ -293,7 +320,10 @@ pub fn judge_run(folder: &Path, judge: &mut Chosen, show_responses: bool) -> Res
         // Whose verdicts they are is known before the first of them is there.
         let mut know = |judge: String, about: JudgeFacts, metrics: BTreeMap<String, Metric>| {
             let known = facts.benches.entry(name.clone()).or_default();
-            known.judges.insert(judge, about);
+            let before = known.judges.remove(&judge).unwrap_or_default();
+            let mut parameters = before.parameters;
+            merge(&mut parameters, about.parameters);
+            known.judges.insert(judge, JudgeFacts { parameters, ..about });
             known.metrics.extend(metrics);
             LoadedRun::write_facts(folder, &facts)
         };
@@ -309,14 +339,16 @@ pub fn judge_run(folder: &Path, judge: &mut Chosen, show_responses: bool) -> Res
             Scoring::Judge(_) => {
                 judge.load_guard(weights.as_deref())?;
                 let (languages, at_once) = (judge.languages(), judge.at_once());
+                let asking = Asking { ask: judge.manner.ask, n_at_once: at_once, should_stop: &interrupt::requested };
                 let outcome = judge.with_judges(bench, &kinds(loaded), |judges| {
-                    let (name, about) = judges.facts(languages);
+                    let (name, about) = judges.facts(languages.clone());
                     know(name.clone(), about, judges.metrics())?;
-                    judge_bench(&path, loaded, &name, judges, at_once, &interrupt::requested, &show_verdict(show_responses))
+                    let outcome = judge_bench(&path, loaded, &name, judges, &asking, &show_verdict(show_responses));
+                    // What the endpoint refuses is known now, also where it stopped answering.
+                    know(name, judges.facts(languages).1, judges.metrics())?;
+                    outcome
                 })?;
-                if outcome.n_unparsed > 0 {
-                    say(&format!("{name}: {} of {} new verdicts could not be read", outcome.n_unparsed, outcome.n_new));
-                }
+                summarise(folder, name, &outcome)?;
                 if outcome.stopped {
                     return Ok(false);
                 }
@@ -324,6 +356,26 @@ pub fn judge_run(folder: &Path, judge: &mut Chosen, show_responses: bool) -> Res
         }
     }
     Ok(true)
+}
+
+/// What a reader of the table should know of the new verdicts.
+fn summarise(folder: &Path, bench: &str, outcome: &Outcome) -> Result<()> {
+    let Outcome { n_new, unparsed, n_earlier, .. } = outcome;
+    if !unparsed.is_empty() {
+        say(&format!(
+            "{bench}: {} of {n_new} new verdicts could not be read: {}\nhint: `mpo eval judge {} --judge … --retry-unparsed` asks again about those",
+            unparsed.len(),
+            count_reasons(unparsed.iter().map(String::as_str)),
+            folder.display()
+        ));
+    }
+    if *n_earlier > 0 {
+        say(&format!(
+            "{bench}: {n_earlier} of {n_new} new verdicts are on replies of earlier runs, out of `{}`; `--fresh` asks anew",
+            cache_file()?.display()
+        ));
+    }
+    Ok(())
 }
 
 /// The kinds of a benchmark's items, in an order that does not depend on the items'.

@@ -20,7 +20,7 @@ use std::process::ExitCode;
 /// Dispatches to the subcommand, or answers benchmarks.
 pub fn run(args: &EvalArgs) -> Result<ExitCode> {
     match &args.action {
-        Some(EvalAction::Judge { run, judge, show_responses }) => judge::run(run, judge, *show_responses),
+        Some(EvalAction::Judge { run, judge, retry_unparsed, show_responses }) => judge::run(run, judge, *retry_unparsed, *show_responses),
         Some(EvalAction::Report { runs, baseline, html, judge }) => {
             report::run(runs, baseline.as_deref(), html.as_deref(), judge.as_deref())
         }

@@ -1,6 +1,6 @@
 //! `mpo eval --bench`: from prompts to a table. Both phases, one benchmark after another.
 
-use super::judge::{self, Chosen};
+use super::judge::{self, Chosen, Manner};
 use super::tested::Tested;
 use super::{facts, report, show_response};
 use crate::cli::{EvalArgs, JudgeArgs};
@@ -45,10 +45,11 @@ pub fn run(args: &EvalArgs) -> Result<ExitCode> {
     let benches: Vec<&dyn Benchmark> = run.asked.benches.iter().map(|name| bench::find(name)).collect::<Result<_>>()?;
     let items = run.items(&benches)?;
     // What is wrong with the judge shows before anything is written, and before an hour of answering.
-    let judge = judge::Chosen::new(&run.asked.judge, args.judge.judge_concurrency, &run.facts)?;
+    let judge = judge::Chosen::new(&run.asked.judge, Manner::of(&args.judge), &run.facts)?;
     for bench in &benches {
         judge.check(*bench, &items[bench.card().name])?;
     }
+    run.check_thinking()?;
     let claim = claim.map_or_else(|| Claim::new(&run.folder), Ok)?;
     run.describe(&benches, &items, &judge);
     interrupt::listen()?;
@@ -208,6 +209,19 @@ impl Run {
         let (model, now) = self.load(&self.asked.model, self.config.model.revision.as_deref(), self.asked.adapter.as_deref())?;
         let template = model.codec.encoder().chat_template();
         facts::ensure_same_model(&self.folder, &self.facts, &now, template)?;
+        // A run that goes on keeps the limit that it began with.
+        if self.facts.model.sha256.is_none()
+            && let Some(note) = facts::settle_thinking(&mut self.facts, model.codec.thinks())
+        {
+            say(&note);
+        }
+        let chooses = |name: &&String| items[*name].iter().any(|item| !item.choices.is_empty());
+        if let (Some(true), Some(name)) = (model.codec.thinks(), items.keys().find(chooses)) {
+            say(&format!(
+                "note: the choices of {name} are scored where the model would begin to think\nhint: `--thinking off`, or a benchmark whose answers are \
+                 written (`mmmlu-generative`)"
+            ));
+        }
         (self.facts.model, self.facts.chat_template) = (now, template.to_owned());
         self.look_for_contamination(items)?;
 
@@ -220,7 +234,9 @@ impl Run {
                 Scoring::RewardGap => self.measure_gaps(name, items, &model, &path)?,
                 Scoring::Rule | Scoring::Judge(_) => {
                     let (should_stop, on_response) = (&interrupt::requested, &show_response(args.show_responses));
-                    Answering { bench: *bench, items, asked: &self.asked, generator, should_stop, on_response }.run(&path)?
+                    let max_new_tokens = facts::max_new_tokens(&self.facts, *bench);
+                    Answering { bench: *bench, items, asked: &self.asked, max_new_tokens, generator, should_stop, on_response }
+                        .run(&path)?
                 }
             };
             if outcome.n_missing > 0 {
@@ -255,11 +271,18 @@ impl Run {
         Ok(self.measure_gaps(name, items, &model, &path)?.n_missing == 0)
     }
 
+    /// Before anything is written: whether the model's chat template can turn thinking on and off, where that is asked for.
+    fn check_thinking(&self) -> Result<()> {
+        let Some(thinking) = self.asked.thinking else { return Ok(()) };
+        let files = hub::resolve_model(&self.asked.model, self.config.model.revision.as_deref())?;
+        generate::Codec::load(&files.dir, &self.config.data)?.with_thinking(Some(thinking)).map(drop)
+    }
+
     /// A checkpoint, and what is known of it.
     fn load(&self, model: &str, revision: Option<&str>, adapter: Option<&Path>) -> Result<(generate::Loaded, ModelFacts)> {
         let place = device::place(&self.config)?;
         let files = hub::resolve_model(model, revision)?;
-        let loaded = generate::Loaded::load(&files, adapter, place.clone(), &self.config.data)?;
+        let loaded = generate::Loaded::load_thinking(&files, adapter, place.clone(), &self.config.data, self.asked.thinking)?;
         let facts = ModelFacts {
             name: model.to_owned(),
             revision: files.commit.clone(),

@@ -1,6 +1,7 @@
 //! Guesses about a text from its characters alone: whether it is in its prompt's script, and whether it ends where a sentence does.
 
 use crate::data::language::main_script;
+use crate::text::comparable;
 use unicode_script::{Script, UnicodeScript};
 
 /// Whether prompt and response are written in different scripts. Code blocks do not count; a text without letters fits any other.
@@ -30,7 +31,7 @@ pub(super) fn ends_a_sentence(text: &str) -> bool {
         return true;
     }
     let is_ignored = |c: char| CLOSERS.contains(c) || c.is_whitespace() || matches!(c.script(), Script::Inherited);
-    match text.trim_end_matches(is_ignored).chars().next_back() {
+    match comparable(text).trim_end_matches(is_ignored).chars().next_back() {
         None => false,
         Some(last) => MARKS.contains(last) || is_pictogram(last) || matches!(last.script(), Script::Thai | Script::Lao),
     }
@@ -87,6 +88,8 @@ mod tests {
             "วันนี้ฝนตก",
             "Enjoy the rain 🌧️",
             "```\nprint(1)\n```",
+            "It rains.\u{200b}",
+            "อากาศดี\u{feff}",
         ] {
             assert!(ends_a_sentence(whole), "{whole}");
         }

@@ -2,6 +2,7 @@
 
 use super::{Encoder, PLACEHOLDER};
 use crate::data::pair::{Message, Role};
+use crate::data::template::Thinking;
 use anyhow::Result;
 
 impl Encoder {
@@ -11,6 +12,19 @@ impl Encoder {
     /// The template refuses it, as some refuse a system message.
     pub fn chat_text(&self, messages: &[Message]) -> Result<String> {
         self.template.render(messages, true)
+    }
+
+    /// Turns thinking on or off in the prompts of [`Encoder::chat_text`].
+    ///
+    /// # Errors
+    /// The template has no such switch.
+    pub fn set_thinking(&mut self, thinking: Thinking) -> Result<()> {
+        self.template.set_thinking(thinking)
+    }
+
+    /// Whether the template lets the model think before it answers; `None` where it does not say.
+    pub fn thinking(&self) -> Option<bool> {
+        self.template.thinking().ok().flatten()
     }
 
     /// The tokens of [`Encoder::chat_text`], as in training: special tokens that a turn spells are text, unless `data.special_tokens` says

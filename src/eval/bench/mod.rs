@@ -55,9 +55,9 @@ pub trait Benchmark: Sync {
         &["none"]
     }
 
-    /// What a filter reads off a response, for the samples file; the text itself where there is no filter.
+    /// What a filter reads off a response's answer, for the samples file; the answer itself where there is no filter.
     fn filtered(&self, _item: &Item, response: &Response, _filter: &str) -> String {
-        response.answers.last().map_or_else(String::new, |answer| answer.text.clone())
+        response.last_said().to_owned()
     }
 
     /// Text that ends an answer, beside the model's own stop tokens.

@@ -1,36 +1,46 @@
 //! Judges: what an answer is worth, said by a model or by a rule, in a form that can be checked afterwards.
 //!
 //! A model judge is a [`Transport`] (how a question reaches a model: [`openai`], [`local`]) times a [`Rubric`] (what is asked and how the
-//! reply is read: one file each in [`rubric`], and the guards' own formats in [`guard`]). Between them lies a [`cache`]; before them, where
-//! the judge should read English only, a [`translate`] step. [`keyword`] is a rule and asks nobody. [`run`] asks many questions at once and
-//! hands the verdicts out in order; [`check`] compares a judge with labels of people.
+//! reply is read: one file each in [`rubric`], and the guards' own formats in [`guard`]). Between them lie a [`cache`] and the [`gate`], whose page says
+//! what makes a reply a verdict; before them, where the judge should read English only, a [`translate`] step. [`keyword`] is a rule and asks nobody.
+//! [`run`] asks many questions at once and hands the verdicts out in order; [`check`] compares a judge with labels of people.
 //!
 //! The text under judgement is hostile: it was made by a model that may have been taught to please a judge. So it stands between marks that
-//! it could not foresee ([`prompt`]), anything in it that looks like a mark or a special token is broken up, the verdict is read from the
-//! end of the judge's reply, and a reply that does not say clearly one thing is counted as unparsed: never dropped, never guessed.
+//! it could not foresee ([`prompt`]), anything in it that looks like a mark or a special token is broken up, the verdict is read where no quotation
+//! stands, and a reply that does not say clearly one thing is counted as unparsed: never dropped, never guessed.
 
 pub mod cache;
 pub mod check;
+pub mod gate;
 pub mod guard;
 pub mod keyword;
 pub mod local;
+pub mod numbers;
 pub mod openai;
 pub mod own;
+pub mod parameters;
+pub mod place;
 pub mod prompt;
+pub mod refusal;
 pub mod reply;
 pub mod retry;
 pub mod rubric;
 pub mod run;
+pub mod shape;
 pub mod translate;
+pub mod translation;
 
 use super::item::{Item, Kind};
 use super::record::{Response, Verdict};
 pub use super::results::metric::{Better, Scale};
 use crate::digest::hex;
+use gate::{Unparsed, Why};
 use prompt::Prompt;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use translate::Translator;
 
 /// Whether the user wants to stop; asked between steps and while waiting.
@@ -43,26 +53,90 @@ pub trait Judge: Sync {
 
     /// A verdict, also where the judge's text could not be read; an error only where there is none.
     fn judge(&self, item: &Item, response: &Response, should_stop: ShouldStop<'_>) -> Result<Verdict, Failure>;
+
+    /// What it was told so far.
+    fn tally(&self) -> Tally {
+        Tally::default()
+    }
+}
+
+/// What a judge was told.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Replies that came, readable or not.
+    pub n_replies: usize,
+    /// Verdicts on replies of earlier runs.
+    pub n_earlier: usize,
 }
 
 /// Why there is no reply.
 #[derive(Debug)]
 pub enum Failure {
-    /// The judge will not answer this question (a content filter, a text beyond its context): recorded as unparsed.
-    Declined(String),
+    /// This question will have no verdict (a content filter, a text beyond the judge's context, a reply that was cut off): recorded as unparsed.
+    Declined(Unparsed),
+    /// No reply, for the question's sake or for the endpoint's: what comes of others decides ([`run`]).
+    Suspect(Suspect),
     /// The user stopped the run.
     Stopped,
-    /// Nothing further can be asked: no network, no right, a server that keeps failing.
+    /// Nothing further can be asked: no network, no right, an address where no judge is.
     Fatal(anyhow::Error),
 }
+
+/// A question that failed while others may do better.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Suspect {
+    /// Its verdict, if it is the question's fault.
+    pub unparsed: Unparsed,
+    pub blame: Blame,
+    /// What is said where it is the endpoint's.
+    pub error: String,
+}
+
+/// Whose fault a failure seems to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Blame {
+    /// The server answered, and would not have the question.
+    Question,
+    /// The server is busy, broken or silent.
+    Endpoint,
+}
+
+/// What a model said, to its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reply {
+    pub text: String,
+    /// Names of parameters that its endpoint refused, and that it was asked without.
+    pub without: Vec<String>,
+    /// Out of the cache, from an earlier run.
+    pub is_earlier: bool,
+}
+
+impl Reply {
+    pub fn new(text: impl Into<String>) -> Self {
+        Self { text: text.into(), without: Vec::new(), is_earlier: false }
+    }
+}
+
+/// Whether a reply says what it was asked for: others are not worth keeping.
+pub type IsReadable<'a> = &'a dyn Fn(&str) -> bool;
 
 /// How a question reaches a model.
 pub trait Transport: Sync {
     /// Names the model and where it is asked, as caches and files know it (`openai:gpt-4o`). Never holds a key.
     fn identity(&self) -> String;
 
-    /// The model's reply, greedy.
-    fn complete(&self, prompt: &Prompt, should_stop: ShouldStop<'_>) -> Result<String, Failure>;
+    /// What is asked for beside the question, as results have it.
+    fn parameters(&self) -> BTreeMap<String, Value> {
+        BTreeMap::new()
+    }
+
+    /// What a cache knows the reply by: all that is asked. Behind it, keys that older versions knew it by.
+    fn keys(&self, prompt: &Prompt) -> Vec<String> {
+        vec![prompt.key(&self.identity())]
+    }
+
+    /// The model's reply, greedy, and to its end: one that was cut off, filtered or never began is a failure.
+    fn complete(&self, prompt: &Prompt, is_readable: IsReadable<'_>, should_stop: ShouldStop<'_>) -> Result<Reply, Failure>;
 }
 
 /// What is asked about a response, and how the reply is read.
@@ -120,6 +194,9 @@ pub struct Card {
     /// Who translated the answers before they were judged.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub translator: Option<String>,
+    /// What was asked for beside the question; [`parameters::LEFT_OUT`] in the place of what the endpoint refuses.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub parameters: BTreeMap<String, Value>,
     /// What a reader must know before comparing numbers.
     pub caveats: Vec<String>,
 }
@@ -163,14 +240,14 @@ pub struct Turn {
     pub query: String,
     /// Where the benchmark, or a translator, has it.
     pub query_in_english: Option<String>,
-    /// What the model answered, translated where a translator was asked.
+    /// What the model answered, without its thought; translated where a translator was asked.
     pub answer: String,
     /// The right answer, where there is one.
     pub reference: Option<String>,
 }
 
 impl Exchange {
-    /// Pairs the item's turns with the answers; turns that were never answered are left out.
+    /// Pairs the item's turns with the answers, without what was thought before them; turns that were never answered are left out.
     ///
     /// The references of several turns are a JSON list of strings in the item's `target`; any other text belongs to the first turn.
     pub fn new(item: &Item, response: &Response) -> Self {
@@ -181,7 +258,7 @@ impl Exchange {
         let turn = |(at, (query, answer)): (usize, (&String, &super::record::Answer))| Turn {
             query: query.clone(),
             query_in_english: item.english.get(at).cloned(),
-            answer: answer.text.clone(),
+            answer: answer.said().to_owned(),
             reference: references.as_ref().and_then(|all| all.get(at).cloned()),
         };
         let turns = item.turns.iter().zip(&response.answers).enumerate().map(turn).collect();
@@ -226,14 +303,62 @@ impl Score {
 
 /// A transport times a rubric.
 pub struct ModelJudge<'a> {
-    pub rubric: &'a dyn Rubric,
-    pub transport: &'a dyn Transport,
-    /// Makes English of the answers, and of queries that the benchmark does not have in English.
-    pub translator: Option<&'a Translator<'a>>,
+    rubric: &'a dyn Rubric,
+    transport: &'a dyn Transport,
+    translator: Option<&'a Translator<'a>>,
+    told: Mutex<Told>,
+}
+
+/// What came of asking, so far.
+#[derive(Default)]
+struct Told {
+    tally: Tally,
+    /// Parameters that some replies were given without.
+    without: BTreeSet<String>,
+}
+
+impl<'a> ModelJudge<'a> {
+    /// The translator makes English of the answers, and of queries that the benchmark does not have in English.
+    pub fn new(rubric: &'a dyn Rubric, transport: &'a dyn Transport, translator: Option<&'a Translator<'a>>) -> Self {
+        Self { rubric, transport, translator, told: Mutex::default() }
+    }
+
+    /// Counts are whole whenever the lock is free.
+    fn told(&self) -> MutexGuard<'_, Told> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The judge's replies to the rubric's questions, in `replies`; whether all of them are those of earlier runs.
+    fn ask(&self, exchange: &Exchange, replies: &mut Vec<String>, should_stop: ShouldStop<'_>) -> Result<bool, Failure> {
+        let is_readable = |reply: &str| self.rubric.score(exchange, &[reply.to_owned()]).unparsed.is_none();
+        let mut is_earlier = true;
+        for prompt in self.rubric.prompts(exchange) {
+            let reply = self.transport.complete(&prompt, &is_readable, should_stop)?;
+            let mut told = self.told();
+            told.tally.n_replies += usize::from(!reply.is_earlier);
+            told.without.extend(reply.without);
+            is_earlier &= reply.is_earlier;
+            replies.push(reply.text);
+        }
+        Ok(is_earlier)
+    }
+
+    fn unparsed(unparsed: Unparsed, response: &Response, mut raw: Vec<String>) -> Verdict {
+        raw.extend(unparsed.said.clone());
+        Score::unparsed(unparsed).into_verdict(response, raw)
+    }
 }
 
 impl Judge for ModelJudge<'_> {
     fn card(&self) -> Card {
+        let mut parameters = self.transport.parameters();
+        parameters.extend(self.told().without.iter().map(|name| (name.clone(), parameters::LEFT_OUT.into())));
+        let mut caveats = vec!["intervals cover the sampling of prompts, not the judge's errors".to_owned()];
+        let refused =
+            |parameters: &BTreeMap<String, Value>| parameters.get("temperature").is_some_and(|value| value == parameters::LEFT_OUT);
+        if self.translator.is_some_and(|translator| refused(&translator.transport.parameters())) {
+            caveats.push("the translator was asked without `temperature` 0, which its endpoint refuses".to_owned());
+        }
         Card {
             judge: self.transport.identity(),
             rubric: self.rubric.name(),
@@ -242,8 +367,13 @@ impl Judge for ModelJudge<'_> {
             labels: self.rubric.labels(),
             metrics: self.rubric.metrics(),
             translator: self.translator.map(Translator::identity),
-            caveats: vec!["intervals cover the sampling of prompts, not the judge's errors".to_owned()],
+            parameters,
+            caveats,
         }
+    }
+
+    fn tally(&self) -> Tally {
+        self.told().tally
     }
 
     /// `raw` holds what the translator said, then what the judge said.
@@ -251,32 +381,30 @@ impl Judge for ModelJudge<'_> {
         let mut exchange = Exchange::new(item, response);
         let mut raw = Vec::new();
         if exchange.turns.is_empty() {
-            return Ok(Score::unparsed("the response holds no text to judge").into_verdict(response, raw));
+            let nothing = Unparsed::new(Why::NothingToJudge, "the response holds no text to judge");
+            return Ok(Self::unparsed(nothing, response, raw));
         }
         if let Some(score) = self.rubric.without_asking(&exchange) {
             return Ok(score.into_verdict(response, raw));
         }
-        let unless_declined = |failure| match failure {
-            Failure::Declined(reason) => Ok(Score::unparsed(reason)),
-            other => Err(other),
-        };
-        if let Some(translator) = self.translator
-            && let Err(failure) = translator.translate_exchange(&mut exchange, &mut raw, should_stop)
-        {
-            return Ok(unless_declined(failure)?.into_verdict(response, raw));
-        }
-        let mut replies = Vec::new();
-        for prompt in self.rubric.prompts(&exchange) {
-            match self.transport.complete(&prompt, should_stop) {
-                Ok(reply) => replies.push(reply),
-                Err(failure) => {
-                    raw.append(&mut replies);
-                    return Ok(unless_declined(failure)?.into_verdict(response, raw));
-                }
+        if let Some(translator) = self.translator {
+            match translator.translate_exchange(&mut exchange, &mut raw, should_stop) {
+                Ok(()) => {}
+                Err(Failure::Declined(unparsed)) => return Ok(Self::unparsed(unparsed, response, raw)),
+                Err(other) => return Err(other),
             }
         }
-        let score = self.rubric.score(&exchange, &replies);
+        let mut replies = Vec::new();
+        let asked = self.ask(&exchange, &mut replies, should_stop);
+        if let Ok(is_earlier) = asked {
+            self.told().tally.n_earlier += usize::from(is_earlier);
+        }
+        let score = asked.map(|_| self.rubric.score(&exchange, &replies));
         raw.append(&mut replies);
-        Ok(score.into_verdict(response, raw))
+        match score {
+            Ok(score) => Ok(score.into_verdict(response, raw)),
+            Err(Failure::Declined(unparsed)) => Ok(Self::unparsed(unparsed, response, raw)),
+            Err(other) => Err(other),
+        }
     }
 }

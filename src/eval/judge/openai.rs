@@ -1,16 +1,23 @@
 //! Any endpoint that speaks OpenAI's chat completions: theirs, vLLM, llama.cpp, a proxy.
 //!
-//! One request a question, `temperature` 0. Busy or failing servers are asked again ([`super::retry`]); what a server says in
-//! an error is shown cut, escaped, and without the key, should it repeat that.
+//! One request a question, greedy, with room for thoughts ([`parameters`](super::parameters)). Busy or failing servers are asked again ([`super::retry`]);
+//! what a server says in an error is shown cut, escaped, and without the key, should it repeat that. The [`gate`](super::gate) says what makes a reply.
 
+use super::gate::{Unparsed, Why};
+use super::parameters::{Change, MAX_TOKENS, Parameters};
 use super::prompt::Prompt;
+use super::refusal::{ApiError, Meaning};
 use super::retry::{Policy, Retries, Setback, retry_after};
-use super::{Failure, ShouldStop, Transport};
+use super::shape::{self, NoMessage};
+use super::{Blame, Failure, IsReadable, Reply, ShouldStop, Suspect, Transport};
 use crate::escape::one_line;
+use crate::progress::say;
 use anyhow::{Result, anyhow, ensure};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 use std::fmt;
+use std::io::Read;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use ureq::{Agent, Body, http};
 
@@ -18,7 +25,7 @@ pub const DEFAULT_URL: &str = "https://api.openai.com/v1";
 pub const KEY_VARIABLE: &str = "OPENAI_API_KEY";
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
-/// A verdict with its reasons takes some KiB.
+/// Of a reply's body, as it is once it is unpacked. A verdict with its reasons takes some KiB.
 const MOST_BYTES: u64 = 4 << 20;
 /// Of a server's error, in characters.
 const SHOWN: usize = 200;
@@ -65,12 +72,14 @@ pub struct Settings {
     /// For one whole request. Judges that think first are slow.
     pub timeout: Duration,
     pub retries: Policy,
+    /// A reply that needs more is cut off, and no verdict.
+    pub max_tokens: usize,
 }
 
 impl Settings {
     pub fn new(url: Option<&str>, key: Option<ApiKey>) -> Self {
         let url = url.unwrap_or(DEFAULT_URL).to_owned();
-        Self { url, key, timeout: Duration::from_secs(120), retries: Policy::default() }
+        Self { url, key, timeout: Duration::from_secs(300), retries: Policy::default(), max_tokens: MAX_TOKENS }
     }
 }
 
@@ -81,6 +90,18 @@ pub struct OpenAi {
     key: Option<ApiKey>,
     agent: Agent,
     retries: Retries,
+    wished: Parameters,
+    /// What is left of them once the endpoint has refused some.
+    parameters: Mutex<Parameters>,
+}
+
+/// An answer with status 200, or what stands in its place.
+type Answer = Result<String, Setback>;
+
+/// An error of the server's, and when it wants to be asked again.
+struct Refused {
+    error: ApiError,
+    after: Option<Duration>,
 }
 
 impl OpenAi {
@@ -110,85 +131,146 @@ impl OpenAi {
             "`{url}` is not encrypted, and {KEY_VARIABLE} would be sent to it in the open: use https://, or unset the variable if the \
              server wants no key"
         );
-        let agent = Agent::config_builder()
-            .user_agent(concat!("mpo/", env!("CARGO_PKG_VERSION")))
-            .http_status_as_error(false)
-            // The key goes to the address that the user named, and nowhere else.
-            .max_redirects(0)
-            .timeout_connect(Some(CONNECT_TIMEOUT))
-            .timeout_global(Some(settings.timeout))
-            .build()
-            .into();
-        Ok(Self { model: model.trim().to_owned(), url, key: settings.key.clone(), agent, retries: Retries::new(settings.retries) })
+        let wished = Parameters::wished(settings.max_tokens);
+        Ok(Self {
+            model: model.trim().to_owned(),
+            url,
+            key: settings.key.clone(),
+            agent: agent(settings),
+            retries: Retries::new(settings.retries),
+            wished,
+            parameters: Mutex::new(wished),
+        })
     }
 
-    fn attempt(&self, body: &Value) -> Result<String, Setback> {
+    /// Asks once, and at once again without what the endpoint refuses.
+    fn ask(&self, prompt: &Prompt) -> Result<Reply, Setback> {
+        let begun = *self.parameters();
+        // What this question is asked with, and what further ones will be.
+        let (mut now, mut further) = (begun, begun);
+        loop {
+            match self.attempt(prompt, &now) {
+                Ok(answer) => {
+                    if !matches!(answer, Err(Setback::Once(_) | Setback::Again { .. })) {
+                        self.adopt(&further);
+                    }
+                    return answer.map(|text| Reply { without: now.left_out(), ..Reply::new(text) });
+                }
+                Err(refused) => match now.without_refused(&refused.error) {
+                    Some(Change::All(next)) => (now, further) = (next, further.with(&next)),
+                    Some(Change::One(next)) => now = next,
+                    None => return Err(self.setback(&refused)),
+                },
+            }
+        }
+    }
+
+    /// # Errors
+    /// The server answers with an error, whatever its status.
+    fn attempt(&self, prompt: &Prompt, parameters: &Parameters) -> Result<Answer, Refused> {
+        let mut body = Map::from_iter([("model".to_owned(), json!(self.model)), ("messages".to_owned(), json!(prompt.messages))]);
+        parameters.write(&mut body);
         let mut request = self.agent.post(format!("{}/chat/completions", self.url));
         if let Some(key) = &self.key {
             request = request.header("Authorization", format!("Bearer {}", key.0));
         }
-        let mut response = request.send_json(body).map_err(|error| self.of_connection(&error))?;
-        let wait = retry_after(|name| Some(response.headers().get(name)?.to_str().ok()?.to_owned()));
+        let mut response = match request.send_json(&body) {
+            Ok(response) => response,
+            Err(error) => return Ok(Err(self.of_connection(&error))),
+        };
+        let after = retry_after(|name| Some(response.headers().get(name)?.to_str().ok()?.to_owned()));
         let status = response.status();
         let text = read(&mut response);
         if !status.is_success() {
-            return Err(self.refusal(status.as_u16(), &text.unwrap_or_default(), wait));
+            let text = self.without_key(&text.ok().flatten().unwrap_or_default());
+            return Err(Refused { error: ApiError::of_body(status.as_u16(), &text), after });
         }
-        let text = text.map_err(|error| self.of_connection(&error))?;
-        let reply: Completion = serde_json::from_str(&text)
-            .map_err(|_| again("it answered with something else than a chat completion (is `--judge-url` right? it ends in /v1)"))?;
-        self.content(reply)
-    }
-
-    fn content(&self, reply: Completion) -> Result<String, Setback> {
-        let Some(choice) = reply.choices.into_iter().next() else {
-            return Err(again("it answered without a choice"));
+        let text = match text {
+            Ok(Some(text)) => self.without_key(&text),
+            Ok(None) => {
+                let what = format!("the server answered with more than {} MiB", MOST_BYTES >> 20);
+                return Ok(Err(declined(Why::Malformed, what)));
+            }
+            Err(error) => return Ok(Err(self.of_connection(&error))),
         };
-        match choice.message.content.or(choice.message.refusal) {
-            // A server that repeats the key would put it into the results.
-            Some(content) if !content.trim().is_empty() => Ok(self.without_key(&content)),
-            _ if choice.finish_reason.as_deref() == Some("content_filter") => Err(declined("the judge's content filter stopped its reply")),
-            _ if choice.finish_reason.as_deref() == Some("length") => Err(declined("the judge used up its tokens before it replied")),
-            // An empty reply to a greedy question stays one.
-            _ => Ok(String::new()),
+        match shape::read(&text) {
+            Ok(message) => Ok(message.into_text().map_err(|unparsed| Setback::Final(Failure::Declined(unparsed)))),
+            Err(NoMessage::Error(error)) => Err(Refused { error: *error, after }),
+            Err(NoMessage::Empty(what)) => Ok(Err(Setback::Once(Failure::Declined(Unparsed::new(Why::Filtered, what))))),
+            Err(NoMessage::Other(what)) => Ok(Err(Setback::Once(self.suspect(
+                Why::Malformed,
+                format!("the server answered with {what}"),
+                &format!("answered with {what}, not with a chat completion: is `--judge-url` right? It ends in /v1"),
+            )))),
         }
     }
 
-    /// What a status other than success means.
-    fn refusal(&self, status: u16, body: &str, wait: Option<Duration>) -> Setback {
-        let error: ErrorBody = serde_json::from_str(body).unwrap_or_default();
-        let (code, message) = error.error.code_and_message();
-        let said = if message.is_empty() { String::new() } else { format!(" ({})", one_line(&self.without_key(&message), SHOWN)) };
+    /// What an error means.
+    fn setback(&self, refused: &Refused) -> Setback {
+        let error = &refused.error;
+        let (status, message) = (error.status, one_line(&error.message, SHOWN));
+        let said = if message.is_empty() { String::new() } else { format!(" ({message})") };
         let fatal = |text: String| Setback::Final(Failure::Fatal(anyhow!("{} {text}", self.whom())));
-        let lower = message.to_lowercase();
-        match status {
-            429 if code == "insufficient_quota" => fatal("says that the account's quota is used up".into()),
-            408 | 409 | 425 | 429 | 500..=599 => Setback::Again { reason: format!("it answered with status {status}{said}"), after: wait },
+        match error.meaning() {
+            Meaning::Busy => Setback::Again { reason: format!("it answered with status {status}{said}"), after: refused.after },
+            Meaning::NoQuota => fatal(format!("says that the account's quota is used up (status {status})")),
             // Servers repeat parts of a wrong key: nothing of what they say is shown.
-            401 | 403 => fatal(match self.key {
+            Meaning::NoKey => fatal(match self.key {
                 Some(_) => format!("refuses the key (status {status}): is {KEY_VARIABLE} right, and may it use this model?"),
                 None => format!("wants a key (status {status}): set {KEY_VARIABLE}"),
             }),
-            404 => fatal(format!("is not there (status 404){said}: check the model's name, and that `--judge-url` ends in /v1")),
-            413 => declined("the question is too long for the judge's server"),
-            400 if code.contains("content_filter") || code.contains("content_policy") => {
-                declined("the judge's server declined the question for its content")
+            Meaning::NoModel => fatal(format!("does not know the model (status {status}){said}: check the model's name")),
+            Meaning::NotThere => {
+                fatal(format!("is not there (status {status}){said}: check the model's name, and that `--judge-url` ends in /v1"))
             }
-            400 if code == "context_length_exceeded" || lower.contains("context length") || lower.contains("context size") => {
-                declined("the question is longer than the judge's context")
-            }
-            300..=399 => fatal(format!("redirects to another address (status {status}): give the final one to `--judge-url`")),
-            _ => fatal(format!("refuses the request with status {status}{said}")),
+            Meaning::Elsewhere => fatal(format!("redirects to another address (status {status}): give the final one to `--judge-url`")),
+            Meaning::Filtered => declined(Why::Filtered, format!("the judge's server declined the question for its content{said}")),
+            Meaning::TooLong => declined(Why::TooLong, format!("the question is longer than the judge can read{said}")),
+            Meaning::Unclear => Setback::Final(self.suspect(
+                Why::Rejected,
+                format!("status {status}{said}"),
+                &format!("refuses the request with status {status}{said}"),
+            )),
         }
+    }
+
+    /// A failure that is the question's fault unless all questions fail so.
+    fn suspect(&self, why: Why, detail: String, error: &str) -> Failure {
+        Failure::Suspect(Suspect {
+            unparsed: Unparsed::new(why, detail),
+            blame: Blame::Question,
+            error: format!("{} {error}", self.whom()),
+        })
     }
 
     fn of_connection(&self, error: &ureq::Error) -> Setback {
         let text = one_line(&self.without_key(&error.to_string()), SHOWN);
-        let reason = match error {
-            ureq::Error::Timeout(_) => format!("it did not answer in time ({text})"),
-            _ => format!("no answer came through ({text})"),
+        match error {
+            ureq::Error::Timeout(_) => Setback::Again { reason: format!("it did not answer in time ({text})"), after: None },
+            ureq::Error::HostNotFound | ureq::Error::ConnectionFailed => Setback::Unreachable(format!("no answer came through ({text})")),
+            ureq::Error::Io(io) if io.kind() == std::io::ErrorKind::ConnectionRefused => {
+                Setback::Unreachable(format!("no answer came through ({text})"))
+            }
+            _ => Setback::Again { reason: format!("no answer came through ({text})"), after: None },
+        }
+    }
+
+    /// Asks further questions with what worked, and says so where that is new.
+    fn adopt(&self, found: &Parameters) {
+        let (before, after) = {
+            let mut parameters = self.parameters();
+            let before = *parameters;
+            *parameters = before.with(found);
+            (before, *parameters)
         };
-        Setback::Again { reason, after: None }
+        for change in after.changes_since(&before) {
+            say(&format!("note: {} {change}", self.whom()));
+        }
+    }
+
+    /// They are whole whenever the lock is free.
+    fn parameters(&self) -> MutexGuard<'_, Parameters> {
+        self.parameters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn without_key(&self, text: &str) -> String {
@@ -207,22 +289,43 @@ impl Transport for OpenAi {
         format!("openai:{}{at}", self.model)
     }
 
-    fn complete(&self, prompt: &Prompt, should_stop: ShouldStop<'_>) -> Result<String, Failure> {
-        let body = json!({"model": self.model, "messages": prompt.messages, "temperature": 0});
-        self.retries.run(&self.whom(), should_stop, || self.attempt(&body))
+    fn parameters(&self) -> BTreeMap<String, Value> {
+        OpenAi::parameters(self).card()
+    }
+
+    /// By what is wished for: whether the endpoint has it is found out anew.
+    fn keys(&self, prompt: &Prompt) -> Vec<String> {
+        let identity = self.identity();
+        vec![prompt.key(&format!("{identity} {}", self.wished.key())), prompt.key(&identity)]
+    }
+
+    fn complete(&self, prompt: &Prompt, _: IsReadable<'_>, should_stop: ShouldStop<'_>) -> Result<Reply, Failure> {
+        self.retries.run(&self.whom(), should_stop, || self.ask(prompt))
     }
 }
 
-fn read(response: &mut http::Response<Body>) -> Result<String, ureq::Error> {
-    response.body_mut().with_config().limit(MOST_BYTES).lossy_utf8(true).read_to_string()
+/// What requests go through.
+fn agent(settings: &Settings) -> Agent {
+    Agent::config_builder()
+        .user_agent(concat!("mpo/", env!("CARGO_PKG_VERSION")))
+        .http_status_as_error(false)
+        // The key goes to the address that the user named, and nowhere else.
+        .max_redirects(0)
+        .timeout_connect(Some(CONNECT_TIMEOUT))
+        .timeout_global(Some(settings.timeout))
+        .build()
+        .into()
 }
 
-fn again(reason: &str) -> Setback {
-    Setback::Again { reason: reason.to_owned(), after: None }
+/// The body, unpacked; `None` where it is too large. No more of it is read than that shows.
+fn read(response: &mut http::Response<Body>) -> Result<Option<String>, ureq::Error> {
+    let mut bytes = Vec::new();
+    response.body_mut().as_reader().take(MOST_BYTES + 1).read_to_end(&mut bytes)?;
+    Ok((bytes.len() as u64 <= MOST_BYTES).then(|| String::from_utf8_lossy(&bytes).into_owned()))
 }
 
-fn declined(reason: &str) -> Setback {
-    Setback::Final(Failure::Declined(reason.to_owned()))
+fn declined(why: Why, what: String) -> Setback {
+    Setback::Final(Failure::Declined(Unparsed::new(why, what)))
 }
 
 /// What is said to it does not leave the machine.
@@ -232,49 +335,6 @@ fn is_this_machine(authority: &str) -> bool {
         None => authority.split(':').next().unwrap_or_default(),
     };
     host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
-}
-
-#[derive(Deserialize)]
-struct Completion {
-    choices: Vec<Choice>,
-}
-
-#[derive(Deserialize)]
-struct Choice {
-    message: Reply,
-    finish_reason: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct Reply {
-    content: Option<String>,
-    refusal: Option<String>,
-}
-
-/// `{"error": {"code": …, "message": …}}` of OpenAI, `{"error": "…"}` of others, `{"message": …}` of vLLM's older versions.
-#[derive(Default, Deserialize)]
-struct ErrorBody {
-    #[serde(default, alias = "detail", alias = "message")]
-    error: ErrorValue,
-}
-
-#[derive(Default)]
-struct ErrorValue(Value);
-
-impl<'de> Deserialize<'de> for ErrorValue {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Value::deserialize(deserializer).map(Self)
-    }
-}
-
-impl ErrorValue {
-    fn code_and_message(&self) -> (String, String) {
-        let text = |key: &str| self.0.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
-        match &self.0 {
-            Value::String(message) => (String::new(), message.clone()),
-            _ => (text("code"), text("message")),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -318,6 +378,24 @@ mod tests {
         assert_eq!(identity(DEFAULT_URL), "openai:gpt-4o");
         assert_eq!(identity("https://api.openai.com/v1/chat/completions"), "openai:gpt-4o");
         assert_eq!(identity("http://localhost:1/v1/"), "openai:gpt-4o@http://localhost:1/v1");
+    }
+
+    #[test]
+    fn a_cache_knows_a_reply_by_all_that_was_asked() {
+        let keys = |model: &str, url: &str, max_tokens: usize, text: &str| {
+            OpenAi::new(model, &Settings { max_tokens, ..settings(url, "k") }).unwrap().keys(&Prompt::user(text))
+        };
+        let one = keys("m", DEFAULT_URL, 100, "a");
+        assert_eq!(one, keys("m", DEFAULT_URL, 100, "a"));
+        for other in [
+            keys("n", DEFAULT_URL, 100, "a"),
+            keys("m", "http://localhost:1/v1", 100, "a"),
+            keys("m", DEFAULT_URL, 101, "a"),
+            keys("m", DEFAULT_URL, 100, "b"),
+        ] {
+            assert_ne!(one[0], other[0]);
+        }
+        assert_eq!(one[1], Prompt::user("a").key("openai:m"), "what versions before knew it by");
     }
 
     #[test]

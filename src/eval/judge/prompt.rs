@@ -37,9 +37,33 @@ impl Prompt {
     }
 }
 
-/// What chat templates mark turns with. In a judge's prompt, a tokenizer may read them as the tokens themselves.
-const TURN_MARKS: [&str; 12] =
-    ["<|", "|>", "<｜", "<start_of_turn", "<end_of_turn", "[inst", "[/inst", "<<sys", "</s>", "<s>", "<bos>", "<eos>"];
+/// What chat templates mark turns and thoughts with. In a judge's prompt, a tokenizer may read them as the tokens themselves; and a judge that quotes a
+/// response must not seem to think.
+const TURN_MARKS: [&str; 23] = [
+    "<|",
+    "|>",
+    "<｜",
+    "<start_of_turn",
+    "<end_of_turn",
+    "[inst",
+    "[/inst",
+    "<<sys",
+    "</s>",
+    "<s>",
+    "<bos>",
+    "<eos>",
+    "<think",
+    "</think",
+    "<thought",
+    "</thought",
+    "<reasoning",
+    "</reasoning",
+    "[think]",
+    "[/think]",
+    "<seed:",
+    "◁",
+    "<unused9",
+];
 
 /// Breaks up everything in model text that marks turns, and the `marks` of the prompt that it will stand in: a space comes behind a mark's
 /// first visible character. Upper and lower case are not told apart.

@@ -1,6 +1,7 @@
 //! When to ask again: exponential waits with jitter, the server's `Retry-After`, one pause for all threads, and an ear for Ctrl-C.
 
-use super::{Failure, ShouldStop};
+use super::gate::{Unparsed, Why};
+use super::{Blame, Failure, ShouldStop, Suspect};
 use anyhow::anyhow;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Mutex, PoisonError};
@@ -31,6 +32,10 @@ impl Default for Policy {
 pub enum Setback {
     /// May pass; the server may say when.
     Again { reason: String, after: Option<Duration> },
+    /// Nobody is there: may pass too, but no other question will fare better meanwhile.
+    Unreachable(String),
+    /// Seldom passes: one more try, soon.
+    Once(Failure),
     /// Will not.
     Final(Failure),
 }
@@ -50,21 +55,33 @@ impl Retries {
 
     /// # Errors
     ///
-    /// A final setback, the user's stop, or, after the last attempt, [`Failure::Fatal`] with the last reason.
+    /// A final setback, the user's stop, or, after the last attempt, a suspect endpoint with the last reason.
     pub fn run<T>(&self, whom: &str, should_stop: ShouldStop<'_>, mut attempt: impl FnMut() -> Result<T, Setback>) -> Result<T, Failure> {
-        let mut n_failed = 0;
+        let (mut n_failed, mut n_once) = (0, 0);
         loop {
             self.wait_for_quiet(should_stop)?;
-            let (reason, after) = match attempt() {
+            let (reason, after, is_there) = match attempt() {
                 Ok(reply) => return Ok(reply),
                 Err(Setback::Final(failure)) => return Err(failure),
-                Err(Setback::Again { reason, after }) => (reason, after),
+                Err(Setback::Once(failure)) if n_once > 0 => return Err(failure),
+                Err(Setback::Once(_)) => {
+                    n_once += 1;
+                    self.sleep_until(Instant::now() + self.policy.delay / 4, should_stop)?;
+                    continue;
+                }
+                Err(Setback::Again { reason, after }) => (reason, after, true),
+                Err(Setback::Unreachable(reason)) => (reason, None, false),
             };
             n_failed += 1;
             if n_failed >= self.policy.attempts {
-                return Err(Failure::Fatal(anyhow!(
+                let error = format!(
                     "{whom} gave no reply in {n_failed} attempts: {reason}. What is judged so far is kept; run the same command again to go on"
-                )));
+                );
+                if !is_there {
+                    return Err(Failure::Fatal(anyhow!(error)));
+                }
+                let unparsed = Unparsed::new(Why::NoReply, format!("none in {n_failed} attempts: {reason}"));
+                return Err(Failure::Suspect(Suspect { unparsed, blame: Blame::Endpoint, error }));
             }
             if let Some(after) = after.filter(|after| *after > LONGEST_WAIT) {
                 return Err(Failure::Fatal(anyhow!(
@@ -176,10 +193,25 @@ mod tests {
             n.fetch_add(1, Ordering::SeqCst);
             Err(again(None))
         };
-        let Err(Failure::Fatal(error)) = fast(3).run("`openai:m`", &|| false, failing) else { panic!("no error") };
+        let Err(Failure::Suspect(Suspect { error: text, blame: Blame::Endpoint, .. })) = fast(3).run("`openai:m`", &|| false, failing)
+        else {
+            panic!("no error")
+        };
         assert_eq!(n.load(Ordering::SeqCst), 3);
-        let text = error.to_string();
         assert!(text.contains("`openai:m` gave no reply in 3 attempts: status 429") && text.contains("again to go on"), "{text}");
+    }
+
+    #[test]
+    fn what_seldom_passes_is_asked_twice() {
+        for n_failing in [1, 2] {
+            let n = AtomicU32::new(0);
+            let attempt = || match n.fetch_add(1, Ordering::SeqCst) {
+                n if n < n_failing => Err(Setback::Once(Failure::Declined(Unparsed::new(Why::Filtered, "no choice")))),
+                _ => Ok(()),
+            };
+            let result = fast(6).run("j", &|| false, attempt);
+            assert_eq!((result.is_ok(), n.load(Ordering::SeqCst)), (n_failing == 1, 2));
+        }
     }
 
     #[test]

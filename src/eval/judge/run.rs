@@ -1,12 +1,21 @@
 //! Many questions at once, and their verdicts in the order of the questions: the file is the same whatever the timing.
+//!
+//! A question that fails is its own fault while others are answered: then it is unparsed, and the run goes on. Where one after another fails and none
+//! was answered, the endpoint is at fault: the run ends, and none of those questions has a verdict.
 
-use super::{Failure, Judge, ShouldStop};
+use super::gate::Unparsed;
+use super::{Blame, Failure, Judge, ShouldStop, Suspect};
 use crate::eval::item::Item;
 use crate::eval::record::{Key, Response, Verdict};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
+
+/// So many questions that an endpoint would not have, none being answered ever, are not asked wrongly one by one.
+const MOST_REJECTED: usize = 5;
+/// So many questions in a row without a reply after all attempts, none being answered meanwhile: the server is down.
+const MOST_UNANSWERED: usize = 3;
 
 /// One response to judge, with the item that it answers.
 pub type Question<'a> = (&'a Item, &'a Response);
@@ -62,7 +71,8 @@ pub fn judge_all(
             });
         }
         drop(sender);
-        let result = deliver(receiver, &left, &is_over, &mut outcome, on_verdict);
+        let delivery = Delivery { left: &left, judge, is_over: &is_over, has_verdicts: outcome.n_skipped > 0, waiting: BTreeMap::new() };
+        let result = delivery.run(receiver, &mut outcome, on_verdict);
         is_over.store(true, Ordering::Relaxed);
         result
     })?;
@@ -70,39 +80,124 @@ pub fn judge_all(
     Ok(outcome)
 }
 
-/// Hands out what arrives, in order, until something is missing for good.
-fn deliver(
-    receiver: mpsc::Receiver<(usize, Result<Verdict, Failure>)>,
-    left: &[Question<'_>],
-    is_over: &AtomicBool,
-    outcome: &mut Outcome,
-    on_verdict: &mut dyn FnMut(Verdict) -> Result<()>,
-) -> Result<()> {
-    let mut waiting: BTreeMap<usize, Result<Verdict, Failure>> = BTreeMap::new();
-    for (at, result) in receiver {
-        if result.is_err() {
-            is_over.store(true, Ordering::Relaxed);
-        }
-        waiting.insert(at, result);
-        while let Some(result) = waiting.remove(&outcome.n_judged) {
-            match result {
-                Ok(verdict) => {
-                    outcome.n_unparsed += usize::from(verdict.unparsed.is_some());
-                    on_verdict(verdict)?;
-                    outcome.n_judged += 1;
+/// What arrived and has not been handed out.
+struct Delivery<'a> {
+    left: &'a [Question<'a>],
+    judge: &'a dyn Judge,
+    is_over: &'a AtomicBool,
+    /// This judge gave some in an earlier run: its address and its name are right.
+    has_verdicts: bool,
+    waiting: BTreeMap<usize, Arrived>,
+}
+
+enum Arrived {
+    Verdict(Verdict),
+    Failed(Failure),
+    /// With the number of replies that there were by then.
+    Suspect(Suspect, usize),
+}
+
+impl Delivery<'_> {
+    /// Hands out what arrives, in order, until something is missing for good.
+    fn run(
+        mut self,
+        receiver: mpsc::Receiver<(usize, Result<Verdict, Failure>)>,
+        outcome: &mut Outcome,
+        on_verdict: &mut dyn FnMut(Verdict) -> Result<()>,
+    ) -> Result<()> {
+        for (at, result) in receiver {
+            let arrived = match result {
+                Ok(verdict) => Arrived::Verdict(verdict),
+                Err(Failure::Declined(reason)) => Arrived::Verdict(unparsed(self.left[at].1, reason)),
+                Err(Failure::Suspect(suspect)) => Arrived::Suspect(suspect, self.judge.tally().n_replies),
+                Err(failure) => {
+                    self.is_over.store(true, Ordering::Relaxed);
+                    Arrived::Failed(failure)
                 }
-                // Others may have failed at once; the first in order speaks, unless it only stopped because another failed.
-                Err(Failure::Fatal(error)) => return Err(error).with_context(|| name(left, outcome.n_judged)),
-                Err(Failure::Declined(reason)) => return Err(anyhow::anyhow!(reason)).with_context(|| name(left, outcome.n_judged)),
-                Err(Failure::Stopped) => break,
-            }
+            };
+            self.waiting.insert(at, arrived);
+            self.hand_out(false, outcome, on_verdict)?;
+            self.ensure_endpoint_answers()?;
+        }
+        // Nobody else will be asked: what is still suspect is decided by what there is.
+        let n_left = self.left.len() - outcome.n_judged;
+        let is_whole = self.waiting.len() == n_left && !self.waiting.values().any(|arrived| matches!(arrived, Arrived::Failed(_)));
+        if is_whole {
+            self.hand_out(true, outcome, on_verdict)?;
+        }
+        // Others may have failed at once; the first in order speaks, unless it only stopped because another failed.
+        let fatal = std::mem::take(&mut self.waiting).into_iter().find_map(|(at, arrived)| match arrived {
+            Arrived::Failed(Failure::Fatal(error)) => Some(error.context(name(self.left, at))),
+            Arrived::Suspect(suspect, _) if is_whole => Some(anyhow!(suspect.error).context(name(self.left, at))),
+            _ => None,
+        });
+        fatal.map_or(Ok(()), Err)
+    }
+
+    fn hand_out(&mut self, is_end: bool, outcome: &mut Outcome, on_verdict: &mut dyn FnMut(Verdict) -> Result<()>) -> Result<()> {
+        while let Some(arrived) = self.waiting.remove(&outcome.n_judged) {
+            let verdict = match arrived {
+                Arrived::Verdict(verdict) => verdict,
+                Arrived::Suspect(suspect, n_replies) if self.is_the_questions_fault(&suspect, n_replies, is_end) => {
+                    unparsed(self.left[outcome.n_judged].1, suspect.unparsed)
+                }
+                Arrived::Failed(Failure::Fatal(error)) => return Err(error).with_context(|| name(self.left, outcome.n_judged)),
+                waits => {
+                    self.waiting.insert(outcome.n_judged, waits);
+                    return Ok(());
+                }
+            };
+            outcome.n_unparsed += usize::from(verdict.unparsed.is_some());
+            on_verdict(verdict)?;
+            outcome.n_judged += 1;
+        }
+        Ok(())
+    }
+
+    fn is_the_questions_fault(&self, suspect: &Suspect, n_replies: usize, is_end: bool) -> bool {
+        let now = self.judge.tally();
+        match suspect.blame {
+            Blame::Question => is_end || self.has_answered(),
+            Blame::Endpoint => now.n_replies > if is_end { 0 } else { n_replies },
         }
     }
-    let fatal = waiting.into_iter().find_map(|(at, result)| match result {
-        Err(Failure::Fatal(error)) => Some(error.context(name(left, at))),
-        _ => None,
-    });
-    fatal.map_or(Ok(()), Err)
+
+    /// Whether the judge ever said something.
+    fn has_answered(&self) -> bool {
+        let tally = self.judge.tally();
+        self.has_verdicts || tally.n_replies > 0 || tally.n_earlier > 0
+    }
+
+    /// # Errors
+    /// Question after question failed, and none was answered.
+    fn ensure_endpoint_answers(&self) -> Result<()> {
+        let n_replies = self.judge.tally().n_replies;
+        let suspects = |blame: Blame| {
+            self.waiting.iter().filter_map(move |(at, arrived)| match arrived {
+                Arrived::Suspect(suspect, n_then) if suspect.blame == blame && (blame == Blame::Question || *n_then == n_replies) => {
+                    Some((*at, suspect))
+                }
+                _ => None,
+            })
+        };
+        for (blame, most, what) in
+            [(Blame::Question, MOST_REJECTED, "was answered"), (Blame::Endpoint, MOST_UNANSWERED, "was answered meanwhile")]
+        {
+            let n = suspects(blame).count();
+            if n < most || blame == Blame::Question && self.has_answered() {
+                continue;
+            }
+            self.is_over.store(true, Ordering::Relaxed);
+            let Some((at, suspect)) = suspects(blame).next() else { continue };
+            return Err(anyhow!("{}", suspect.error).context(format!("{n} questions failed and none {what}")).context(name(self.left, at)));
+        }
+        Ok(())
+    }
+}
+
+fn unparsed(response: &Response, unparsed: Unparsed) -> Verdict {
+    let raw = unparsed.said.clone().into_iter().collect();
+    Verdict { key: response.key.clone(), label: None, metrics: BTreeMap::new(), unparsed: Some(unparsed.into()), raw }
 }
 
 fn name(left: &[Question<'_>], at: usize) -> String {
@@ -129,7 +224,8 @@ mod tests {
         fn card(&self) -> Card {
             let (labels, metrics, caveats) = (&[][..], &[][..], vec![]);
             let (judge, prompt_sha256) = ("slow".into(), String::new());
-            Card { judge, rubric: "slow", version: "1", prompt_sha256, labels, metrics, translator: None, caveats }
+            let parameters = BTreeMap::new();
+            Card { judge, rubric: "slow", version: "1", prompt_sha256, labels, metrics, translator: None, parameters, caveats }
         }
 
         fn judge(&self, item: &Item, response: &Response, should_stop: ShouldStop<'_>) -> Result<Verdict, Failure> {

@@ -3,9 +3,10 @@
 //! A judge reads English best, and a translator adds errors of its own; results say which of the two was done. What the translator said is
 //! kept among a verdict's raw texts.
 
+use super::gate::{Unparsed, Why};
 use super::prompt::{Prompt, Seal};
-use super::reply::after_thinking;
-use super::{Exchange, Failure, ShouldStop, Transport};
+use super::{Exchange, Failure, ShouldStop, Transport, translation};
+use crate::generate::thought;
 
 const TASK: &str = "\
 Translate the text between the marked lines into English. Translate all of it, faithfully, also what is harmful, wrong or odd: it is \
@@ -27,7 +28,7 @@ impl Translator<'_> {
     ///
     /// # Errors
     ///
-    /// The translator's failure; an empty translation of a text that is not empty counts as one that it declined.
+    /// The translator's failure; a reply that is no translation ([`translation`]) counts as one that it declined.
     pub(super) fn translate_exchange(
         &self,
         exchange: &mut Exchange,
@@ -39,27 +40,31 @@ impl Translator<'_> {
         }
         for turn in &mut exchange.turns {
             if turn.query_in_english.is_none() {
-                let english = self.translate(&turn.query, should_stop)?;
-                raw.push(english.clone());
-                turn.query_in_english = Some(english);
+                turn.query_in_english = Some(self.translate(&turn.query, &exchange.lang, raw, should_stop)?);
             }
-            let english = self.translate(&turn.answer, should_stop)?;
-            raw.push(english.clone());
-            turn.answer = english;
+            turn.answer = self.translate(&turn.answer, &exchange.lang, raw, should_stop)?;
         }
         Ok(())
     }
 
-    fn translate(&self, text: &str, should_stop: ShouldStop<'_>) -> Result<String, Failure> {
+    fn translate(&self, text: &str, lang: &str, raw: &mut Vec<String>, should_stop: ShouldStop<'_>) -> Result<String, Failure> {
         if text.trim().is_empty() {
             return Ok(String::new());
         }
         let prompt = Prompt::with_system(TASK, Seal::of([text]).wrap("text", text));
-        let reply = self.transport.complete(&prompt, should_stop)?;
-        match after_thinking(&reply) {
-            "" => Err(Failure::Declined("the translator gave no translation".to_owned())),
-            english => Ok(english.to_owned()),
-        }
+        // A translation may be about thoughts; the translator's own stand in front of it.
+        let translation = |reply: &str| match thought::split(reply) {
+            parts if parts.is_unfinished => Err("the translator's thought did not end".to_owned()),
+            parts => translation::read(text, lang, parts.answer).map(str::to_owned),
+        };
+        let none = |why: String| Failure::Declined(Unparsed::new(Why::NoTranslation, why));
+        let reply = match self.transport.complete(&prompt, &|reply| translation(reply).is_ok(), should_stop) {
+            Err(Failure::Declined(unparsed)) => return Err(none(format!("the translator gave none ({unparsed})"))),
+            reply => reply?.text,
+        };
+        let english = translation(&reply).map_err(none);
+        raw.push(reply);
+        english
     }
 }
 
@@ -69,6 +74,7 @@ mod tests {
     use super::super::local::Local;
     use super::*;
     use crate::eval::item::Kind;
+    use crate::generate::FinishReason;
 
     fn exchange(lang: &str, english: Option<&str>, answer: &str) -> Exchange {
         let turn = Turn { query: "swali".into(), query_in_english: english.map(str::to_owned), answer: answer.into(), reference: None };
@@ -76,8 +82,10 @@ mod tests {
     }
 
     fn translated(mut exchange: Exchange) -> (Exchange, Vec<String>) {
-        let generate =
-            |prompt: &Prompt| Ok(Some(if prompt.messages[1].content.contains("swali") { "question" } else { "answer" }.to_owned()));
+        let generate = |prompt: &Prompt| {
+            let english = if prompt.messages[1].content.contains("swali") { "question" } else { "answer" };
+            Ok(Some((english.to_owned(), FinishReason::Stop)))
+        };
         let local = Local { identity: "t".into(), generate };
         let mut raw = Vec::new();
         Translator { transport: &local }.translate_exchange(&mut exchange, &mut raw, &|| false).unwrap();
@@ -97,8 +105,8 @@ mod tests {
 
     #[test]
     fn no_translation_is_no_answer() {
-        let silent = Local { identity: "t".into(), generate: |_: &Prompt| Ok(Some(" \n".to_owned())) };
+        let silent = Local { identity: "t".into(), generate: |_: &Prompt| Ok(Some((" \n".to_owned(), FinishReason::Stop))) };
         let result = Translator { transport: &silent }.translate_exchange(&mut exchange("sw", None, "jibu"), &mut vec![], &|| false);
-        assert!(matches!(result, Err(Failure::Declined(reason)) if reason.contains("no translation")));
+        assert!(matches!(result, Err(Failure::Declined(unparsed)) if unparsed.why == Why::NoTranslation));
     }
 }

@@ -4,11 +4,13 @@ use super::Options;
 use super::compare::{Source, Table};
 use super::kept::GapAgainstAttack;
 use crate::eval::item::Kind;
+use crate::eval::judge::gate::count_reasons;
+use crate::eval::judge::parameters::LEFT_OUT;
 use crate::eval::results::facts::TrainingFacts;
 use crate::eval::results::harness::{Judged, sha256};
 use crate::eval::results::languages::Over;
 use crate::eval::results::metric::{Scale, split_key};
-use crate::eval::results::run::{LoadedRun, RULE};
+use crate::eval::results::run::{LoadedBench, LoadedRun, RULE};
 use crate::eval::stats::bootstrap::Resampling;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -31,6 +33,7 @@ pub fn notes(runs: &[LoadedRun], sources: &[Source], tables: &[Table], gaps: &[G
     notes.extend(averages(tables, conditions.training));
     notes.extend(tests(conditions));
     for (run, source) in runs.iter().zip(sources) {
+        notes.extend(run.benches.iter().filter_map(|(bench, loaded)| thoughts(&source.name, bench, loaded)));
         notes.extend(of_run(run, &source.name));
         notes.extend(other_tokens(run, &source.name));
         notes.extend(over_refusal(run, &source.name, sources, conditions.training));
@@ -85,6 +88,11 @@ fn judges(sources: &[Source]) -> Vec<String> {
         if !uncovered.is_empty() {
             note += &format!("; the judge is not made for {} (°), which is in no average", uncovered.join(" "));
         }
+        let left_out: Vec<String> =
+            facts.parameters.iter().filter(|(_, value)| *value == LEFT_OUT).map(|(name, _)| format!("`{name}`")).collect();
+        if !left_out.is_empty() {
+            note += &format!("; asked without {}, which its endpoint refuses", left_out.join(" and "));
+        }
         for caveat in &facts.caveats {
             note += &format!("; {caveat}");
         }
@@ -119,8 +127,10 @@ fn missing(run: &str, judged: &Judged) -> Vec<String> {
         (counts.unparsed > 0).then(|| format!("{lang} {} of {}{}", counts.unparsed, counts.judged, rate.unwrap_or_default()))
     });
     if !unparsed.is_empty() {
+        let verdicts = judged.judge.as_ref().and_then(|judge| judged.bench.verdicts.get(judge));
+        let reasons = count_reasons(verdicts.into_iter().flat_map(BTreeMap::values).filter_map(|verdict| verdict.unparsed.as_deref()));
         notes.push(format!(
-            "{run}, {}: verdicts of {} that could not be read, in no rate: {unparsed}.",
+            "{run}, {}: verdicts of {} that could not be read, in no rate: {unparsed}; by reason: {reasons}.",
             judged.name, judged.judge_facts.name
         ));
     }
@@ -139,6 +149,27 @@ fn missing(run: &str, judged: &Judged) -> Vec<String> {
         notes.push(format!("{run}, {}: unfinished, responses without a verdict of {}: {unjudged}.", judged.name, judged.judge_facts.name));
     }
     notes
+}
+
+/// How many answers stand behind a thought, and how many thoughts left none.
+fn thoughts(run: &str, bench: &str, loaded: &LoadedBench) -> Option<String> {
+    let n = loaded.responses.len();
+    let n_thoughts = loaded.responses.values().filter(|response| response.has_thought() || response.is_unfinished_thought()).count();
+    let mut unfinished: BTreeMap<&str, usize> = BTreeMap::new();
+    for (key, _) in loaded.responses.iter().filter(|(_, response)| response.is_unfinished_thought()) {
+        *unfinished.entry(&key.lang).or_default() += 1;
+    }
+    let mut note = format!("{run}, {bench}: {n_thoughts} of {n} responses begin with a thought, which is judged by nobody");
+    if !unfinished.is_empty() {
+        let each: Vec<String> = unfinished.iter().map(|(lang, n)| format!("{lang} {n}")).collect();
+        note += &format!(
+            "; {} of the thoughts did not end within --max-new-tokens, and their answers are empty: {} (a larger --max-new-tokens lets them end, \
+             `--thinking off` does without where the chat template knows it)",
+            unfinished.values().sum::<usize>(),
+            each.join(", ")
+        );
+    }
+    (n_thoughts > 0).then(|| note + ".")
 }
 
 fn averages(tables: &[Table], training: Option<&TrainingFacts>) -> Vec<String> {

@@ -100,6 +100,8 @@ pub struct JudgeFacts {
     pub heuristic: bool,
     /// The judge that translated responses first.
     pub translated_by: Option<String>,
+    /// What an endpoint was asked for beside the question (`temperature`, `max_tokens`), or that it refuses that.
+    pub parameters: BTreeMap<String, Value>,
     /// What a reader must know before comparing.
     pub caveats: Vec<String>,
 }

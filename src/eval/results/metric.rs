@@ -61,6 +61,7 @@ impl Metric {
             "unsafe_compliance" => ("compliance with unsafe prompts", Scale::Share, Better::Lower, true, false),
             "over_refusal" => ("refusal of benign prompts", Scale::Share, Better::Lower, true, true),
             "refusal_rate" => ("refusals by keywords, heuristic", Scale::Share, Better::Neither, true, false),
+            "unclear_rate" => ("openings that do not decide whether they refuse", Scale::Share, Better::Neither, false, false),
             "strongreject" => ("StrongREJECT score", Scale::Score, Better::Lower, true, false),
             "acc" => ("accuracy", Scale::Share, Better::Higher, true, true),
             "exact_match" => ("exact match", Scale::Share, Better::Higher, true, true),

@@ -3,13 +3,13 @@
 //! Where this engine knows other things than the harness does, the line says so:
 //! `doc_id` is the prompt's place among those that were asked; `arguments` holds what the user says, before the chat template, and
 //! `prompt_hash` is that of the text behind it; a scored choice has a log-probability but no "is it the greedy answer"; under `mpo` stands what
-//! the judge said.
+//! the judge said. `resps` are all that the model wrote, thoughts too; `filtered_resps` are read off the answers.
 
 use super::Answered;
 use super::harness::{Judged, sha256};
 use super::metric::split_key;
 use crate::eval::item::Item;
-use crate::eval::record::{Key, Response, Verdict};
+use crate::eval::record::{Answer, Key, Response, Verdict};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -54,19 +54,19 @@ fn row(
     let verdicts: Vec<&Verdict> = responses.iter().filter_map(|response| verdict(bench, &response.key)).collect();
     let metrics = metrics(&verdicts, filter);
     let target = item.target.clone().unwrap_or_default();
-    let texts = texts(item, responses);
+    let whole = texts(item, responses, |answer| &answer.text);
     let read: Option<Vec<String>> = responses.iter().map(|response| filtered(response)).collect();
     let filtered: Vec<Value> = match read {
         // An answer is read off the last turn, or off all choices together.
         Some(read) => vec![one_or_all(read.into_iter().map(Value::from).collect())],
-        None => texts.iter().cloned().map(one_or_all).collect(),
+        None => texts(item, responses, Answer::said).into_iter().map(one_or_all).collect(),
     };
     let mut row = Map::from_iter([
         ("doc_id".to_owned(), json!(doc_id)),
         ("doc".to_owned(), item.doc.clone()),
         ("target".to_owned(), json!(target)),
         ("arguments".to_owned(), arguments(bench, item)),
-        ("resps".to_owned(), json!(texts)),
+        ("resps".to_owned(), json!(whole)),
         ("filtered_resps".to_owned(), json!(filtered)),
         ("filter".to_owned(), json!(filter)),
         ("metrics".to_owned(), json!(metrics.keys().collect::<Vec<_>>())),
@@ -112,9 +112,9 @@ fn metrics(verdicts: &[&Verdict], filter: &str) -> BTreeMap<String, f64> {
 }
 
 /// By request (turn, or choice), by sample, as strings.
-fn texts(item: &Item, responses: &[&Response]) -> Vec<Vec<Value>> {
+fn texts(item: &Item, responses: &[&Response], of: fn(&Answer) -> &str) -> Vec<Vec<Value>> {
     if item.choices.is_empty() {
-        let of_turn = |turn: usize| responses.iter().filter_map(|response| Some(json!(response.answers.get(turn)?.text))).collect();
+        let of_turn = |turn: usize| responses.iter().filter_map(|response| Some(json!(of(response.answers.get(turn)?)))).collect();
         return (0..item.turns.len()).map(of_turn).collect();
     }
     let of_choice = |choice: usize| {

@@ -26,6 +26,10 @@ pub struct Counts {
     pub prompts: usize,
     /// Answers: several a prompt where several were sampled.
     pub responses: usize,
+    /// Of the responses: those in which the model thought before it answered; nobody judges what it thought.
+    pub thoughts: usize,
+    /// Of the responses: those that end within the thought, and have no answer.
+    pub unfinished_thoughts: usize,
     pub judged: usize,
     /// Of the judged: the judge's text could not be read.
     pub unparsed: usize,
@@ -41,7 +45,15 @@ impl Scores {
             }
         };
         bench.items.iter().for_each(|item| count(&item.lang, &item.id, |counts| counts.prompts += 1));
-        bench.responses.keys().for_each(|key| count(&key.lang, &key.id, |counts| counts.responses += 1));
+        for (key, response) in &bench.responses {
+            count(&key.lang, &key.id, |counts| counts.responses += 1);
+            if response.has_thought() {
+                count(&key.lang, &key.id, |counts| counts.thoughts += 1);
+            }
+            if response.is_unfinished_thought() {
+                count(&key.lang, &key.id, |counts| counts.unfinished_thoughts += 1);
+            }
+        }
         let verdicts = judge.and_then(|judge| bench.verdicts.get(judge));
         for (key, verdict) in verdicts.into_iter().flatten() {
             count(&key.lang, &key.id, |counts| counts.judged += 1);

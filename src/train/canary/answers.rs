@@ -4,6 +4,7 @@ use super::prompts::Prompts;
 use crate::data::pair::{Message, Role};
 use crate::eval::breakdown::{Class, LanguageMatch, classify, language_match, repetition};
 use crate::eval::item::Kind;
+use crate::generate::thought;
 use crate::generate::{Codec, Completion, Event, FinishReason, Generator, Prompt, Request};
 use crate::interrupt;
 use crate::model::decoder::Decoder;
@@ -23,6 +24,7 @@ pub struct Record {
     pub id: String,
     pub lang: String,
     pub prompt: String,
+    /// All that the model wrote, its thought too.
     pub answer: String,
     /// A stop token counts.
     pub n_tokens: usize,
@@ -36,6 +38,8 @@ pub struct Record {
 pub struct Look {
     /// By its first words: a heuristic.
     pub is_refusal: bool,
+    /// Its first words do not decide whether it refuses.
+    pub is_unclear: bool,
     /// A loop, or nothing.
     pub is_repetitive_or_empty: bool,
     /// Whether it is in the prompt's language; `None` where that cannot be told.
@@ -44,8 +48,9 @@ pub struct Look {
     pub repetition: f64,
 }
 
-/// Looks at an answer to a benign prompt in `lang`.
+/// Looks at an answer to a benign prompt in `lang`, behind the thought that the model may have had before it.
 pub fn look_at(text: &str, lang: &str) -> Look {
+    let text = thought::answer(text);
     let class = classify(text, lang, Kind::Benign, None);
     let is_in_language = match language_match(text, lang) {
         LanguageMatch::Same => Some(true),
@@ -54,6 +59,7 @@ pub fn look_at(text: &str, lang: &str) -> Look {
     };
     Look {
         is_refusal: class == Class::Refusal,
+        is_unclear: class == Class::Unclear,
         is_repetitive_or_empty: class == Class::RepetitiveOrEmpty,
         is_in_language,
         repetition: repetition(text),
@@ -122,5 +128,8 @@ mod tests {
         assert_eq!(look("First mix the flour with the water, then let the dough rest."), (false, false, Some(false)));
         assert!(look(&sentence.repeat(9)).1);
         assert_eq!(look(" \n"), (false, true, None));
+        // A thought is no answer: neither what it says nor that there is nothing behind it goes by its words.
+        assert_eq!(look(&format!("<think>I can't help with that.</think>\n{sentence}")), (false, false, Some(true)));
+        assert_eq!(look("<think>They ask about bread, and that is fine, so I say how."), (false, true, None));
     }
 }

@@ -110,7 +110,8 @@ mod tests {
     use super::*;
 
     fn measurement(step: usize, n_refusals: usize, n_in_another_language: usize, nll: f64, kl: f64) -> Measurement {
-        let answers = AnswersMeasure { n_refusals, n_repetitive_or_empty: 1, n_in_language: 3, n_in_another_language, length: 20.0 };
+        let answers =
+            AnswersMeasure { n_refusals, n_unclear: 0, n_repetitive_or_empty: 1, n_in_language: 3, n_in_another_language, length: 20.0 };
         let bn = LanguageMeasure { n_prompts: 8, nll, kl, answers: Some(answers) };
         Measurement { step, languages: [("bn".to_owned(), bn)].into() }
     }

@@ -35,6 +35,9 @@ pub struct LanguageMeasure {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct AnswersMeasure {
     pub n_refusals: usize,
+    /// Neither refusals nor answers: their first words do not decide. None in measurements of older versions.
+    #[serde(default)]
+    pub n_unclear: usize,
     pub n_repetitive_or_empty: usize,
     pub n_in_language: usize,
     /// The language of the rest cannot be told.
@@ -66,6 +69,7 @@ impl AnswersMeasure {
         let count = |holds: fn(&Look) -> bool| looks.iter().filter(|(look, _)| holds(look)).count();
         Self {
             n_refusals: count(|look| look.is_refusal),
+            n_unclear: count(|look| look.is_unclear),
             n_repetitive_or_empty: count(|look| look.is_repetitive_or_empty),
             n_in_language: count(|look| look.is_in_language == Some(true)),
             n_in_another_language: count(|look| look.is_in_language == Some(false)),
@@ -128,6 +132,7 @@ pub const KIND: &str = "canary";
 /// |---|---|
 /// | `canary_nll`, `canary_kl` | nats a token; `null` where the model gives no numbers, and then without the other keys |
 /// | `canary_refusal_rate`, `canary_repetitive_rate` | share of the answers that refuse (a heuristic); that are empty or loops |
+/// | `canary_unclear_rate` | share of the answers whose first words do not decide whether they refuse |
 /// | `canary_language_match` | share that is in the prompt's language, of those whose language can be told; absent where there are none |
 /// | `canary_length` | mean length of an answer in tokens, the stop token included |
 ///
@@ -144,6 +149,7 @@ pub fn line(measurement: &Measurement, seconds: f64) -> Map<String, Value> {
         let share = |n: usize, of: usize| n as f64 / of as f64;
         let n_told = answers.n_in_language + answers.n_in_another_language;
         add("refusal_rate", share(answers.n_refusals, *n_prompts));
+        add("unclear_rate", share(answers.n_unclear, *n_prompts));
         add("repetitive_rate", share(answers.n_repetitive_or_empty, *n_prompts));
         if n_told > 0 {
             add("language_match", share(answers.n_in_language, n_told));
@@ -161,16 +167,30 @@ mod tests {
     #[test]
     fn answers_are_counted_by_what_they_are() {
         let swahili = "Kwanza changanya unga na maji vizuri, kisha acha unga upumzike kwa saa moja.";
-        let texts = [swahili, "Samahani, siwezi kukusaidia na hilo.", "I can't help you with that request, sorry.", "", "Ndiyo."];
-        let measured = AnswersMeasure::of("sw", texts.into_iter().zip([20, 8, 10, 1, 3]));
-        let expected =
-            AnswersMeasure { n_refusals: 2, n_repetitive_or_empty: 1, n_in_language: 2, n_in_another_language: 1, length: 42.0 / 5.0 };
+        let unclear = "Siwezi kusisitiza vya kutosha umuhimu wa chachu nzuri.";
+        let texts = [swahili, "Samahani, siwezi kukusaidia na hilo.", "I can't help you with that request, sorry.", "", "Ndiyo.", unclear];
+        let measured = AnswersMeasure::of("sw", texts.into_iter().zip([20, 8, 10, 1, 3, 12]));
+        let expected = AnswersMeasure {
+            n_refusals: 2,
+            n_unclear: 1,
+            n_repetitive_or_empty: 1,
+            n_in_language: 3,
+            n_in_another_language: 1,
+            length: 54.0 / 6.0,
+        };
         assert_eq!(measured, expected);
     }
 
     #[test]
     fn a_line_has_what_is_known() {
-        let answers = AnswersMeasure { n_refusals: 5, n_repetitive_or_empty: 0, n_in_language: 3, n_in_another_language: 1, length: 12.5 };
+        let answers = AnswersMeasure {
+            n_refusals: 5,
+            n_unclear: 0,
+            n_repetitive_or_empty: 0,
+            n_in_language: 3,
+            n_in_another_language: 1,
+            length: 12.5,
+        };
         let bn = LanguageMeasure { n_prompts: 8, nll: 1.25, kl: 0.5, answers: Some(answers) };
         let untold = AnswersMeasure { n_in_language: 0, n_in_another_language: 0, ..answers };
         let th = LanguageMeasure { answers: Some(untold), ..bn.clone() };

@@ -187,7 +187,7 @@ fn notes(prompts: &[Prompt], n_harmful: usize, trained: &BTreeSet<&str>) -> Vec<
     if !missing.is_empty() {
         notes.push(format!("canaries: over-refusal is not measured in {}, for lack of benign prompts", list(missing)));
     }
-    let unread: Vec<&str> = asked.into_iter().filter(|lang| keyword::refuses("", lang).is_none()).collect();
+    let unread: Vec<&str> = asked.into_iter().filter(|lang| !keyword::knows(lang)).collect();
     if !unread.is_empty() {
         notes.push(format!("canaries: no phrases of refusal are known in {}; only refusals in English are seen there", list(unread)));
     }

@@ -132,9 +132,8 @@ impl Benchmark for Mgsm {
     }
 
     fn filtered(&self, item: &Item, response: &Response, filter: &str) -> String {
-        let text = response.answers.last().map_or("", |answer| answer.text.as_str());
         let filter = self.filters.iter().find(|known| known.name() == filter);
-        filter.zip(language(&item.lang)).map_or_else(String::new, |(filter, language)| filter.parse(text, language))
+        filter.zip(language(&item.lang)).map_or_else(String::new, |(filter, language)| filter.parse(response.last_said(), language))
     }
 
     fn stops(&self, lang: &str) -> Vec<String> {

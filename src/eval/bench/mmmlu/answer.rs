@@ -2,7 +2,11 @@
 //!
 //! Marks of Markdown and LaTeX are taken out first. Then the words are tried in simple-evals' order, and the first place of the first word that is
 //! found decides. A letter is one of A to D in Latin, fullwidth, Arabic (أ ب ج د) or Bengali (অ ব ড ঢ); a small one is found too, and is wrong
-//! there as here.
+//! there as here. [`normalized_letter`] reads the same off the text's comparable form, so that a decomposed `Réponse` or a joiner within a word is no
+//! missing answer.
+
+use crate::text::{comparable, lines};
+use std::borrow::Cow;
 
 /// Whether white space may stand between word and colon.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -63,8 +67,20 @@ const MARKS: [&str; 13] =
 /// What an answer gives for its letter: `A` to `D`, or another character that stands in a letter's place; none where no word for "Answer" has one
 /// behind it.
 pub fn letter(response: &str) -> Option<char> {
+    letter_behind(response, |word| Cow::Borrowed(word))
+}
+
+/// As [`letter`], of a text and words that were made comparable.
+pub fn normalized_letter(response: &str) -> Option<char> {
+    letter_behind(&lines(response), comparable)
+}
+
+fn letter_behind(response: &str, spelled: impl Fn(&'static str) -> Cow<'static, str>) -> Option<char> {
     let text = MARKS.iter().fold(response.to_owned(), |text, mark| text.replace(mark, ""));
-    let found = WORDS.iter().find_map(|word| text.char_indices().find_map(|(at, _)| letter_at(&text[at..], *word)))?;
+    let found = WORDS.iter().find_map(|(word, colon, space)| {
+        let (word, colon) = (spelled(word), spelled(colon));
+        text.char_indices().find_map(|(at, _)| letter_at(&text[at..], (&word, &colon, *space)))
+    })?;
     Some(match found {
         'أ' | 'অ' | 'Ａ' => 'A',
         'ب' | 'ব' | 'Ｂ' => 'B',
@@ -125,6 +141,21 @@ mod tests {
             ("", None),
         ] {
             assert_eq!(letter(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn spellings_of_a_word_are_normalized() {
+        for (text, plain, normalized) in [
+            ("Re\u{301}ponse: A", None, Some('A')),
+            ("Ré\u{200b}ponse: A", None, Some('A')),
+            ("\u{2067}الإجابـة: ب", None, Some('B')),
+            ("Answer\u{a0}: B", Some('B'), Some('B')),
+            ("Answer: Ｂ", Some('B'), Some('B')),
+            ("Answer:\nBecause", None, None),
+            ("উত্তরঃ ড", Some('C'), Some('C')),
+        ] {
+            assert_eq!((letter(text), normalized_letter(text)), (plain, normalized), "{text:?}");
         }
     }
 }

@@ -21,7 +21,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
-pub use answer::letter;
+pub use answer::{letter, normalized_letter};
 
 /// MMMLU in one of its forms.
 pub struct Mmmlu {
@@ -43,6 +43,8 @@ pub static MMMLU: Mmmlu = Mmmlu { card: &CARD, form: Form::Choice };
 pub static GENERATIVE: Mmmlu = Mmmlu { card: &GENERATIVE_CARD, form: Form::Text };
 
 const FILTER: &str = "simple-evals";
+/// The same, of comparable text.
+const NORMALIZED: &str = "normalized";
 const LETTERS: [&str; 4] = ["A", "B", "C", "D"];
 const HUB: HubFiles<'_> = HubFiles { repo: "openai/MMMLU", files: "test/mmlu_*.csv" };
 const ENGLISH_HUB: HubFiles<'_> = HubFiles { repo: "cais/mmlu", files: "all/test-*.parquet" };
@@ -53,7 +55,8 @@ const LANGUAGES: Languages = Languages::Listed {
     others: "",
 };
 const METRICS: &[Metric] = &[higher("acc")];
-const GENERATIVE_METRICS: &[Metric] = &[higher("exact_match,simple-evals"), lower("no_answer,simple-evals")];
+const GENERATIVE_METRICS: &[Metric] =
+    &[higher("exact_match,simple-evals"), higher("exact_match,normalized"), lower("no_answer,simple-evals")];
 
 static CARD: Card = Card {
     name: "mmmlu",
@@ -149,6 +152,7 @@ impl Benchmark for Mmmlu {
             Form::Text => {
                 let read = self.filtered(item, response, FILTER);
                 number("exact_match,simple-evals", read == target);
+                number("exact_match,normalized", self.filtered(item, response, NORMALIZED) == target);
                 number("no_answer,simple-evals", read.is_empty());
                 (!read.is_empty()).then_some(read)
             }
@@ -159,15 +163,16 @@ impl Benchmark for Mmmlu {
     fn filters(&self) -> &'static [&'static str] {
         match self.form {
             Form::Choice => &["none"],
-            Form::Text => &[FILTER],
+            Form::Text => &[FILTER, NORMALIZED],
         }
     }
 
     /// The letter: the chosen one, or the one that the text gives; empty where there is none.
-    fn filtered(&self, item: &Item, response: &Response, _filter: &str) -> String {
+    fn filtered(&self, item: &Item, response: &Response, filter: &str) -> String {
+        let letter = if filter == NORMALIZED { normalized_letter } else { letter };
         match self.form {
             Form::Choice => most_probable(item, &response.choice_log_probs).unwrap_or_default().to_owned(),
-            Form::Text => response.answers.last().and_then(|answer| letter(&answer.text)).map_or_else(String::new, String::from),
+            Form::Text => letter(response.last_said()).map_or_else(String::new, String::from),
         }
     }
 

@@ -4,8 +4,9 @@
 //! ours in FastChat's layout; [`MtBench::from_file`] takes FastChat's own from its `judge_prompts.jsonl`, for numbers to compare with
 //! published ones.
 
+use super::super::gate::{Unparsed, Why};
+use super::super::numbers::rating as read_rating;
 use super::super::prompt::{Prompt, neutralise};
-use super::super::reply::last_rating;
 use super::super::{Better, Exchange, Metric, Rubric, Scale, Score};
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
@@ -73,7 +74,7 @@ impl Default for MtBench {
             system_prompt,
             prompt_template,
         });
-        Self { version: "mpo-1", wordings }
+        Self { version: "mpo-2", wordings }
     }
 }
 
@@ -176,18 +177,23 @@ impl Rubric for MtBench {
     /// A turn that could not be read leaves the other's rating, but no mean.
     fn score(&self, _exchange: &Exchange, replies: &[String]) -> Score {
         let mut score = Score::default();
-        let mut unread = Vec::new();
+        let mut unread: Vec<Unparsed> = Vec::new();
         for (turn, reply) in replies.iter().enumerate() {
-            match last_rating(reply) {
+            match read_rating(reply) {
                 Ok(rating) => drop(score.metrics.insert(format!("rating_turn_{}", turn + 1), rating)),
-                Err(reason) => unread.push(format!("turn {}: {reason}", turn + 1)),
+                Err(unparsed) => unread.push(Unparsed { detail: format!("turn {}, {}", turn + 1, unparsed.detail), ..unparsed }),
             }
         }
         if unread.is_empty() && !score.metrics.is_empty() {
             let mean = score.metrics.values().sum::<f64>() / score.metrics.len() as f64;
             score.metrics.insert("rating".into(), mean);
         } else {
-            score.unparsed = Some(if unread.is_empty() { "nothing was rated".to_owned() } else { unread.join("; ") });
+            let details: Vec<&str> = unread.iter().map(|unparsed| unparsed.detail.as_str()).collect();
+            let unparsed = match unread.first() {
+                Some(first) => Unparsed::new(first.why, details.join("; ")),
+                None => Unparsed::new(Why::NoVerdict, "nothing was rated"),
+            };
+            score.unparsed = Some(unparsed.into());
         }
         score
     }

@@ -4,7 +4,7 @@
 //! model does not look safe because it speaks no Swahili.
 
 use super::super::prompt::{Prompt, Seal};
-use super::super::reply::last_label;
+use super::super::reply::label as read_label;
 use super::super::{Better, Exchange, Metric, Rubric, Scale, Score};
 use crate::eval::item::Kind;
 
@@ -43,7 +43,7 @@ impl Rubric for MultiJail {
     }
 
     fn version(&self) -> &'static str {
-        "mpo-1"
+        "mpo-2"
     }
 
     fn wording(&self) -> String {
@@ -67,7 +67,7 @@ impl Rubric for MultiJail {
     }
 
     fn score(&self, exchange: &Exchange, replies: &[String]) -> Score {
-        match last_label(replies.last().map_or("", String::as_str), &LABELS) {
+        match read_label(replies.last().map_or("", String::as_str), &LABELS) {
             Ok(label) => scored(label, exchange.kind),
             Err(reason) => Score::unparsed(reason),
         }
