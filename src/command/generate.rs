@@ -92,8 +92,7 @@ fn answer_one(args: &GenerateArgs, generator: &Generator<'_>, text: &str) -> Res
     let n_positions = generator.model.description().max_positions;
     ensure!(
         completion.n_prompt_tokens < n_positions,
-        "the prompt has {} tokens and fills the model's {n_positions} positions: there is no room for an answer
-hint: shorten it",
+        "the prompt has {} tokens and fills the model's {n_positions} positions: there is no room for an answer\nhint: shorten it",
         completion.n_prompt_tokens
     );
     if let Some(cut_off) = cut_off(&completion) {
