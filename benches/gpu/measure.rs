@@ -29,7 +29,7 @@ use std::time::Instant;
 pub fn run(job: &Job) -> Result<Measured> {
     if job.device == "emulated" {
         let done = gpu::on_emulated_gpu(|| run(&Job { device: "cpu".into(), ..job.clone() }));
-        return done.context("no C++ compiler emulates a GPU here")?;
+        return done?.context("no C++ compiler emulates a GPU here")?;
     }
     match measured(job) {
         Err(error) if is_out_of_memory(&error) => Ok(Measured { out_of_memory: Some(format!("{error:#}")), ..Measured::default() }),

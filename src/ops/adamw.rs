@@ -357,7 +357,7 @@ mod gpu_tests {
                 let tensors = [vec![value], parts(&state)].concat();
                 tensors.iter().flat_map(|tensor| read(tensor).unwrap().to_vec()).collect::<Vec<f32>>()
             };
-            let (on_cpu, Some(on_gpu)) = (run(), gpu::on_emulated_gpu(run)) else { return };
+            let (on_cpu, Some(on_gpu)) = (run(), gpu::on_emulated_gpu(run).unwrap()) else { return };
             let n_different = on_cpu.iter().zip(&on_gpu).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
             assert!(n_different == 0, "{rounding:?}, 8 bits {eight_bit}: {n_different} of {} values", on_cpu.len());
         }

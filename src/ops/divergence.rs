@@ -286,7 +286,7 @@ mod gpu_tests {
             let (divergences, d) = divergence(reference, policy, Some(Backward { factors: &[1.0; 5], weight_gradient: None })).unwrap();
             assert!(read(&divergences).unwrap().iter().chain(&*read(&d.unwrap()).unwrap()).all(|&value| value == 0.0));
         };
-        gpu::on_emulated_gpu(|| check(&candle_core::Device::Cpu));
+        gpu::on_emulated_gpu(|| check(&candle_core::Device::Cpu)).unwrap();
         #[cfg(feature = "cuda")]
         if let Ok(device) = gpu::at(0) {
             check(&device);

@@ -193,7 +193,7 @@ mod gpu_tests {
 
     #[test]
     fn errors_come_at_the_end() {
-        gpu::on_emulated_gpu(|| errors_come_later_and_nothing_is_called_behind_them(&Device::Cpu));
+        gpu::on_emulated_gpu(|| errors_come_later_and_nothing_is_called_behind_them(&Device::Cpu)).unwrap();
         #[cfg(feature = "cuda")]
         if let Ok(device) = gpu::at(0) {
             errors_come_later_and_nothing_is_called_behind_them(&device);

@@ -307,7 +307,7 @@ mod tests {
     #[test]
     fn a_gpu_is_measured_by_its_own_ops() {
         for (compute, n_bytes) in [(ComputeDtype::F32, 4), (ComputeDtype::Bf16, 2)] {
-            let Some(rates) = gpu::on_emulated_gpu(|| rates(&Place::new(candle_core::Device::Cpu, compute))) else { return };
+            let Some(rates) = gpu::on_emulated_gpu(|| rates(&Place::new(candle_core::Device::Cpu, compute))).unwrap() else { return };
             assert_are_rates(&rates);
             assert_eq!(rates.bytes_of_value, n_bytes);
         }
@@ -323,7 +323,9 @@ mod tests {
         };
         let budget = Duration::from_millis(8);
         Bench::new(&place).unwrap().best_of(budget, &mut run).unwrap();
-        let Some(seconds) = gpu::on_emulated_gpu(|| Bench::new(&place).unwrap().best_of(budget, &mut run).unwrap()) else { return };
+        let Some(seconds) = gpu::on_emulated_gpu(|| Bench::new(&place).unwrap().best_of(budget, &mut run).unwrap()).unwrap() else {
+            return;
+        };
         assert!(n_runs > 1000 && seconds < 1e-5, "{n_runs} runs of nothing, {seconds} s each");
     }
 

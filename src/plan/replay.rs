@@ -412,7 +412,7 @@ mod tests {
     fn alone() {
         let model = std::env::var("MPO_TEST_MODEL").unwrap();
         match model.strip_prefix("GPU ") {
-            Some(model) => drop(crate::ops::gpu::on_emulated_gpu(|| passes_are_as_their_replay(model, true))),
+            Some(model) => drop(crate::ops::gpu::on_emulated_gpu(|| passes_are_as_their_replay(model, true)).unwrap()),
             None => passes_are_as_their_replay(&model, false),
         }
     }

@@ -18,7 +18,7 @@ const VOCABULARY: usize = 200;
 
 /// Runs `work` on every GPU that can be had.
 pub fn on_every_gpu(work: impl Fn(&str, &Device)) {
-    mpo::ops::gpu::on_emulated_gpu(|| work("emulated", &Device::Cpu));
+    mpo::ops::gpu::on_emulated_gpu(|| work("emulated", &Device::Cpu)).unwrap();
     #[cfg(feature = "cuda")]
     if let Ok(device) = mpo::ops::gpu::at(0) {
         work("GPU", &device);

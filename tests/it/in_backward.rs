@@ -94,7 +94,8 @@ fn so_are_those_of_the_gpu() {
         let run = |purpose| trained(&llama(HIDDEN, VOCABULARY), &place, purpose, &config, Keep::ForBackward);
         let ((_, weights), (_, in_backward)) = (run(Purpose::Train), run(Purpose::TrainInBackward));
         assert_eq!(weights, in_backward);
-    });
+    })
+    .unwrap();
 }
 
 #[test]

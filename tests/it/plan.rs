@@ -232,7 +232,8 @@ fn a_gpu_is_chosen_for_by_its_own_memory_and_the_hosts_part_by_the_hosts() {
         let n_head = bf16.description.vocab_size * bf16.description.hidden_size;
         assert_eq!(half.reference, 2 * n_head as u64, "the head that `kl` compares with lies where the policy does");
         assert!(half.canaries > 0 && held.host.canaries > 0, "caches there, what is known of step 0 here");
-    });
+    })
+    .unwrap();
 }
 
 /// Begin and end in microseconds of every span of a trace, by name.

@@ -451,7 +451,7 @@ mod gpu_tests {
                 let together = results(&a, &packed.segments, &all[0], &all[1]).unwrap();
                 (together, results(&a, &alone.segments, &own[0], &own[1]).unwrap())
             });
-            let Some((together, alone)) = both else { return };
+            let Some((together, alone)) = both.unwrap() else { return };
             assert!(bits(together, 21) == bits(alone, 0), "{dtype:?}");
         }
     }

@@ -4,7 +4,7 @@
 //! sources: it is made once, by whichever process needs it first. A program that never calls [`on_emulated_gpu`] compiles and loads nothing.
 
 use super::{Argument, Kernel};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use sha2::{Digest, Sha256};
 use std::cell::Cell;
 use std::ffi::{CStr, CString, OsString, c_char, c_void};
@@ -25,7 +25,7 @@ struct Emulator {
 type Launch =
     unsafe extern "C" fn(name: *const c_char, blocks: *const u32, threads: u32, shared_bytes: u32, arguments: *mut *mut c_void) -> i32;
 
-static EMULATOR: OnceLock<Option<Emulator>> = OnceLock::new();
+static EMULATOR: OnceLock<Result<Option<Emulator>, String>> = OnceLock::new();
 
 thread_local! {
     static ON: Cell<bool> = const { Cell::new(false) };
@@ -37,23 +37,24 @@ pub(super) fn is_on() -> bool {
 }
 
 /// Runs `work` with this thread's CPU tensors on the emulated GPU. From call to call its threads take turns the other way round, so that work which
-/// gives the same twice does not depend on their order. `None`, and a line on stderr, where the machine has no C++ compiler.
+/// gives the same twice does not depend on their order. `None` where the machine has no C++ compiler.
 ///
-/// # Panics
+/// # Errors
 ///
-/// The kernels do not compile.
-pub fn on_emulated_gpu<R>(work: impl FnOnce() -> R) -> Option<R> {
+/// The kernels do not compile, or are not loaded.
+pub fn on_emulated_gpu<R>(work: impl FnOnce() -> R) -> Result<Option<R>> {
     struct Restore(bool);
     impl Drop for Restore {
         fn drop(&mut self) {
             ON.set(self.0);
         }
     }
-    let emulator = EMULATOR.get_or_init(|| load().unwrap_or_else(|error| panic!("the GPU cannot be emulated: {error:#}"))).as_ref()?;
+    let loaded = EMULATOR.get_or_init(|| load().map_err(|error| format!("{error:#}")));
+    let Some(emulator) = loaded.as_ref().map_err(|error| anyhow!("the GPU cannot be emulated: {error}"))? else { return Ok(None) };
     let _restore = Restore(ON.replace(true));
     // SAFETY: it changes nothing but a flag of this thread.
     unsafe { (emulator.turn_round)() };
-    Some(work())
+    Ok(Some(work()))
 }
 
 /// Compiles the kernels, unless that was done before, and loads them. `None` without a compiler.
@@ -85,10 +86,7 @@ fn compile(source: &Path, library: &Path) -> Result<bool> {
     let unfinished = library.with_extension(format!("{}.unfinished", std::process::id()));
     let output = Command::new(&compiler).args(["-std=c++17", "-O2", "-shared", "-fPIC", "-o"]).args([&unfinished, source]).output();
     match output {
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            eprintln!("GPU kernels are not tested: there is no C++ compiler `{}`; install one, or name it by CXX", compiler.display());
-            return Ok(false);
-        }
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(error).with_context(|| format!("cannot start `{}`", compiler.display())),
         Ok(output) if output.status.success() => {}
         Ok(output) => bail!("`{}` cannot compile the kernels: {}", compiler.display(), String::from_utf8_lossy(&output.stderr)),
@@ -142,7 +140,7 @@ fn pointer(argument: &Argument) -> *mut c_void {
 ///
 /// Nobody emulates a GPU here, or there is no kernel of that name.
 pub(super) fn launch(kernel: &Kernel, blocks: [usize; 3], threads: usize) -> Result<()> {
-    let emulator = EMULATOR.get().and_then(Option::as_ref).filter(|_| is_on());
+    let emulator = EMULATOR.get().and_then(|loaded| loaded.as_ref().ok()?.as_ref()).filter(|_| is_on());
     let emulator = emulator.with_context(|| format!("`{}` is a kernel of a GPU, and its tensors are on the CPU", kernel.name))?;
     let name = CString::new(kernel.name.as_str()).context("a kernel's name")?;
     let blocks = blocks.map(|n| n as u32);

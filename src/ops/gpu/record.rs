@@ -116,7 +116,8 @@ mod tests {
             assert_eq!(counts, [("clear_f32", 1), ("product 2 x 8 x 4, f32 to f32", 3)]);
             assert!(recorded.iter().all(|of| of.seconds > 0.0) && recorded.is_sorted_by(|a, b| a.seconds >= b.seconds), "{recorded:?}");
             assert_eq!(record(|| Ok(7)).unwrap(), (7, vec![]));
-        });
+        })
+        .unwrap();
     }
 
     #[test]

@@ -50,7 +50,7 @@ pub fn agree_to(what: &str, tolerances: [f64; 2], run: impl Fn(&Place) -> Result
     let expected = results(&Place { device: Device::Cpu, dtype: DType::F32 });
     for (dtype, tolerance) in [DType::F32, DType::BF16].into_iter().zip(tolerances) {
         let place = Place { device: Device::Cpu, dtype };
-        if let [Some(once), Some(again)] = [0, 1].map(|_| super::on_emulated_gpu(|| results(&place))) {
+        if let [Some(once), Some(again)] = [0, 1].map(|_| super::on_emulated_gpu(|| results(&place)).unwrap()) {
             assert!(same_bits(&once, &again), "{what}, {dtype:?}: the order of threads changes the result");
             compare(&format!("{what}, emulated, {dtype:?}"), &once, &expected, tolerance);
         }

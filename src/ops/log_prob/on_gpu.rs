@@ -204,7 +204,7 @@ mod tests {
             let weight = tensor((0..v).map(|token| if token == wrong { f32::NAN } else { 1.0 }).collect(), &[v, 1]).unwrap();
             let hidden = tensor(vec![1.0], &[1, 1]).unwrap();
             let target = [TokenTarget { row: 0, token: 3 }];
-            let Some(scored) = on_emulated_gpu(|| head.score(&hidden, &weight, &target, 0).unwrap()) else { return };
+            let Some(scored) = on_emulated_gpu(|| head.score(&hidden, &weight, &target, 0).unwrap()).unwrap() else { return };
             assert!(read(&scored.log_probs).unwrap()[0].is_nan(), "{v} tokens");
         }
     }
