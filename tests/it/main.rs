@@ -39,6 +39,7 @@ mod reference;
 mod report;
 mod results;
 mod resume;
+mod saved;
 mod slow;
 mod statistics;
 mod support;
