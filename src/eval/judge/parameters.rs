@@ -120,11 +120,9 @@ impl Parameters {
         let is_too_much =
             says(&["too large", "at most", "less than", "<=", "maximum", "exceed", "greater than", "no more than", "too high", " > "]);
         let is_too_long = error.meaning() == Meaning::TooLong;
-        if self.limit != Limit::LeftOut
-            && is_too_much
-            && (is_about_limit || has_word(&said, MAX) || has_word(&said, MAX_COMPLETION) || is_too_long)
-        {
-            let is_context = is_too_long && says(&["context", "prompt", "input", "messages", "total"]);
+        let names_limit = is_about_limit || has_word(&said, MAX) || has_word(&said, MAX_COMPLETION);
+        if self.limit != Limit::LeftOut && is_too_much && (names_limit || is_too_long) {
+            let is_context = is_too_long && (!names_limit || says(&["context", "prompt", "input", "messages", "total"]));
             return self.with_fewer_tokens(&said, is_context);
         }
         if self.limit != Limit::LeftOut && is_about_limit {
