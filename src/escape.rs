@@ -29,6 +29,32 @@ pub fn one_line(text: &str, max_chars: usize) -> String {
     }
 }
 
+/// A text for people, however long what it quotes is: a line beyond `MOST_LINE_CHARS` keeps its beginning and its end, and of all lines so many stay as
+/// make up `MOST_CHARS`. What an error says of a value of a megabyte, or of a thousand rows, is still an error that can be read.
+pub fn shortened(text: &str) -> String {
+    const MOST_LINE_CHARS: usize = 2_000;
+    const MOST_CHARS: usize = 16_000;
+    let mut short = String::new();
+    for (index, line) in text.lines().enumerate() {
+        if short.len() > MOST_CHARS {
+            let n_left = text.lines().count() - index;
+            return short + &format!("\n… and {n_left} more lines");
+        }
+        if index > 0 {
+            short.push('\n');
+        }
+        let n_chars = if line.len() > MOST_LINE_CHARS { line.chars().count() } else { 0 };
+        if n_chars > MOST_LINE_CHARS {
+            short.extend(line.chars().take(MOST_LINE_CHARS / 2));
+            short += &format!(" … {} characters … ", n_chars - MOST_LINE_CHARS);
+            short.extend(line.chars().skip(n_chars - MOST_LINE_CHARS / 2));
+        } else {
+            short += line;
+        }
+    }
+    short
+}
+
 fn is_instruction(c: char) -> bool {
     match c {
         '\n' | '\t' => false,
@@ -74,5 +100,15 @@ mod tests {
         assert_eq!(one_line("a\n\n b\tc", 80), "a b c");
         assert_eq!(one_line("日本語のテキスト", 3), "日本語…");
         assert_eq!(one_line("\u{1b}[0m", 80), r"\u{1b}[0m");
+    }
+
+    #[test]
+    fn a_long_text_keeps_its_beginning_and_its_end() {
+        assert_eq!(shortened("a\nb"), "a\nb");
+        let line = format!("begin{}end", "傘".repeat(5000));
+        let short = shortened(&line);
+        assert!(short.starts_with("begin傘") && short.ends_with("傘end") && short.contains(" … 3008 characters … "), "{short}");
+        let short = shortened(&"a problem in the configuration\n".repeat(3000));
+        assert!(short.len() < 17_000 && short.ends_with("more lines"), "{short}");
     }
 }

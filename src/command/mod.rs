@@ -17,7 +17,7 @@ mod train;
 use crate::allocator;
 use crate::cli::{Cli, Command};
 use crate::config::ConfigError;
-use crate::escape::escape_for_terminal;
+use crate::escape::{escape_for_terminal, shortened};
 use crate::secret::shown;
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -124,7 +124,7 @@ pub(crate) fn print_data(text: &str) -> Result<()> {
 }
 
 /// An error chain for people: the error, its causes, then the hints that any of them carries on `hint:` lines of its own.
-fn render(error: &anyhow::Error, colours: bool) -> String {
+pub fn render(error: &anyhow::Error, colours: bool) -> String {
     let paint = |code: &str, word: &str| if colours { format!("\x1b[1;{code}m{word}\x1b[0m") } else { word.to_string() };
     let mut text = String::new();
     let mut hints = String::new();
@@ -135,6 +135,7 @@ fn render(error: &anyhow::Error, colours: bool) -> String {
         if said.last().is_some_and(|above| above.contains(&message)) {
             continue;
         }
+        let message = shortened(&message);
         let (hint, body): (Vec<&str>, Vec<&str>) = message.lines().partition(|line| line.starts_with("hint:"));
         let label = if depth == 0 { paint("31", "error:") } else { "  caused by:".to_string() };
         let indent = if depth == 0 { "\n" } else { "\n    " };
