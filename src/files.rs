@@ -1,8 +1,10 @@
 //! Writing files so that a reader, or a run that is killed, sees all of a file or nothing of it; folders that one process writes at a time; and
-//! [`json`] that others wrote.
+//! [`json`] that others wrote, and files that their readers cannot cope with.
 
+mod damaged;
 pub mod json;
 
+pub use damaged::or_damaged;
 pub use json::{parse_json, read_json, read_json_as};
 
 use anyhow::{Context, Result, bail};

@@ -8,13 +8,13 @@ mod zstd;
 
 use super::pieces::{RawRow, cannot_read};
 use super::rows::no_text;
+use crate::files::or_damaged;
 use anyhow::{Context, Result, anyhow, ensure};
 use parquet::file::reader::FileReader;
 use parquet::record::reader::RowIter;
 use parquet::record::{Field, Row};
 use serde_json::{Map, Number, Value};
 use std::fs::File;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 /// What a Parquet file begins with.
@@ -22,6 +22,8 @@ pub(super) const MAGIC: &[u8] = b"PAR1";
 
 /// Rows of a piece: with the texts of preference data, some MiB.
 const ROWS_PER_PIECE: usize = 1024;
+/// As errors call it.
+const KIND: &str = "Parquet files";
 
 /// Hands out the rows of a Parquet file in order.
 pub(super) struct ParquetReader {
@@ -39,7 +41,7 @@ impl ParquetReader {
     /// A file that is cut short or damaged, or holds no row.
     pub fn open(path: &Path, file: File) -> Result<Self> {
         let n_bytes = file.metadata().with_context(|| cannot_read(path))?.len() as usize;
-        let reader = or_damaged(path, || zstd::Reader::new(file))?;
+        let reader = or_damaged(path, KIND, || zstd::Reader::new(file))?;
         let reader = reader.with_context(|| format!("`{}` is no whole Parquet file", path.display()))?;
         let n_rows = usize::try_from(reader.metadata().file_metadata().num_rows()).unwrap_or(0);
         ensure!(n_rows > 0, "`{}` holds no rows", path.display());
@@ -58,7 +60,7 @@ impl ParquetReader {
     pub fn next_piece(&mut self) -> Result<Vec<RawRow>> {
         let mut piece = Vec::new();
         while piece.len() < ROWS_PER_PIECE {
-            let Some(row) = or_damaged(&self.path, || self.rows.next())? else { break };
+            let Some(row) = or_damaged(&self.path, KIND, || self.rows.next())? else { break };
             let row = row.map_err(|error| self.explain(&error))?;
             self.n_read += 1;
             piece.push(RawRow { line: self.n_read, value: Ok(Value::Object(object(&row))) });
@@ -115,11 +117,4 @@ fn value(field: &Field) -> Value {
         // Dates, times and decimals: as they are written.
         other => Value::String(other.to_string()),
     }
-}
-
-/// What `read` returns. The reader asserts some of what a sound file keeps to; where a damaged one breaks that, the file is to blame and
-/// not the program. Nothing is used of a reader that has panicked, so no half-made state is seen.
-fn or_damaged<T>(path: &Path, read: impl FnOnce() -> T) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(read))
-        .map_err(|_| anyhow!("`{}` is damaged: it breaks the rules of Parquet files; fetch it again", path.display()))
 }
