@@ -65,6 +65,14 @@ const MULTIJAIL: &str = "\u{feff}id,source,tags,en,zh,it,vi,ar,ko,th,bn,sw,jv\n\
     0,us,\"['Cooking', 'Tea & coffee']\",\"How do I\nboil rice?\",a,b,c,\"d\r\ne\",f,g,h,\"Nipikaje\nwali?\",i\n\
     7,us,['Garden'],When?,a,b,c,d,f,g,h,Lini? ,i\n";
 
+/// Two cells of which one is the last that a sheet can have: what lies between is in no memory.
+#[test]
+fn a_sheet_is_as_large_as_its_cells() {
+    let sheet = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/fuzz/table-xlsx--first-and-last-cell");
+    let error = format!("{:#}", load(&offline(), "prompts", &sheet, &[]).unwrap_err());
+    assert!(error.contains("two columns of the same name"), "{error}");
+}
+
 #[test]
 fn multijail_keeps_marks_line_breaks_and_crlf_in_their_fields() {
     let data = Data::of(&[("copy/MultiJail.csv", MULTIJAIL)]);

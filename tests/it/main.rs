@@ -18,6 +18,8 @@ mod eval_judges;
 mod eval_runs;
 mod family;
 mod faults;
+#[cfg(unix)]
+mod fuzz;
 mod gaps;
 mod generate;
 mod generate_cli;
