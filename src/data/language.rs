@@ -103,6 +103,13 @@ fn texts(pair: &PreferencePair) -> [String; 3] {
     [prompt.join("\n"), response(&pair.chosen), response(&pair.rejected)]
 }
 
+/// Loads what the detector reads when it is first asked, some 40 MB, so that a forecast of memory sees it.
+pub fn load_models() {
+    for text in ["The weather is lovely today.", &"The weather is lovely today, and we shall take a walk. ".repeat(4)] {
+        detect(&[text]);
+    }
+}
+
 /// The ISO 639-1 code of the language of texts that belong together, `und` where it cannot be told.
 pub fn detect(texts: &[&str]) -> String {
     detect_by(texts, latin::language)

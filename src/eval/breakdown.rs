@@ -203,11 +203,53 @@ pub fn language_match(text: &str, lang: &str) -> LanguageMatch {
     }
     if found == lang {
         LanguageMatch::Same
-    } else if found == UNDETERMINED && main_script(&prose) == Some(Script::Latin) && !is_foreign_to(&prose, lang) {
+    } else if found == UNDETERMINED && main_script(&prose) == Some(Script::Latin) && !has_other_script(lang) && !is_foreign_to(&prose, lang)
+    {
         LanguageMatch::Unknown
     } else {
         LanguageMatch::Other(found)
     }
+}
+
+/// Languages that are hardly ever written in Latin letters: an answer in those is in another language, whichever it is.
+fn has_other_script(lang: &str) -> bool {
+    matches!(
+        lang,
+        "am" | "ar"
+            | "as"
+            | "be"
+            | "bg"
+            | "bn"
+            | "el"
+            | "fa"
+            | "gu"
+            | "he"
+            | "hi"
+            | "hy"
+            | "ja"
+            | "ka"
+            | "km"
+            | "kn"
+            | "ko"
+            | "lo"
+            | "mk"
+            | "ml"
+            | "mr"
+            | "my"
+            | "ne"
+            | "pa"
+            | "ps"
+            | "ru"
+            | "si"
+            | "ta"
+            | "te"
+            | "th"
+            | "ti"
+            | "uk"
+            | "ur"
+            | "yue"
+            | "zh"
+    )
 }
 
 /// The text outside of fenced code; an open fence reaches to the end.

@@ -275,7 +275,7 @@ fn other_canaries_are_refused_on_resume() {
     let longer = ["train", "--resume", "run", "--set", "train.max_steps=4"];
 
     let text = std::fs::read_to_string(&file).unwrap();
-    std::fs::write(&file, text.replacen("umbrella", "parasol", 1)).unwrap();
+    std::fs::write(&file, text.replacen("colleague", "neighbour", 1)).unwrap();
     let error = work.fails(&longer);
     assert!(error.contains("the canaries are not those that") && error.contains("mine.jsonl` change?"), "{error}");
     std::fs::write(work.path("moved.jsonl"), text).unwrap();

@@ -32,7 +32,7 @@ fn both_adapter_states_run_the_smoke_recipe() {
     for run in ["full", "lora"] {
         let summary = json(&work.path(run).join("summary.json"));
         let loss = |when: &str| number(&summary[when]["train"], "loss");
-        assert!(loss("after") < 0.2 * loss("before"), "{run}: {} -> {}", loss("before"), loss("after"));
+        assert!(loss("after") < 0.8 * loss("before"), "{run}: {} -> {}", loss("before"), loss("after"));
     }
     assert_eq!(metrics(&work.path("full"))[0]["loss"], metrics(&work.path("lora"))[0]["loss"], "a new adapter begins as its base");
 }

@@ -43,7 +43,11 @@ fn the_table_and_the_json_say_the_same() {
     let switches = json["switches"].as_array().unwrap();
     let switched = |set: &str| switches.iter().find(|switch| switch["set"][0] == set).unwrap_or_else(|| panic!("{set} in {switches:#?}"));
     let checkpointed = switched("train.activation_checkpointing=on");
-    assert!(number(checkpointed, "peak_bytes") < number(&json, "peak_bytes"));
+    // Of batches as small as these, another moment of the run is the fullest.
+    let larger = plan(&work, &["--config", "run.toml", "--set", "train.batch_size=8", "--set", "train.micro_batch_size=8"]);
+    let of_larger =
+        larger["switches"].as_array().unwrap().iter().find(|switch| switch["set"][0] == "train.activation_checkpointing=on").unwrap();
+    assert!(number(of_larger, "peak_bytes") < number(&larger, "peak_bytes"));
     assert!(number(&checkpointed["mean_step"]["flops"], "recomputed") > 0.0);
     // Six rows share a dominant pair, and a batch holds two: the plan says what batch would hold them.
     assert_eq!(switched("train.group_by_dominant=true")["set"][1], "train.batch_size=6");

@@ -15,7 +15,11 @@ fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
         let to = to.join(entry.file_name());
-        if entry.path().is_dir() { copy(&entry.path(), &to) } else { drop(fs::copy(entry.path(), to).unwrap()) }
+        if entry.path().is_dir() {
+            copy(&entry.path(), &to);
+        } else {
+            fs::copy(entry.path(), to).unwrap();
+        }
     }
 }
 
@@ -33,7 +37,9 @@ fn a_run_of_an_older_version_ends_as_it_would_have_ended() {
     let (ended, whole) = (load("full/final/model.safetensors"), load("whole.safetensors"));
     assert_eq!(ended.len(), whole.len());
     for (name, expected) in whole {
-        let values = |tensor: &candle_core::Tensor| tensor.flatten_all().unwrap().to_dtype(candle_core::DType::F32).unwrap().to_vec1::<f32>().unwrap();
+        let values = |tensor: &candle_core::Tensor| {
+            tensor.flatten_all().unwrap().to_dtype(candle_core::DType::F32).unwrap().to_vec1::<f32>().unwrap()
+        };
         let differs = values(&expected).iter().zip(values(&ended[&name])).any(|(a, b)| (a - b).abs() > 1e-2 * a.abs().max(1e-2));
         assert!(!differs, "{name}: bf16 weights within a rounding, since other processors sum in another order");
     }

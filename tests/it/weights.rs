@@ -246,7 +246,7 @@ fn missing_unexpected_and_misshapen_tensors_are_listed_together() {
     for words in [
         "1 missing:\n    model.layers.0.mlp.up_proj.weight",
         "1 unexpected:\n    score.weight",
-        "1 misshapen:\n    model.norm.weight: is [3], should be [4]",
+        "1 misshapen:\n    model.norm.weight (`model.safetensors`): is [3], should be [4]",
     ] {
         assert!(message.contains(words), "{message:?} does not say {words:?}");
     }

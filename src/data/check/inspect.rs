@@ -13,6 +13,9 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+/// Rows whose language is looked at before training; `mpo check` looks at all.
+const ENOUGH_TAGGED_ROWS: usize = 4000;
+
 /// How closely rows are looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::data) enum Depth {
@@ -87,7 +90,10 @@ impl<'a> Inspector<'a> {
                 (None, _) => labels.n_rejected += 1,
             }
         }
-        self.tags.look(rows, &is_first, self.depth == Depth::Whole);
+        // Before training a sample is enough, since a tag that is mistaken is so in row after row.
+        if self.depth == Depth::Whole || self.tags.n_rows() < ENOUGH_TAGGED_ROWS {
+            self.tags.look(rows, &is_first, self.depth == Depth::Whole);
+        }
         if self.depth == Depth::Whole {
             self.count_cut(rows, &is_first);
         }

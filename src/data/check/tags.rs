@@ -40,6 +40,11 @@ struct Heard {
 }
 
 impl Tags {
+    /// Rows that were looked at.
+    pub fn n_rows(&self) -> usize {
+        self.n_pairs.iter().filter(|((side, _), _)| *side != "dominant").map(|(_, n)| n).sum()
+    }
+
     pub fn look(&mut self, rows: &[PreferenceRow], is_first_of_dominant: &[bool], with_answers: bool) {
         let heard: Vec<(Heard, Heard)> = rows
             .par_iter()

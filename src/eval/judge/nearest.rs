@@ -83,10 +83,16 @@ impl Nearest {
 /// Every three letters or digits that follow each other. Spaces and punctuation do not count, nor do large and small letters differ.
 fn trigrams(text: &str) -> Vec<[char; 3]> {
     let letters: Vec<char> = letters(text).chars().take(N_CHARS).collect();
+    if let [first, ref rest @ ..] = letters[..]
+        && rest.len() < 2
+    {
+        // `No` or `好的` is a whole answer. Letters hold no space, so that it is like itself alone.
+        return vec![[first, rest.first().copied().unwrap_or(' '), ' ']];
+    }
     letters.windows(3).map(|window| [window[0], window[1], window[2]]).collect()
 }
 
-/// See the module's page; 0 where a text has no three letters.
+/// See the module's page; 0 where a text has no letters.
 fn likeness(a: &[[char; 3]], b: &[[char; 3]]) -> f64 {
     if a.is_empty() || b.is_empty() {
         return 0.0;

@@ -104,6 +104,10 @@ fn rating_on(line: &str, open: &str, close: &str, is_whole: bool) -> Option<Foun
     let (before, inside) = (&line[..at], &line[at + open.len()..]);
     let (inside, behind) = inside.split_once(close)?;
     let value = plain(inside)?;
+    // Two ratings on a line are none.
+    if before.contains(open) || behind.contains(open) {
+        return None;
+    }
     let is_end = words(behind).all(|word| matches!(word.as_str(), "out" | "of" | "10")) && !behind.contains(['?', '？', ',', '，', '…']);
     // The sentence that the rating is in, which may be the line's only one.
     let ends = before.char_indices().filter(|(_, c)| matches!(c, '.' | '!' | '?' | '。' | '！' | '？' | ';'));

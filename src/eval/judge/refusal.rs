@@ -131,6 +131,12 @@ impl ApiError {
             402 => Meaning::NoQuota,
             401 => Meaning::NoKey,
             403 if !is_filter => Meaning::NoKey,
+            429 | 500..=599
+                if says(&["temporarily", "overloaded", "unavailable", "try again", "timed out"])
+                    && !code(&["content_filter", "content_policy"]) =>
+            {
+                Meaning::Busy
+            }
             400..=599 if is_filter => Meaning::Filtered,
             413 => Meaning::TooLong,
             400..=599 if self.is_too_long(&lower) => Meaning::TooLong,
@@ -171,6 +177,11 @@ impl ApiError {
             ["too long", "too large", "longer than", "exceed", "must be <=", "less than or equal", "maximum", "at most"];
         const WHATS: [&str; 8] = ["token", "prompt", "input", "context", "sequence", "message", "request entity", "payload"];
         let has = |words: &[&str]| words.iter().any(|word| lower.contains(word));
+        // A limit of tokens a minute says nothing of this question.
+        const OF_TIME: [&str; 6] = ["per minute", "per day", "per second", "try again", "trying again", "rate limit"];
+        if self.status == 429 && !self.code.contains("context_length") && has(&OF_TIME) {
+            return false;
+        }
         self.code.contains("context_length")
             || self.code.contains("max_length")
             || has(&TELLING)

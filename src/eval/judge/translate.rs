@@ -4,6 +4,7 @@
 //! kept among a verdict's raw texts.
 
 use super::gate::{Unparsed, Why};
+use super::guard::base_language;
 use super::prompt::{Prompt, Seal};
 use super::{Exchange, Failure, ShouldStop, Transport, translation};
 use crate::generate::thought;
@@ -35,7 +36,7 @@ impl Translator<'_> {
         raw: &mut Vec<String>,
         should_stop: ShouldStop<'_>,
     ) -> Result<(), Failure> {
-        if exchange.lang == "en" {
+        if base_language(&exchange.lang) == "en" {
             return Ok(());
         }
         for turn in &mut exchange.turns {

@@ -118,7 +118,7 @@ fn is_another_language(original: &str, lang: &str) -> bool {
     }
     let (found, own) = (detect(&[original]), base_language(lang));
     match main_script(original) {
-        Some(Script::Latin) => found != "en" && (found == own || !is_detected(own)),
+        Some(Script::Latin) => found != "en" && (found != UNDETERMINED || !is_detected(own)),
         Some(_) => true,
         None => false,
     }

@@ -3,6 +3,7 @@
 use super::pairs::Pair;
 use crate::config::{CanaryConfig, DataConfig, DataFormat};
 use crate::data::encode::{EncodedRow, Encoder};
+use crate::data::language;
 use crate::data::pair::{Message, PreferencePair, PreferenceRow, Role};
 use crate::digest::hex;
 use crate::eval::bench::{languages, prompts};
@@ -64,6 +65,8 @@ impl Prompts {
         rows: &[EncodedRow],
     ) -> Result<Option<Self>> {
         let Some(path) = &config.path else { return Ok(None) };
+        // Their answers are looked at for their language: what that takes belongs into what is forecast.
+        language::load_models();
         let load = || Self::read(path, config, data, encoder, description, rows);
         load().with_context(|| format!("in the canaries of `canary.path` = \"{path}\"")).map(Some)
     }

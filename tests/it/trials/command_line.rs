@@ -77,8 +77,10 @@ fn every_command_of_the_readme_and_of_the_help_is_one() {
 fn the_readme_s_offline_commands_run_in_their_order() {
     let folder = tempfile::tempdir().unwrap();
     fs::create_dir_all(folder.path().join("data/tiny")).unwrap();
-    let prompts = "data/tiny/prompts.jsonl";
-    fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join(prompts), folder.path().join(prompts)).unwrap();
+    for name in ["prompts.jsonl", "questions.jsonl"] {
+        let path = Path::new("data/tiny").join(name);
+        fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join(&path), folder.path().join(&path)).unwrap();
+    }
     let mut n_run = 0;
     let first = "mpo train --config smoke.toml".to_owned();
     for line in std::iter::once(first).chain(readme_commands()) {
