@@ -97,13 +97,13 @@ impl Run {
     /// Trains from wherever the run stands to its end, or to Ctrl-C: no step is begun and no measurement ended after that.
     pub fn train(mut self) -> Result<Ending> {
         let _span = info_span!("run").entered();
-        match self.to_its_end() {
+        match self.run_to_its_end() {
             Err(error) if error.is::<Stopped>() => self.interrupted(),
             ending => ending,
         }
     }
 
-    fn to_its_end(&mut self) -> Result<Ending> {
+    fn run_to_its_end(&mut self) -> Result<Ending> {
         while self.state.step < self.n_steps && !interrupt::requested() {
             // Where Ctrl-C came between, the run goes on with the same question.
             if !self.ask_canaries()? {

@@ -30,7 +30,7 @@ impl Encoder {
     /// The tokens of [`Encoder::chat_text`], as in training: special tokens that a turn spells are text, unless `data.special_tokens` says
     /// otherwise.
     pub fn chat_tokens(&self, messages: &[Message]) -> Result<Vec<u32>> {
-        self.prompt_tokens(&self.template.render(&*self.hidden_turns(messages)?, true)?)
+        self.prompt_tokens(&self.template.render(&self.hidden_turns(messages)?, true)?)
     }
 
     /// The tokens of a text that is to be continued, special ones included, with BOS in front where the tokenizer wants it.

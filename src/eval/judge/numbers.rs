@@ -110,12 +110,12 @@ fn rating_on(line: &str, open: &str, close: &str, is_whole: bool) -> Option<Foun
     }
     let is_end = words(behind).all(|word| matches!(word.as_str(), "out" | "of" | "10")) && !behind.contains(['?', '？', ',', '，', '…']);
     // The sentence that the rating is in, which may be the line's only one.
-    let ends = before.char_indices().filter(|(_, c)| matches!(c, '.' | '!' | '?' | '。' | '！' | '？' | ';'));
-    let begin = ends.last().map_or(0, |(at, c)| at + c.len_utf8());
+    let mut ends = before.char_indices().filter(|(_, c)| matches!(c, '.' | '!' | '?' | '。' | '！' | '？' | ';'));
+    let begin = ends.next_back().map_or(0, |(at, c)| at + c.len_utf8());
     let sentence = before[begin..].trim_start_matches(|c: char| c.is_whitespace() || "\"”’»)*_".contains(c)).replace("'s ", " ");
     let said: Vec<String> = words(&sentence).collect();
-    let is_named = said.iter().any(|word| is_one_of(NAMES, &word));
-    let is_rating = (is_named || said.is_empty()) && said.iter().all(|word| is_one_of(NAMES, &word) || is_one_of(BESIDE, &word));
+    let is_named = said.iter().any(|word| is_one_of(NAMES, word));
+    let is_rating = (is_named || said.is_empty()) && said.iter().all(|word| is_one_of(NAMES, word) || is_one_of(BESIDE, word));
     let marks = |text: &str, mark: char| text.matches(mark).count();
     let within_quotes = marks(before, '"') % 2 == 1 || marks(before, '“') > marks(before, '”') || marks(before, '«') > marks(before, '»');
     let is_quoted = within_quotes || line.starts_with('>') || behind.contains(QUOTES) || sentence.contains(QUOTES);

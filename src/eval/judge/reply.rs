@@ -89,7 +89,7 @@ fn label_on(line: &str, labels: &[Spelt], is_whole: bool) -> Option<Found<&'stat
     let is_piece = !is_keyed && before.first().is_some_and(|word| is_one_of(pieces, word));
     // `Response: safe` repeats what the response says.
     let repeats = before.last().is_some_and(|word| word == "response");
-    let is_verdict = before.iter().all(|word| is_one_of(VERDICT_WORDS, &word)) && !asks && !is_piece && !repeats;
+    let is_verdict = before.iter().all(|word| is_one_of(VERDICT_WORDS, word)) && !asks && !is_piece && !repeats;
     let is_quoted = line.contains(QUOTES) && !is_whole && (!is_keyed || line.starts_with(QUOTES));
     (is_verdict && !is_quoted).then_some(Found { value: label.label, is_keyed })
 }

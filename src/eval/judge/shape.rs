@@ -176,7 +176,7 @@ impl Message {
             Some(Value::Array(parts)) => !parts.is_empty(),
             _ => false,
         };
-        self.has_thought |= ["reasoning_content", "reasoning", "reasoning_details", "thinking"].iter().any(|key| is_thought(&key));
+        self.has_thought |= ["reasoning_content", "reasoning", "reasoning_details", "thinking"].iter().any(is_thought);
         if let Some(refusal) = said.get("refusal").and_then(Value::as_str).filter(|refusal| !refusal.trim().is_empty()) {
             self.refusal.get_or_insert_default().push_str(refusal);
         }
