@@ -216,10 +216,10 @@ mod tests {
         assert_eq!((n_replies, again.n_skipped()), (200, 0));
     }
 
-    type Reply = Result<Option<(String, FinishReason)>>;
+    type Answered = Result<Option<(String, FinishReason)>>;
 
     /// A judge that says how often it was asked.
-    fn counting<'n>(name: &str, n: &'n AtomicUsize) -> Local<impl Fn(&Prompt) -> Reply + Sync + use<'n>> {
+    fn counting<'n>(name: &str, n: &'n AtomicUsize) -> Local<impl Fn(&Prompt) -> Answered + Sync + use<'n>> {
         let generate = |_: &Prompt| Ok(Some((n.fetch_add(1, Ordering::SeqCst).to_string(), FinishReason::Stop)));
         Local { identity: name.to_owned(), generate }
     }

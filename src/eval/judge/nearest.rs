@@ -176,7 +176,8 @@ mod tests {
             parts = text.split_inclusive(|_| true).collect();
         }
         // A walk through all parts in long strides is an order that nobody speaks in.
-        let stride = [5, 7, 11, 13].into_iter().find(|stride| !parts.len().is_multiple_of(*stride) && *stride > parts.len() / 4).unwrap_or(1);
+        let stride =
+            [5, 7, 11, 13].into_iter().find(|stride| !parts.len().is_multiple_of(*stride) && *stride > parts.len() / 4).unwrap_or(1);
         let shuffled: Vec<&str> = (0..parts.len()).map(|i| parts[(number + i * stride) % parts.len()]).collect();
         let quarter: String = text.chars().take(text.chars().count() / 4).collect();
         let letters: String = text.chars().rev().collect();

@@ -202,7 +202,7 @@ fn limit_memory() {
     let limit = |most| libc::rlimit { rlim_cur: most, rlim_max: most };
     // SAFETY: both are valid for the calls to read from. A system that knows no such limit goes without, and no core is written.
     unsafe {
-        libc::setrlimit(libc::RLIMIT_AS, &raw const *&limit(MOST_ADDRESSES));
-        libc::setrlimit(libc::RLIMIT_CORE, &raw const *&limit(0));
+        libc::setrlimit(libc::RLIMIT_AS, &limit(MOST_ADDRESSES));
+        libc::setrlimit(libc::RLIMIT_CORE, &limit(0));
     }
 }
