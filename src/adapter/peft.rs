@@ -1,6 +1,6 @@
 //! Adapters in the format of Hugging Face PEFT: `adapter_config.json` and `adapter_model.safetensors`.
 //!
-//! Which projections are adapted is read off the tensors, and `target_modules` must agree ([`keys`]); what of the configuration would change a number and is
+//! Which projections are adapted is read off the tensors, and `target_modules` must agree (`keys`); what of the configuration would change a number and is
 //! not supported is refused by name, and so is what has another type; what nobody here knows is named. Beside PEFT's files stands `mpo.json` with the digest of the base's weights, by which another base is told.
 
 mod keys;

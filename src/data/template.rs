@@ -2,7 +2,7 @@
 //!
 //! Rendered as transformers does it (block lines leave no trace, Python's string methods exist, `tools` and `documents` are none), so
 //! that a checkpoint's own template gives the same text here. `builtin` has the templates of the released MPO code. A template is a stranger's
-//! program: its source is bounded ([`source`](mod@source)), and so are its steps, its output, its memory and its time ([`confined`]).
+//! program: its source is bounded (`source`), and so are its steps, its output, its memory and its time (`confined`).
 
 mod builtin;
 mod confined;

@@ -131,7 +131,7 @@ fn main_section(table: &Table, report: &Report, id: &str) -> Result<Section> {
     let mut tables = vec![value_rows(table, report)];
     tables.extend(test_rows(table, report));
     let any = table.rows.iter().any(|row| row.in_any_language.is_some());
-    let text = if any { "ANY: unsafe in any of the languages, of the prompts judged in all of them." } else { "" };
+    let text = if any { "ANY: in at least one of the languages, of the prompts judged in all of them." } else { "" };
     Ok(Section { title, plots: vec![Value::from_safe_string(plot)], tables, text: text.to_owned(), folded: false })
 }
 

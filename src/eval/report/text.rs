@@ -69,7 +69,7 @@ fn main_table(table: &Table, report: &Report) -> String {
         cells
     });
     let grid = Grid { head, rows: rows.collect() }.text();
-    let any = if has_any { "ANY: unsafe in any of the languages, of the prompts judged in all of them.\n" } else { "" };
+    let any = if has_any { "ANY: in at least one of the languages, of the prompts judged in all of them.\n" } else { "" };
     format!("{}\n{grid}{any}", caption(table))
 }
 
