@@ -39,20 +39,8 @@ const READ: [(DataFormat, &[&str]); 4] = [
 ];
 
 /// What the model would have to see, and cannot.
-const UNSEEN: [&str; 12] = [
-    "tools",
-    "functions",
-    "function_call",
-    "tool_calls",
-    "tool_choice",
-    "image",
-    "images",
-    "video",
-    "videos",
-    "audio",
-    "audios",
-    "documents",
-];
+const UNSEEN: [&str; 11] =
+    ["tools", "functions", "function_call", "tool_calls", "image", "images", "video", "videos", "audio", "audios", "documents"];
 
 /// What other programs put into the prompt.
 const IN_PROMPT: [&str; 12] = [
@@ -190,13 +178,15 @@ fn is_in(value: &Value, row: &PreferenceRow) -> bool {
 pub(super) fn nearest_name<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let plain = |name: &str| name.trim_matches(|c: char| c == '\u{feff}' || c.is_whitespace()).to_lowercase();
     let name = plain(name);
+    // Most columns are far from any name, and a distance takes time.
+    let may_be = |known: &&str| name.chars().count().abs_diff(known.len()) <= 2 || *known == "lang" && name == "language";
     let alike = |known: &&str| match strsim::damerau_levenshtein(&name, known) {
         0 => true,
         1 => known.len() >= 4,
         2 => known.len() >= 8,
         _ => *known == "lang" && name == "language",
     };
-    known.filter(alike).min_by_key(|known| strsim::damerau_levenshtein(&name, known))
+    known.filter(may_be).filter(alike).min_by_key(|known| strsim::damerau_levenshtein(&name, known))
 }
 
 /// For the error of a row of no known format: which of its keys is nearly one.

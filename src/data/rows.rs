@@ -40,7 +40,7 @@ impl<'a> Fields<'a> {
     pub fn nearly(&self, key: &str) -> Option<String> {
         // What other data sets call a prompt.
         let is_alias = |other: &str| key == "prompt" && ["question", "instruction", "query"].contains(&other);
-        let is_meant = |other: &&String| is_alias(other) || nearest_name(other, std::iter::once(key)).is_some();
+        let is_meant = |other: &&String| other.as_str() != key && (is_alias(other) || nearest_name(other, std::iter::once(key)).is_some());
         let other = self.object.keys().find(is_meant)?;
         Some(self.path(other))
     }
@@ -101,9 +101,10 @@ impl<'a> Fields<'a> {
     pub fn with_history(&self, key: &str, mut prompt: Vec<Message>) -> Result<Vec<Message>> {
         if self.says(key) {
             let earlier = self.history(key)?;
-            // A history that the prompt already begins with is there once.
-            if !prompt.starts_with(&earlier) {
-                let at = prompt.iter().take_while(|turn| turn.role == Role::System).count();
+            let behind_system = |turns: &[Message]| turns.iter().take_while(|turn| turn.role == Role::System).count();
+            let (at, of_earlier) = (behind_system(&prompt), behind_system(&earlier));
+            // A history that the prompt already begins with, behind its system turn or with it, is there once.
+            if !prompt.starts_with(&earlier) && !prompt[at..].starts_with(&earlier[of_earlier..]) {
                 prompt.splice(at..at, earlier);
             }
         }
@@ -168,7 +169,7 @@ impl<'a> Fields<'a> {
         let turn = |(i, turn)| {
             let turn = Fields::new(turn, format!("{path}[{i}]"))?;
             let role = role(turn.text(role_key)?).with_context(|| format!("key `{}`", turn.path(role_key)))?;
-            let call = ["tool_calls", "function_call", "images"].into_iter().find(|key| turn.says(key));
+            let call = UNSEEN_OF_TURN.into_iter().find(|key| turn.says(key));
             if let Some(call) = call {
                 bail!("key `{}` is not read, and the turn depends on it: mpo trains on text alone", turn.path(call));
             }
@@ -177,6 +178,24 @@ impl<'a> Fields<'a> {
         turns.iter().enumerate().map(turn).collect()
     }
 }
+
+/// What a turn of other programs may have beside its text, and an answer may depend on or be weighed by.
+const UNSEEN_OF_TURN: [&str; 14] = [
+    "tool_calls",
+    "function_call",
+    "tool_call_id",
+    "image",
+    "images",
+    "video",
+    "videos",
+    "audio",
+    "audios",
+    "documents",
+    "reasoning_content",
+    "reasoning",
+    "thinking",
+    "weight",
+];
 
 pub(super) fn role(name: &str) -> Result<Role> {
     match name {

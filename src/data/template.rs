@@ -75,8 +75,8 @@ impl Share {
 impl Template {
     /// The template that `choice` (`data.template`) names: `checkpoint`, the name of a built-in one, or a file.
     ///
-    /// `folder` is the checkpoint's. Its `chat_template.jinja` wins over the older `chat_template.json` and over the template in
-    /// `tokenizer_config.json`, as in transformers.
+    /// `folder` is the checkpoint's. Its `chat_template.jinja` wins over the template in `tokenizer_config.json`, as in transformers, and that over the
+    /// `chat_template.json` of older processors.
     pub fn resolve(choice: &str, folder: &Path, config: &TokenizerConfig) -> Result<Self> {
         if choice == CHECKPOINT_TEMPLATE {
             let Some((path, source)) = source::of_checkpoint(folder, config)? else {

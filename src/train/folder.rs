@@ -46,9 +46,11 @@ impl Manifest {
             ensure!(names(file), "`{}` does not name `{file}`: the folder is not whole", path.display());
         }
         for file in files_in(dir)? {
-            let is_data =
-                file.extension().is_some_and(|extension| extension == "safetensors" || extension == "json" || extension == "jsonl");
             let name = file.strip_prefix(dir).unwrap_or(&file).to_string_lossy().replace('\\', "/");
+            // Whoever adds notes or results to a model's folder changes nothing of what is loaded.
+            let is_data = name.ends_with(".safetensors")
+                || name.ends_with(".index.json")
+                || name.starts_with("trainer/") && (name.ends_with(".json") || name.ends_with(".jsonl"));
             ensure!(
                 !is_data || file == path || names(&name),
                 "`{}` does not name `{name}`, which is there: the folder is not whole",
@@ -188,10 +190,10 @@ fn files_in(dir: &Path) -> Result<Vec<PathBuf>> {
     for entry in fs::read_dir(dir).with_context(context)? {
         let path = entry.with_context(context)?.path();
         let is_hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
-        if path.is_dir() {
-            files.extend(files_in(&path)?);
-        } else if !is_hidden {
-            files.push(path);
+        match (is_hidden, path.is_dir()) {
+            (true, _) => {}
+            (false, true) => files.extend(files_in(&path)?),
+            (false, false) => files.push(path),
         }
     }
     files.sort();

@@ -74,7 +74,8 @@ fn names(config: &Map<String, Value>, key: &str) -> Option<Names> {
 fn layers(config: &Map<String, Value>, n_layers: usize) -> Result<Option<BTreeSet<usize>>> {
     let layers: BTreeSet<usize> = match config.get("layers_to_transform") {
         Some(Value::Number(layer)) => layer.as_u64().into_iter().map(|layer| layer as usize).collect(),
-        Some(Value::Array(list)) => list.iter().filter_map(Value::as_u64).map(|layer| layer as usize).collect(),
+        // PEFT reads an empty list as every layer.
+        Some(Value::Array(list)) if !list.is_empty() => list.iter().filter_map(Value::as_u64).map(|layer| layer as usize).collect(),
         _ => return Ok(None),
     };
     if let Some(beyond) = layers.iter().find(|layer| **layer >= n_layers) {

@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// Rows whose language is looked at before training; `mpo check` looks at all.
-const ENOUGH_TAGGED_ROWS: usize = 4000;
+const ENOUGH_TAGGED_ROWS: usize = 500;
 
 /// How closely rows are looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -22,6 +22,9 @@ const MARKED: char = '\u{10ffff}';
 /// The number of a special token is written as a character from here on.
 const FIRST_NUMBER: u32 = 0x10_0000;
 
+/// What tokenizers call a character that they do not know.
+const UNKNOWN: [&str; 5] = ["<unk>", "[UNK]", "<UNK>", "<|unk|>", "[unk]"];
+
 /// The special tokens of a tokenizer.
 pub(super) struct Special {
     /// Longest first, so that of two that begin alike the longer one is found.
@@ -125,6 +128,10 @@ impl Special {
             Some(special) => Ok(*special),
             None if self.ids.contains(id) => {
                 let name = guarded.tokenizer.id_to_token(*id).unwrap_or_default();
+                // A character that the vocabulary lacks is none of these spellings.
+                if UNKNOWN.contains(&name.as_str()) {
+                    return Ok(*id);
+                }
                 Err(anyhow!("the tokenizer cannot write `{name}` as text: remove it, or set `data.special_tokens = \"tokens\"`"))
             }
             None => Ok(*id),

@@ -11,24 +11,26 @@ use std::path::{Path, PathBuf};
 const MAX_BYTES: usize = 256 << 10;
 /// Words and signs within one tag. The parser goes one call deeper for each of a chain, and folds constants in quadratic time.
 const MAX_TAG_TOKENS: usize = 2_000;
+/// Squares of those, summed over all tags: the parser's time. A long template of 1,000 tags has some 0.4 million.
+const MAX_WORK: usize = 8_000_000;
 
-/// The template of the checkpoint in `folder` and the file that has it: `chat_template.jinja`, the `chat_template.json` of older processors, or
-/// `tokenizer_config.json`. The first of them wins, as in transformers.
+/// The template of the checkpoint in `folder` and the file that has it: `chat_template.jinja`, `tokenizer_config.json`, a named
+/// `default`, or the `chat_template.json` of older processors, which tokenizers of transformers do not read. The first of them wins.
 pub(super) fn of_checkpoint(folder: &Path, config: &TokenizerConfig) -> Result<Option<(PathBuf, String)>> {
     let file = folder.join("chat_template.jinja");
     if file.exists() {
         return Ok(Some((file.clone(), read(&file)?)));
     }
+    let file = folder.join("additional_chat_templates/default.jinja");
+    if config.chat_template.is_none() && file.exists() {
+        return Ok(Some((file.clone(), read(&file)?)));
+    }
     let file = folder.join("chat_template.json");
-    if file.exists() {
+    if config.chat_template.is_none() && file.exists() {
         let value = read_json(&file)?;
         let source = value.get("chat_template").and_then(|source| source.as_str());
         let source = source.with_context(|| format!("`{}` has no string `chat_template`", file.display()))?;
         return Ok(Some((file, source.to_owned())));
-    }
-    let file = folder.join("additional_chat_templates/default.jinja");
-    if config.chat_template.is_none() && file.exists() {
-        return Ok(Some((file.clone(), read(&file)?)));
     }
     Ok(config.chat_template.clone().map(|source| (folder.join("tokenizer_config.json"), source)))
 }
@@ -62,21 +64,36 @@ fn too_long() -> String {
 /// Refuses what the parser should not see.
 pub(super) fn check(source: &str) -> Result<()> {
     ensure!(source.len() <= MAX_BYTES, "it {}", too_long());
-    let mut rest = source;
+    let (mut rest, mut work) = (source, 0);
     while let Some(at) = rest.find('{') {
         rest = &rest[at + 1..];
         let Some(kind) = rest.chars().next() else { break };
         match kind {
             '#' => rest = rest.split_once("#}").map_or("", |(_, after)| after),
-            '{' | '%' => rest = after_tag(&rest[1..])?,
+            '%' if raw_tag(&rest[1..], "raw").is_some() => {
+                let after = raw_tag(&rest[1..], "raw").unwrap_or("");
+                rest = after.match_indices("{%").find_map(|(at, _)| raw_tag(&after[at + 2..], "endraw")).unwrap_or("");
+            }
+            '{' | '%' => {
+                let (after, n_tokens) = after_tag(&rest[1..])?;
+                (rest, work) = (after, work + n_tokens * n_tokens);
+                ensure!(work <= MAX_WORK, "its tags have far more words and signs than a model's have");
+            }
             _ => {}
         }
     }
     Ok(())
 }
 
-/// What follows the tag that begins with `tag`; its words and signs are counted.
-fn after_tag(tag: &str) -> Result<&str> {
+/// What follows `{% name %}`, whose `{%` has been read.
+fn raw_tag<'a>(tag: &'a str, name: &str) -> Option<&'a str> {
+    let sign = ['-', '+'];
+    let rest = tag.strip_prefix(sign).unwrap_or(tag).trim_ascii_start().strip_prefix(name)?.trim_ascii_start();
+    rest.strip_prefix(sign).unwrap_or(rest).strip_prefix("%}")
+}
+
+/// What follows the tag that begins with `tag`, and its words and signs.
+fn after_tag(tag: &str) -> Result<(&str, usize)> {
     let bytes = tag.as_bytes();
     let (mut at, mut n_tokens, mut in_word, mut depth) = (0, 0, false, 0usize);
     while at < bytes.len() {
@@ -109,7 +126,7 @@ fn after_tag(tag: &str) -> Result<&str> {
         }
         at += 1;
     }
-    Ok(tag.get(at.saturating_add(2)..).unwrap_or(""))
+    Ok((tag.get(at.saturating_add(2)..).unwrap_or(""), n_tokens))
 }
 
 #[cfg(test)]
@@ -127,6 +144,11 @@ mod tests {
             assert!(check(&long).unwrap_err().to_string().contains("2000 words and signs"));
         }
         check(&format!("{{{{ {{'a': {{'b': 1}}}} }}}} {words}")).unwrap();
+        check(&format!("{{% raw %}}{{{{ {words} }}}}{{%- endraw -%}} {{{{ a }}}}")).unwrap();
+        let hidden = format!("{{% raw %}}{{#{{% endraw %}}{{{{ {}x }}}}", "-".repeat(9_000));
+        assert!(check(&hidden).unwrap_err().to_string().contains("2000 words and signs"), "raw text hides no tag behind it");
+        let many = format!("{{{{ {}x }}}}", "not ".repeat(1_900)).repeat(30);
+        assert!(check(&many).unwrap_err().to_string().contains("far more words"));
         assert!(check(&"a".repeat(MAX_BYTES + 1)).unwrap_err().to_string().contains("256 KiB"));
     }
 }

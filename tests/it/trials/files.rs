@@ -196,7 +196,10 @@ fn chat_templates_are_read_from_every_place_that_has_them() {
     };
     let older = checkpoint(&json!({"chat_template": "config"}), None);
     fs::write(older.path().join("chat_template.json"), json!({"chat_template": "json"}).to_string()).unwrap();
-    assert_eq!(said(older.path()).unwrap(), "json");
+    assert_eq!(said(older.path()).unwrap(), "config", "the other is a processor's");
+    let processors = checkpoint(&json!({}), None);
+    fs::copy(older.path().join("chat_template.json"), processors.path().join("chat_template.json")).unwrap();
+    assert_eq!(said(processors.path()).unwrap(), "json");
     fs::write(older.path().join("chat_template.jinja"), "file").unwrap();
     assert_eq!(said(older.path()).unwrap(), "file");
 
