@@ -96,7 +96,11 @@ impl TrainerState {
     /// # Errors
     /// Names what the run cannot have come to.
     pub fn check_against(&self, n_steps: usize, loader: &LoaderState) -> Result<()> {
-        ensure!(self.step <= n_steps, "its {} steps are more than the {n_steps} of the run", self.step);
+        ensure!(
+            self.step <= n_steps,
+            "its {} steps are more than the {n_steps} of the run: `train.epochs` and `train.max_steps` must leave as many",
+            self.step
+        );
         let LoaderState { epoch, position, .. } = self.loader;
         ensure!(
             self.loader == *loader,
