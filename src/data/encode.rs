@@ -8,13 +8,13 @@
 mod prompt;
 mod rows;
 mod special;
+mod tokenizer;
 
 use super::pair::{Message, PreferencePair, PreferenceRow, Role};
 use super::template::Template;
 use super::tokenizer_config::TokenizerConfig;
 use super::truncate::{Fit, fit};
 use crate::config::{DataConfig, EndOfResponse, OnOverlong, SpecialTokens};
-use crate::files::or_damaged;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 pub use rows::EncodeReport;
 use special::Special;
@@ -144,8 +144,7 @@ impl Encoder {
     /// Reads `tokenizer.json`, `tokenizer_config.json` and the chat template of the checkpoint in `folder`.
     pub fn new(folder: &Path, config: &DataConfig) -> Result<Self> {
         let path = folder.join("tokenizer.json");
-        let mut tokenizer = or_damaged(&path, "tokenizer files", || Tokenizer::from_file(&path))?
-            .map_err(|error| anyhow!("cannot read the tokenizer `{}`: {error}", path.display()))?;
+        let mut tokenizer = tokenizer::read(&path)?;
         // Some checkpoints were saved with the settings of their last use; nothing may be cut or padded behind our back.
         tokenizer.with_truncation(None).map_err(|error| anyhow!("{error}"))?.with_padding(None);
         let tokens = TokenizerConfig::read(folder)?;

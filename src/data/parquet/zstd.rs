@@ -62,14 +62,14 @@ impl RowGroupReader for RowGroup<'_> {
     fn get_column_page_reader(&self, i: usize) -> Result<Box<dyn PageReader>> {
         let column = self.metadata().column(i);
         if !matches!(column.compression(), Compression::ZSTD(_)) {
-            return self.inner.get_column_page_reader(i);
+            return Ok(Box::new(Counted(self.inner.get_column_page_reader(i)?)));
         }
         // A page cannot be larger than its column.
         let most_bytes = u64::try_from(column.uncompressed_size()).unwrap_or(0);
         let stored = column.clone().into_builder().set_compression(Compression::UNCOMPRESSED).build()?;
         let n_rows = usize::try_from(self.metadata().num_rows()).unwrap_or(0);
         let pages = SerializedPageReader::new(Arc::clone(&self.file), &stored, n_rows, None)?;
-        Ok(Box::new(Pages { stored: pages, most_bytes }))
+        Ok(Box::new(Counted(Box::new(Pages { stored: pages, most_bytes }))))
     }
 
     fn get_column_bloom_filter(&self, i: usize) -> Option<&Sbbf> {
@@ -78,6 +78,38 @@ impl RowGroupReader for RowGroup<'_> {
 
     fn get_row_iter(&self, projection: Option<Type>) -> Result<RowIter<'_>> {
         RowIter::from_row_group(projection, self)
+    }
+}
+
+/// Pages that hold as many values as they say: for those of a dictionary there is room before they are read.
+struct Counted(Box<dyn PageReader>);
+
+impl Iterator for Counted {
+    type Item = Result<Page>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.get_next_page().transpose()
+    }
+}
+
+impl PageReader for Counted {
+    fn get_next_page(&mut self) -> Result<Option<Page>> {
+        let page = self.0.get_next_page()?;
+        if let Some(Page::DictionaryPage { buf, num_values, .. }) = &page
+            // Of all values, a truth takes the least.
+            && *num_values as usize > buf.len().saturating_mul(8)
+        {
+            return Err(ParquetError::General(format!("a dictionary of {} bytes says that it has {num_values} values", buf.len())));
+        }
+        Ok(page)
+    }
+
+    fn peek_next_page(&mut self) -> Result<Option<PageMetadata>> {
+        self.0.peek_next_page()
+    }
+
+    fn skip_next_page(&mut self) -> Result<()> {
+        self.0.skip_next_page()
     }
 }
 

@@ -21,6 +21,7 @@ pub mod prompts;
 pub mod reward_gap;
 mod subset;
 mod table;
+mod workbook;
 mod xsafety;
 mod xstest;
 

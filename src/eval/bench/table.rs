@@ -3,18 +3,14 @@
 //! Each row keeps the line it starts on, so that every complaint can say `file:line`. Byte order marks, CRLF and line breaks within quoted
 //! fields are CSV's own business and never split a row or end up in a column's name.
 
+use super::workbook;
 use crate::data::raw_rows;
-use crate::files::or_damaged;
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use calamine::{Data, Reader, Xlsx, open_workbook};
 use serde_json::{Map, Value};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-
-/// Of a sheet, the empty ones between others included.
-const MOST_CELLS: usize = 20_000_000;
 
 /// A row of a file.
 #[derive(Debug, Clone)]
@@ -174,7 +170,7 @@ enum Shape {
 }
 
 fn cells(path: &Path, shape: Shape) -> Result<Vec<(usize, Vec<String>)>> {
-    if matches!(Kind::of(path)?, Kind::Workbook) { workbook_cells(path) } else { csv_cells(path, shape) }
+    if matches!(Kind::of(path)?, Kind::Workbook) { workbook::cells(path) } else { csv_cells(path, shape) }
 }
 
 fn csv_cells(path: &Path, shape: Shape) -> Result<Vec<(usize, Vec<String>)>> {
@@ -220,38 +216,6 @@ fn explain(path: &Path, lines: &mut Lines<'_>, error: &csv::Error) -> anyhow::Er
         ),
         _ => anyhow!("cannot read `{}`: {error}", path.display()),
     }
-}
-
-/// The first sheet, cell by cell: a sheet of two cells, one of them in the last row and column that there can be, is small.
-fn workbook_cells(path: &Path) -> Result<Vec<(usize, Vec<String>)>> {
-    let cannot = || format!("`{}` is no whole XLSX workbook", path.display());
-    let read = || -> Result<BTreeMap<u32, BTreeMap<u32, String>>> {
-        let mut workbook: Xlsx<_> = open_workbook(path).with_context(cannot)?;
-        let name = workbook.sheet_names().first().cloned().with_context(|| format!("`{}` has no sheets", path.display()))?;
-        let mut reader = workbook.worksheet_cells_reader(&name).with_context(cannot)?;
-        let mut rows: BTreeMap<u32, BTreeMap<u32, String>> = BTreeMap::new();
-        while let Some(cell) = reader.next_cell().with_context(cannot)? {
-            let (row, column) = cell.get_position();
-            let text = Data::from(cell.get_value().clone()).to_string();
-            // Sheets often go on below and beside their last text.
-            if !text.trim().is_empty() {
-                rows.entry(row).or_default().insert(column, text);
-            }
-        }
-        Ok(rows)
-    };
-    let rows = or_damaged(path, "XLSX workbooks", read)??;
-    let columns = || rows.values().flat_map(BTreeMap::keys).copied();
-    let (first, last) = (columns().min().unwrap_or(0), columns().max().unwrap_or(0));
-    let n_columns = (last - first) as usize + 1;
-    ensure!(
-        rows.len().saturating_mul(n_columns) <= MOST_CELLS,
-        "`{}` has {} rows and {n_columns} columns, and no table of prompts is so large",
-        path.display(),
-        rows.len()
-    );
-    let cells = |row: &BTreeMap<u32, String>| (first..=last).map(|column| row.get(&column).cloned().unwrap_or_default()).collect();
-    Ok(rows.iter().map(|(row, texts)| (*row as usize + 1, cells(texts))).collect())
 }
 
 /// `['a', "it's"]` as Python prints a list of texts; another text as a list of itself.
