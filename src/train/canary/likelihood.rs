@@ -48,7 +48,8 @@ impl Position {
         let key = |token: &u32| (Reverse(ordered(logits_V[*token as usize])), *token);
         if n < tokens.len() {
             tokens.select_nth_unstable_by_key(n, key);
-            tokens.truncate(n);
+            // What is kept of a position must not be as large as the vocabulary.
+            tokens = tokens[..n].to_vec();
         }
         tokens.sort_unstable_by_key(key);
         let (log_probs, log_rest) = masses(logits_V, &tokens);
@@ -208,6 +209,11 @@ fn read<R: Send>(
 mod tests {
     use super::*;
     use crate::ops::divergence::kl_divergence;
+
+    #[test]
+    fn what_is_kept_of_a_position_is_not_as_large_as_the_vocabulary() {
+        assert!(Position::of(&mut values(3, 50_000)).tokens.capacity() <= 2 * N_TOP);
+    }
 
     /// Values that look random.
     fn values(seed: u32, n: usize) -> Vec<f32> {
