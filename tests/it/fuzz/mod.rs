@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! cargo test --test it fuzz                                                      a few thousand inputs, always the same; what once failed
-//! MPO_FUZZ_INPUTS=1000000 cargo test --test it fuzz::long -- --ignored --nocapture     so many, over all readers
+//! MPO_FUZZ_INPUTS=1000000 cargo test --release --test it fuzz::long -- --ignored --nocapture     so many, over all readers
 //!     MPO_FUZZ_SEED=7              other inputs
 //!     MPO_FUZZ_READERS=template,parquet    these readers alone
 //! ```
@@ -65,7 +65,7 @@ fn inputs_that_failed_once_fail_no_more() {
 }
 
 #[test]
-#[ignore = "MPO_FUZZ_INPUTS=1000000 cargo test --test it fuzz::long -- --ignored --nocapture"]
+#[ignore = "MPO_FUZZ_INPUTS=1000000 cargo test --release --test it fuzz::long -- --ignored --nocapture"]
 fn long() {
     let chosen = parent::chosen(std::env::var("MPO_FUZZ_READERS").ok().as_deref());
     let (n_inputs, seed) = (variable("MPO_FUZZ_INPUTS", LONG), variable("MPO_FUZZ_SEED", 1));
