@@ -27,6 +27,9 @@ pub struct Manifest {
     pub files: Vec<FileRecord>,
 }
 
+/// What of a model's folder is loaded, beside its weights.
+const LOADED: [&str; 5] = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "adapter_config.json"];
+
 impl Manifest {
     /// Reads `path` and compares every file it names, in `dir`, with its size and sha256. It must name the `required` ones (a folder stands for any
     /// file in it), and every weights file and JSON file that is there: what nothing vouches for is no part of a whole folder.
@@ -48,7 +51,8 @@ impl Manifest {
         for file in files_in(dir)? {
             let name = file.strip_prefix(dir).unwrap_or(&file).to_string_lossy().replace('\\', "/");
             // Whoever adds notes or results to a model's folder changes nothing of what is loaded.
-            let is_data = name.ends_with(".safetensors")
+            let is_data = LOADED.contains(&name.as_str())
+                || name.ends_with(".safetensors")
                 || name.ends_with(".index.json")
                 || name.starts_with("trainer/") && (name.ends_with(".json") || name.ends_with(".jsonl"));
             ensure!(

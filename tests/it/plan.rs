@@ -135,7 +135,8 @@ fn peak_of(mut child: Child) -> f64 {
 #[test]
 fn the_peak_of_memory_is_within_a_tenth_of_the_plan() {
     let work = Sandbox::new();
-    let smoke = ["--config", "smoke.toml", "--set", "train.max_steps=12"];
+    // The forward passes over many canaries are not in the plan.
+    let smoke = ["--config", "smoke.toml", "--set", "train.max_steps=12", "--set", "canary.limit=1"];
     let sets = [("off", "train.activation_checkpointing=off"), ("on", "train.activation_checkpointing=on"), ("lora", "adapter.kind=lora")];
     for (out, set) in sets {
         let arguments = [&smoke[..], &["--set", set]].concat();

@@ -104,15 +104,15 @@ fn rating_on(line: &str, open: &str, close: &str, is_whole: bool) -> Option<Foun
     let (before, inside) = (&line[..at], &line[at + open.len()..]);
     let (inside, behind) = inside.split_once(close)?;
     let value = plain(inside)?;
-    // Two ratings on a line are none.
-    if before.contains(open) || behind.contains(open) {
-        return None;
-    }
     let is_end = words(behind).all(|word| matches!(word.as_str(), "out" | "of" | "10")) && !behind.contains(['?', '？', ',', '，', '…']);
     // The sentence that the rating is in, which may be the line's only one.
     let mut ends = before.char_indices().filter(|(_, c)| matches!(c, '.' | '!' | '?' | '。' | '！' | '？' | ';'));
     let begin = ends.next_back().map_or(0, |(at, c)| at + c.len_utf8());
     let sentence = before[begin..].trim_start_matches(|c: char| c.is_whitespace() || "\"”’»)*_".contains(c)).replace("'s ", " ");
+    // Two ratings in a sentence are none.
+    if sentence.contains(open) || behind.contains(open) {
+        return None;
+    }
     let said: Vec<String> = words(&sentence).collect();
     let is_named = said.iter().any(|word| is_one_of(NAMES, word));
     let is_rating = (is_named || said.is_empty()) && said.iter().all(|word| is_one_of(NAMES, word) || is_one_of(BESIDE, word));
